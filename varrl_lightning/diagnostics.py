@@ -1,0 +1,90 @@
+"""What a training step is logged as: TRL's names, per stage and per scale."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from varrl_lightning.algorithms.panw import scale_shares
+from varrl_lightning.algorithms.vmr import vmr_bonus
+from varrl_lightning.credit import Credit
+from varrl_lightning.types import Rollout, Scores
+
+
+def reward_metrics(
+    rollout: Rollout, scores: Mapping[str, Scores], credit: Credit, eta: float
+) -> dict[str, float]:
+    """Rewards of a rollout: mean, spread within groups and over the batch, components, groups without variance, VMR bonus."""
+    usable = credit.rewards[credit.valid]
+    per_group = credit.rewards.masked_fill(~credit.valid, torch.nan).flatten(1)
+    found = {
+        "reward": _mean(usable),
+        "reward_std": _mean(torch.stack([_std(group[torch.isfinite(group)]) for group in per_group])),
+        "reward_std_batch": float(_std(usable)),
+        "return_std_group": _mean(torch.stack([_std(r[torch.isfinite(r)]) for r in credit.returns])),
+        "frac_reward_zero_std": 1.0 - _mean(credit.active.view(len(rollout.prompts), -1).any(dim=1).float()),
+        "frac_invalid": 1.0 - _mean(credit.valid.float()),
+    }
+    if rollout.stage.continuations > 1:
+        bonus = vmr_bonus(credit.rewards, eta, credit.valid)
+        found["vmr_bonus"] = _mean(bonus[torch.isfinite(bonus)])
+    for name, score in scores.items():
+        found[f"rewards/{name}/mean"] = _mean(score.values[score.usable])
+        found[f"rewards/{name}/std"] = float(_std(score.values[score.usable]))
+        for part, values in score.components.items():
+            found[f"rewards/{name}/{part}"] = _mean(values[score.usable & torch.isfinite(values)])
+    return found
+
+
+def credit_metrics(rollout: Rollout, credit: Credit, alpha: float) -> dict[str, float]:
+    """Mask coverage and the share of the weight k_t, whole and per scale."""
+    stage, schedule = rollout.stage, rollout.schedule
+    lengths = schedule.lengths[stage.start : stage.stop]
+    found = {"mask_coverage": _mean(credit.mask)}
+    shares = scale_shares(schedule, stage.start, stage.stop, alpha)
+    for scale, part, share in zip(range(stage.start, stage.stop), credit.mask.split(lengths, dim=1), shares, strict=True):
+        found[f"mask_coverage/scale_{scale}"] = _mean(part)
+        found[f"k_share/scale_{scale}"] = share
+    return found
+
+
+class TokenMeter:
+    """Means of per-token quantities over a rollout's micro-batches, whole and per scale.
+
+    Args:
+        start: the first scale.
+        lengths: tokens of each scale.
+    """
+
+    def __init__(self, start: int, lengths: Sequence[int]) -> None:
+        self.start = start
+        self.lengths = list(lengths)
+        self.sums: dict[str, Tensor] = {}
+        self.rows: dict[str, int] = {}
+
+    def add(self, name: str, values: Float[Tensor, "R L"]) -> None:
+        """Add a micro-batch of some quantity."""
+        total = values.detach().float().sum(dim=0)
+        self.sums[name] = self.sums[name] + total if name in self.sums else total
+        self.rows[name] = self.rows.get(name, 0) + values.shape[0]
+
+    def compute(self) -> dict[str, float]:
+        """Means over tokens: `name`, and `name/scale_t`."""
+        found: dict[str, float] = {}
+        for name, total in self.sums.items():
+            mean = total / self.rows[name]
+            found[name] = _mean(mean)
+            for scale, part in enumerate(mean.split(self.lengths), start=self.start):
+                found[f"{name}/scale_{scale}"] = _mean(part)
+        return found
+
+
+def _mean(x: Tensor) -> float:
+    return float(x.float().mean()) if x.numel() else float("nan")
+
+
+def _std(x: Tensor) -> Tensor:
+    return x.std() if x.numel() > 1 else x.new_zeros(())

@@ -1,0 +1,533 @@
+"""VARGRPO: the LightningModule that aligns a next-scale generator with a reward."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any, Literal
+
+import lightning as L
+import torch
+from jaxtyping import Float
+from lightning.pytorch.cli import LRSchedulerCallable
+from lightning.pytorch.core.optimizer import LightningOptimizer
+from torch import Tensor
+from torch.optim import AdamW, Optimizer
+
+from varrl_lightning.algorithms.losses import (
+    clipped_surrogate,
+    kl_penalty,
+    kl_to_old,
+    policy_loss,
+    truncated_importance,
+)
+from varrl_lightning.algorithms.stages import cycle
+from varrl_lightning.credit import Credit, CreditOptions, assign_credit
+from varrl_lightning.diagnostics import TokenMeter, credit_metrics, reward_metrics
+from varrl_lightning.evaluation import Evaluation, draw, evaluate
+from varrl_lightning.policies.base import VARPolicy
+from varrl_lightning.registry import MASK_SOURCES, build
+from varrl_lightning.rewards.weighted import WeightedRewards
+from varrl_lightning.rollout import prompt_keys, sample_tree
+from varrl_lightning.types import LogProbs, Prompt, Rollout, Sampling, Score, Scores, Stage, as_prompts
+
+OptimizerFactory = Callable[[Iterable[Any]], Optimizer]
+PPPS = ("prefix", "prefix", "prefix", "suffix")
+
+
+class RunStoppedError(RuntimeError):
+    """Training cannot go on; the state before the failing step is intact and is saved."""
+
+
+def paper_optimizer(params: Iterable[Any]) -> Optimizer:
+    """AdamW as in the paper: betas (.9, .95), weight decay .05, and the learning rate 1e-6 of a full fine-tuning."""
+    return AdamW(params, lr=1e-6, betas=(0.9, 0.95), weight_decay=0.05)
+
+
+class VARGRPO(L.LightningModule):
+    """GRPO on next-scale generators with a middle return, per-scale weights and propagated masks (arXiv 2601.02256).
+
+    A training step is one stage of the cycle: draw a tree of images, score them, turn scores into weights on tokens, update.
+
+    Args:
+        policy: the generator; everything in its `transformer` that requires a gradient is trained.
+        reference: anchor of the KL; a frozen copy of the policy as given when None and a KL is asked for.
+        reward: a plugin's name, a class path, `{class_path, init_args}`, an object, or several: `{name: weight}`.
+        mask_source: where images were judged, a plugin's name or as above; `full` masks nothing.
+        m: the middle step, a number of scales or a resolution such as `256px`; T means plain GRPO.
+        group_size: A, branches per prompt, >= 2.
+        num_continuations: K, continuations of a branch in the prefix stage, >= 1.
+        eta: temperature of the middle return (Eq. 10), > 0.
+        alpha: decay exponent of k_t = 1 / (h_t w_t)^alpha (Eq. 9).
+        alternation: the cycle of stages, by name; `prefix*300` repeats.
+        suffix_starts: different s_m per prompt in the suffix stage; divides group_size.
+        first_scale: `shared` draws r_1 once per prompt and leaves it untrained: the paper's indices.
+        stages: the whole cycle spelled out, in place of m and alternation.
+        combine: several rewards: `weighted_sum` (V of the sum) or `standardised_sum` (sum of each V standardised in its group).
+        kl_coef: coefficient of the KL to the reference; 0 needs no reference.
+        kl_estimator: `exact`, or the sampled `k1`, `k2`, `k3`.
+        kl_mask: whether the propagated mask applies to the KL.
+        kl_old_coef: coefficient of the KL to the rollout's policy (Eq. 5: eta); acts only with several updates.
+        clip_low: the ratio is clipped below at 1 - clip_low.
+        clip_high: the ratio is clipped above at 1 + clip_high.
+        ratio: of which probability: `token`, `scale_mean`, `scale_sum`, or `bit` for bitwise families.
+        updates_per_rollout: optimizer steps on one rollout, >= 1.
+        advantage_scale: group-centred returns are divided by the std of the `group`, of the `batch`, or not (`none`).
+        normaliser: of the weights k_t * mask: within a `branch`, over the `batch`, `constant`, or `none`.
+        normaliser_constant: with `constant`.
+        mask_propagation: `chained` through each next finer scale, or `direct` from the pixels.
+        mask_missing: a branch without regions takes `group_union` or `ones`.
+        mask_outside: weight of tokens outside the mask, in [0, 1].
+        mask_dilation: pixels by which the pixel mask is widened.
+        mask_threshold: a pixel is on from here, in (0, 1].
+        score: which distribution is trained: `model`, `sampler`, `guided`, `corrected`, or a `Score`.
+        sampling: how rollouts and evaluations are drawn; the policy's own default when None.
+        optimizer: from parameters to an optimizer; the paper's AdamW when None.
+        lr_scheduler: from an optimizer to a schedule, stepped once per rollout.
+        max_grad_norm: gradients are clipped to this norm; None for no clipping.
+        micro_batch_size: branches in one backward pass; None for all.
+        images_at_once: images drawn at one time, rounded up to whole prompts; None for all.
+        max_bad_steps: this many non-finite steps in a row stop the run.
+        seed: of all noise.
+        eval_seed: of validation, test and before/after pictures.
+
+    Raises:
+        ValueError: on a value out of its range.
+    """
+
+    def __init__(
+        self,
+        policy: VARPolicy,
+        reference: VARPolicy | None = None,
+        reward: Any = "ocr",
+        mask_source: Any = "boxes",
+        m: int | str = "256px",
+        group_size: int = 16,
+        num_continuations: int = 2,
+        eta: float = 1.0,
+        alpha: float = 0.6,
+        alternation: Sequence[str] = PPPS,
+        suffix_starts: int = 1,
+        first_scale: Literal["trained", "shared"] = "trained",
+        stages: Sequence[Stage] | None = None,
+        combine: Literal["weighted_sum", "standardised_sum"] = "weighted_sum",
+        kl_coef: float = 0.0,
+        kl_estimator: Literal["exact", "k1", "k2", "k3"] = "exact",
+        kl_mask: Literal["unmasked", "masked"] = "unmasked",
+        kl_old_coef: float = 0.0,
+        clip_low: float = 0.2,
+        clip_high: float = 0.28,
+        ratio: Literal["token", "scale_mean", "scale_sum", "bit"] = "token",
+        updates_per_rollout: int = 1,
+        advantage_scale: Literal["group", "batch", "none"] = "group",
+        normaliser: Literal["branch", "batch", "constant", "none"] = "branch",
+        normaliser_constant: float | None = None,
+        mask_propagation: Literal["chained", "direct"] = "chained",
+        mask_missing: Literal["group_union", "ones"] = "group_union",
+        mask_outside: float = 0.0,
+        mask_dilation: int = 0,
+        mask_threshold: float = 0.5,
+        score: str | Score = "model",
+        sampling: Sampling | None = None,
+        optimizer: OptimizerFactory | None = None,
+        lr_scheduler: LRSchedulerCallable | None = None,
+        max_grad_norm: float | None = 1.0,
+        micro_batch_size: int | None = None,
+        images_at_once: int | None = None,
+        max_bad_steps: int = 5,
+        seed: int = 0,
+        eval_seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        _check(eta > 0 and math.isfinite(eta), f"eta must be > 0 and finite, got {eta}")
+        _check(math.isfinite(alpha), f"alpha must be finite, got {alpha}")
+        _check(group_size >= 2, f"group_size must be at least 2, to have something to compare, got {group_size}")
+        _check(num_continuations >= 1, f"num_continuations (K) must be at least 1, got {num_continuations}")
+        _check(clip_low >= 0 and clip_high >= 0, f"clip_low and clip_high must be >= 0, got {clip_low}, {clip_high}")
+        _check(kl_coef >= 0 and kl_old_coef >= 0, f"kl_coef and kl_old_coef must be >= 0, got {kl_coef}, {kl_old_coef}")
+        _check(updates_per_rollout >= 1, f"updates_per_rollout must be at least 1, got {updates_per_rollout}")
+        _check(0 <= mask_outside <= 1, f"mask_outside must be in [0, 1], got {mask_outside}")
+        _check(0 < mask_threshold <= 1, f"mask_threshold must be in (0, 1], got {mask_threshold}")
+        _check(max_bad_steps >= 1, f"max_bad_steps must be at least 1, got {max_bad_steps}")
+        _check(ratio != "bit" or policy.bits is not None, "ratio 'bit' is for bitwise families; this policy's tokens have no bits")
+        _check(
+            (normaliser == "constant") == (normaliser_constant is not None),
+            f"normaliser_constant goes with normaliser 'constant', got {normaliser!r} with {normaliser_constant}",
+        )
+        self.policy = policy
+        self.rewards = WeightedRewards.from_spec(reward)
+        self.mask_source = build(MASK_SOURCES, mask_source)
+        self.eta, self.alpha = eta, alpha
+        self.cycle = self._cycle(m, group_size, num_continuations, alternation, suffix_starts, first_scale, stages)
+        self.kl_coef, self.kl_estimator, self.kl_old_coef = kl_coef, kl_estimator, kl_old_coef
+        self.clip_low, self.clip_high, self.ratio = clip_low, clip_high, ratio
+        self.updates_per_rollout = updates_per_rollout
+        self.credit_options = CreditOptions(
+            eta=eta,
+            alpha=alpha,
+            combine=combine,
+            advantage_scale=advantage_scale,
+            normaliser=normaliser,
+            normaliser_constant=normaliser_constant,
+            mask_propagation=mask_propagation,
+            mask_missing=mask_missing,
+            mask_outside=mask_outside,
+            mask_dilation=mask_dilation,
+            mask_threshold=mask_threshold,
+            kl_mask=kl_mask,
+        )
+        self.sampling = sampling or policy.default_sampling
+        self.score = replace(score, sampling=self.sampling) if isinstance(score, Score) else Score(score, self.sampling)  # type: ignore[arg-type]
+        self.optimizer_factory = optimizer or paper_optimizer
+        self.lr_scheduler_factory = lr_scheduler
+        self.max_grad_norm = max_grad_norm
+        self.micro_batch_size, self.images_at_once = micro_batch_size, images_at_once
+        self.max_bad_steps = max_bad_steps
+        self.seed, self.eval_seed = seed, eval_seed
+        self.rollouts_done = 0
+        self.updates_done = 0
+        self.bad_steps = 0
+        self.bad_steps_in_a_row = 0
+        # A tuple keeps the frozen reference out of the module tree: no state dict, no strategy, no optimizer.
+        self._reference = (reference or policy.frozen_copy(),) if kl_coef > 0 else (None,)
+        self._loss_is_finite = True
+        self._grad_norm = float("nan")
+        self._batch_scores: dict[str, list[Evaluation]] = {}
+
+    def _cycle(
+        self,
+        m: int | str,
+        group_size: int,
+        num_continuations: int,
+        alternation: Sequence[str],
+        suffix_starts: int,
+        first_scale: Literal["trained", "shared"],
+        stages: Sequence[Stage] | None,
+    ) -> tuple[Stage, ...]:
+        schedule = self.policy.schedule()
+        if stages is not None:
+            _check(len(stages) > 0, "stages must hold at least one stage, got none")
+            for stage in stages:
+                _check(stage.stop <= len(schedule), f"stage {stage} ends after the last of {len(schedule)} scales")
+            return tuple(stages)
+        m = schedule.resolve_m(m)
+        if m == len(schedule):
+            warnings.warn(
+                f"m = {m} is the last scale: this is plain GRPO over all scales, without a middle return; "
+                f"num_continuations = {num_continuations} and the alternation are ignored",
+                stacklevel=3,
+            )
+        return cycle(
+            len(schedule), m, group_size, num_continuations, alternation, starts=suffix_starts, first_scale=first_scale
+        )
+
+    @property
+    def stage(self) -> Stage:
+        """The stage of the next rollout."""
+        return self.cycle[self.rollouts_done % len(self.cycle)]
+
+    @property
+    def reference(self) -> VARPolicy | None:
+        """The frozen anchor of the KL, if there is one."""
+        return self._reference[0]
+
+    def check_prompts(self, prompts: Sequence[Prompt]) -> None:
+        """Say before any training whether the policy can draw these prompts and the rewards can score them.
+
+        Raises:
+            ValueError: names the prompt and the reason.
+        """
+        self.rewards.check_prompts(prompts)
+        for size in dict.fromkeys(p.size for p in prompts):
+            self.policy.encode_prompts([p for p in prompts if p.size == size])
+
+    # --- one batch: prompts -> rollout -> scores -> credit -> update -------------------------------------------------------
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:  # noqa: ARG002
+        """One stage: a rollout and `updates_per_rollout` optimizer steps on it."""
+        prompts = as_prompts(batch)
+        seconds: dict[str, float] = {}
+        with _timed(seconds, "rollout"):
+            keys = prompt_keys(self.seed, self.rollouts_done, prompts, self.policy.device)
+            rollout = sample_tree(self.policy, prompts, self.stage, self.sampling, keys, self.images_at_once)
+        with _timed(seconds, "reward"):
+            scores = self.rewards.score_all(rollout.images, rollout.image_prompts)
+            self._stop_if_nothing_was_scored(scores)
+            pixel_mask = self.mask_source(rollout, self.rewards.total(scores), self.policy)
+        weights = {name: term.weight for name, term in self.rewards.terms.items()}
+        credit = assign_credit(rollout, scores, weights, pixel_mask, self.credit_options, self._sum_over_ranks)
+        with _timed(seconds, "update"):
+            tokens = self._update(rollout, credit)
+        metrics = reward_metrics(rollout, scores, credit, self.eta) | credit_metrics(rollout, credit, self.alpha) | tokens
+        self._log_step(rollout, metrics, seconds)
+        self.rollouts_done += 1
+
+    def _stop_if_nothing_was_scored(self, scores: Mapping[str, Scores]) -> None:
+        if not any(bool(s.usable.any()) for s in scores.values()):
+            raise RunStoppedError(
+                f"no reward gave a score to any of the {len(next(iter(scores.values())).values)} images of rollout "
+                f"{self.rollouts_done} ({', '.join(scores)}); the state before it is saved. Check the reward (doctor runs it), "
+                "then resume with --ckpt_path."
+            )
+
+    def _update(self, rollout: Rollout, credit: Credit) -> dict[str, float]:
+        """All optimizer steps on one rollout; returns what the tokens were like in the last one."""
+        optimizer = self.optimizers()
+        assert isinstance(optimizer, LightningOptimizer)
+        old: dict[int, LogProbs] = {}
+        for _ in range(self.updates_per_rollout):
+            stage = rollout.stage
+            meter = TokenMeter(stage.start, rollout.schedule.lengths[stage.start : stage.stop])
+            optimizer.zero_grad()
+            total = torch.zeros((), device=self.policy.device)
+            for first, loss in self._micro_losses(rollout, credit, old, meter):
+                self.manual_backward(loss * self._world_size)
+                total = total + loss.detach()
+                del first, loss
+            self._loss_is_finite = bool(torch.isfinite(total))
+            optimizer.step()  # clips, or drops a non-finite gradient, in on_before_optimizer_step
+            self.updates_done += 1
+            self._stop_if_steps_keep_failing()
+        for scheduler in _as_list(self.lr_schedulers()):
+            scheduler.step()
+        lr = optimizer.param_groups[0]["lr"]
+        return meter.compute() | {"loss": float(total), "grad_norm": self._grad_norm, "lr": lr}
+
+    def _micro_losses(
+        self, rollout: Rollout, credit: Credit, old: dict[int, LogProbs], meter: TokenMeter
+    ) -> Iterator[tuple[int, Tensor]]:
+        """The loss of each micro-batch of branches; they sum to the loss of the rollout."""
+        stage = rollout.stage
+        cond = self.policy.encode_prompts(rollout.prompts).repeat(stage.branches)
+        size = self.micro_batch_size or len(cond)
+        for first in range(0, len(cond), size):
+            rows = slice(first, first + size)
+            tokens = [t[rows] for t in rollout.tokens]
+            new = self.policy(
+                tokens, cond.rows(rows), stage.start, stage.stop, score=self.score, reference=self.reference
+            )
+            old.setdefault(first, _detached(new))
+            yield first, self._loss(new, old[first], rollout, credit, rows, meter)
+
+    def _loss(
+        self, new: LogProbs, old: LogProbs, rollout: Rollout, credit: Credit, rows: slice, meter: TokenMeter
+    ) -> Float[Tensor, ""]:
+        """-(W * surrogate).sum() + kl_coef (W_kl * KL).sum() of some branches."""
+        stage = rollout.stage
+        log_prob, old_log_prob = _flat(new.log_prob), _flat(old.log_prob)
+        drawn = _flat([x[rows] for x in rollout.log_probs])
+        surrogate, clipped = clipped_surrogate(
+            log_prob,
+            old_log_prob,
+            credit.advantages[rows],
+            self.clip_low,
+            self.clip_high,
+            ratio=self.ratio,
+            lengths=rollout.schedule.lengths[stage.start : stage.stop],
+            mask=credit.mask[rows],
+            bit_log_prob=None if new.bit_log_prob is None else _flat(new.bit_log_prob),
+            old_bit_log_prob=None if old.bit_log_prob is None else _flat(old.bit_log_prob),
+        )
+        policy_weights, kl_weights = credit.policy_weights[rows], credit.kl_weights[rows]
+        if self.score.kind == "corrected":
+            policy_weights = policy_weights * truncated_importance(old_log_prob, drawn, self.score.max_weight)
+        loss = policy_loss(surrogate, policy_weights)
+        if new.kl is not None and new.reference_log_prob is not None:
+            exact = _flat(new.kl)
+            penalty = kl_penalty(self.kl_estimator, exact, log_prob, _flat(new.reference_log_prob))
+            loss = loss + self.kl_coef * (kl_weights * penalty).sum()
+            meter.add("kl", exact)
+        if self.kl_old_coef:
+            loss = loss + self.kl_old_coef * (kl_weights * kl_to_old(log_prob, old_log_prob)).sum()
+        for name, values in clipped.items():
+            meter.add(f"clip_ratio/{name}", values)
+        meter.add("entropy", _flat(new.entropy))
+        meter.add("sampler_gap", drawn - log_prob)
+        return loss
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Clip the gradient; drop it where it, or the loss, is not finite. Mixed precision has unscaled it by now."""
+        parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])
+        self._grad_norm = float(norm)
+        if math.isfinite(self._grad_norm) and self._loss_is_finite:
+            self.bad_steps_in_a_row = 0
+            if self.max_grad_norm is not None:
+                torch.nn.utils.clip_grads_with_norm_(parameters, self.max_grad_norm, norm)
+            return
+        self.bad_steps += 1
+        self.bad_steps_in_a_row += 1
+        optimizer.zero_grad()  # without gradients the step changes nothing, and still counts as one
+
+    def _stop_if_steps_keep_failing(self) -> None:
+        if self.bad_steps_in_a_row >= self.max_bad_steps:
+            raise RunStoppedError(
+                f"the loss or its gradient was not finite in {self.bad_steps_in_a_row} steps in a row, up to rollout "
+                f"{self.rollouts_done}; none of them was applied, and the state is saved. Lower the learning rate, or use "
+                "precision bf16-mixed or 32 instead of 16-mixed, then resume with --ckpt_path."
+            )
+
+    def _log_step(self, rollout: Rollout, metrics: dict[str, float], seconds: dict[str, float]) -> None:
+        stage, schedule = rollout.stage, rollout.schedule
+        total = sum(seconds.values())
+        trained = len(rollout.prompts) * stage.branches * schedule.span(stage.start, stage.stop)
+        metrics |= {f"seconds/{name}": value for name, value in seconds.items()}
+        metrics |= {
+            "step_time": total,
+            "images_per_second": len(rollout.images) / seconds["rollout"],
+            "tokens_per_second": trained / seconds["update"],
+            "num_tokens": float(trained),
+            "bad_steps": float(self.bad_steps),
+            "stage": float(self.cycle.index(stage)),
+        }
+        size = len(rollout.prompts)
+        shown = {name: metrics.pop(name) for name in ("reward",)}
+        accuracy = [name for name in metrics if name.endswith("/word_accuracy")]
+        shown |= {"word_accuracy": metrics[name] for name in accuracy[:1]}
+        self.log_dict(shown, prog_bar=True, batch_size=size)
+        self.log_dict(metrics, batch_size=size)
+        per_stage = {f"{stage.name}/{name}": metrics[name] for name in ("grad_norm", "entropy", "loss") if name in metrics}
+        self.log_dict(per_stage | {f"{stage.name}/reward": shown["reward"]}, batch_size=size)
+
+    # --- evaluation and drawing ---------------------------------------------------------------------------------------------
+
+    def forward(self, prompts: Any) -> Float[Tensor, "N 3 H W"]:
+        """One image per prompt (of any form that a batch may have), RGB in [0, 1], at the fixed keys of evaluation."""
+        return draw(self.policy, as_prompts(prompts), self.sampling, self.eval_seed)
+
+    def evaluate(self, prompts: Sequence[Prompt], sampling: Sampling | None = None) -> Evaluation:
+        """Draw and score one image per prompt at fixed keys, so that two calls differ by the policy alone."""
+        return evaluate(self.policy, self.rewards, prompts, sampling or self.sampling, self.eval_seed)
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:  # noqa: ARG002
+        """Collect the scores of one batch."""
+        self._collect("val", self.evaluate(as_prompts(batch)))
+
+    def test_step(self, batch: Any, batch_idx: int) -> None:  # noqa: ARG002
+        """Collect the scores of one batch, by the sampler and greedily."""
+        prompts = as_prompts(batch)
+        self._collect("test", self.evaluate(prompts))
+        self._collect("test/greedy", self.evaluate(prompts, self.sampling.greedy()))
+
+    def predict_step(self, batch: Any, batch_idx: int) -> Float[Tensor, "N 3 H W"]:  # noqa: ARG002
+        """Draw one image per prompt."""
+        return self.forward(batch)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log `val/reward`, `val/word_accuracy`, `val/ned`."""
+        self._log_collected()
+
+    def on_test_epoch_end(self) -> None:
+        """Log `test/...` and `test/greedy/...`."""
+        self._log_collected()
+
+    def _collect(self, name: str, evaluation: Evaluation) -> None:
+        self._batch_scores.setdefault(name, []).append(evaluation.without_images())
+
+    def _log_collected(self) -> None:
+        for name, parts in self._batch_scores.items():
+            merged = Evaluation.merge(parts).metrics()
+            self.log_dict({f"{name}/{k}": v for k, v in merged.items()}, prog_bar=True, sync_dist=True)
+        self._batch_scores = {}
+
+    # --- Lightning ----------------------------------------------------------------------------------------------------------
+
+    def configure_optimizers(self) -> Any:
+        """One optimizer over what requires a gradient; the schedule is stepped once per rollout."""
+        optimizer = self.optimizer_factory([p for p in self.policy.parameters() if p.requires_grad])
+        if self.lr_scheduler_factory is None:
+            return optimizer
+        return [optimizer], [self.lr_scheduler_factory(optimizer)]
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:  # noqa: ARG002
+        """Leave the batch where it is: prompts hold no tensors, and Lightning cannot rebuild frozen dataclasses."""
+        return batch
+
+    def on_fit_start(self) -> None:
+        """Move the reference; check the prompts, for pipelines that did not come through the command line."""
+        if self.reference is not None:
+            self.reference.to(self.device)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Counters and the identity of the reference: all that a resumed run needs beside weights and optimizer."""
+        checkpoint["varrl"] = {
+            "rollouts_done": self.rollouts_done,
+            "updates_done": self.updates_done,
+            "bad_steps": self.bad_steps,
+            "bad_steps_in_a_row": self.bad_steps_in_a_row,
+            "seed": self.seed,
+            "reference": None if self.reference is None else weights_digest(self.reference),
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Restore the counters.
+
+        Raises:
+            ValueError: when the reference is another than the one the run began with: the KL would change its anchor.
+        """
+        saved = checkpoint.get("varrl")
+        if saved is None:
+            raise ValueError("this checkpoint was not written by VARGRPO: it has no counters. Expected a checkpoint of a fit run.")
+        mine = None if self.reference is None else weights_digest(self.reference)
+        if None not in (saved["reference"], mine) and saved["reference"] != mine:
+            raise ValueError(
+                f"the reference's weights differ from those that the run began with ({mine} against {saved['reference']}); "
+                "give the same base weights as then"
+            )
+        for name in ("rollouts_done", "updates_done", "bad_steps", "bad_steps_in_a_row"):
+            setattr(self, name, saved[name])
+
+    @property
+    def _world_size(self) -> int:
+        return self._trainer.world_size if self._trainer is not None else 1
+
+    def _sum_over_ranks(self, x: Tensor) -> Tensor:
+        if self._world_size == 1:
+            return x
+        summed: Tensor = self.trainer.strategy.reduce(x, reduce_op="sum")
+        return summed
+
+
+def weights_digest(policy: VARPolicy) -> str:
+    """A short hash of a policy's weights, in fp32, to tell two references apart."""
+    digest = hashlib.sha256()
+    for name, value in sorted(policy.transformer.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().float().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _check(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)
+
+
+def _flat(scales: Sequence[Tensor]) -> Tensor:
+    """A list over scales of (R, n_t, ...) as one (R, L, ...)."""
+    return torch.cat(list(scales), dim=1)
+
+
+def _detached(x: LogProbs) -> LogProbs:
+    bits = None if x.bit_log_prob is None else [b.detach() for b in x.bit_log_prob]
+    return LogProbs([p.detach() for p in x.log_prob], [e.detach() for e in x.entropy], bit_log_prob=bits)
+
+
+def _as_list(x: Any) -> list[Any]:
+    if x is None:
+        return []
+    return list(x) if isinstance(x, (list, tuple)) else [x]
+
+
+@contextmanager
+def _timed(seconds: dict[str, float], name: str) -> Iterator[None]:
+    start = time.perf_counter()
+    yield
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    seconds[name] = time.perf_counter() - start

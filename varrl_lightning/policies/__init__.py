@@ -1,0 +1,1 @@
+"""Next-scale generators: the interface, and one file a family."""

@@ -1,0 +1,428 @@
+"""The policy interface: a next-scale generator that can be sampled, forked and scored.
+
+A family subclasses `VARPolicy` and says six things: its schedule, how prompts are encoded, how the key/value cache begins, the
+features of the next scale given the cache, the features of a span of scales by teacher forcing, and how tokens become a latent and
+an image. Sampling, guidance, truncation, log-probabilities, entropy and the KL are written here once, for all families.
+"""
+
+from __future__ import annotations
+
+import copy
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from varrl_lightning.algorithms.noise import fold, uniforms
+from varrl_lightning.algorithms.sampling import guided_logits, inverse_cdf, truncate
+from varrl_lightning.schedule import Schedule
+from varrl_lightning.types import LogProbs, Prompt, Sampling, Score
+
+KVCache = list[tuple[Tensor, Tensor]]
+"""Keys and values of each layer, rows (guidance half, row) along dimension 0."""
+
+
+@dataclass(frozen=True)
+class Cond:
+    """What a policy encodes once per prompt: the outputs of its frozen parts and ids, one row a prompt.
+
+    Args:
+        schedule: the schedule of these prompts; all have one image size.
+        tensors: conditional inputs, rows along dimension 0.
+        unconditional: the same for the unconditional half of guidance.
+    """
+
+    schedule: Schedule
+    tensors: dict[str, Tensor]
+    unconditional: dict[str, Tensor]
+
+    def __len__(self) -> int:
+        rows: int = next(iter(self.tensors.values())).shape[0]
+        return rows
+
+    def repeat(self, k: int) -> Cond:
+        """Each row k times, copies adjacent: (P, ...) becomes (P * k, ...)."""
+        return self._map(lambda x: x.repeat_interleave(k, dim=0))
+
+    def rows(self, index: slice) -> Cond:
+        """A contiguous range of rows."""
+        return self._map(lambda x: x[index])
+
+    def halves(self, guided: bool) -> dict[str, Tensor]:
+        """Inputs of the transformer: the conditional rows, then under guidance the unconditional ones."""
+        if not guided:
+            return self.tensors
+        return {name: torch.cat((x, self.unconditional[name])) for name, x in self.tensors.items()}
+
+    def _map(self, f: Callable[[Tensor], Tensor]) -> Cond:
+        return Cond(
+            self.schedule,
+            {name: f(x) for name, x in self.tensors.items()},
+            {name: f(x) for name, x in self.unconditional.items()},
+        )
+
+
+@dataclass(frozen=True)
+class State:
+    """A partly drawn batch: s_t for each row.
+
+    Args:
+        cond: one row a drawn image.
+        sampling: how tokens are drawn.
+        keys: noise key of each row, or a generator that draws for all.
+        latent: fp32 latent accumulated so far, rows without guidance halves.
+        cache: keys and values of all positions before the next scale.
+        tokens: drawn scales; as long as the state is deep.
+        log_probs: log-probability of each drawn token under the sampler.
+    """
+
+    cond: Cond
+    sampling: Sampling
+    keys: Int[Tensor, " R"] | torch.Generator
+    latent: Float[Tensor, "R ..."]
+    cache: KVCache
+    tokens: list[Int[Tensor, "R _n ..."]] = field(default_factory=list)
+    log_probs: list[Float[Tensor, "R _n"]] = field(default_factory=list)
+
+    @property
+    def scale(self) -> int:
+        """The next scale to draw."""
+        return len(self.tokens)
+
+    @property
+    def halves(self) -> int:
+        """2 under classifier-free guidance, else 1."""
+        return 1 if self.sampling.cfg is None else 2
+
+    def fork(self, k: int) -> State:
+        """k independent continuations of each row, adjacent; they share everything drawn so far."""
+
+        def repeat(x: Tensor) -> Tensor:
+            return x.repeat_interleave(k, dim=0)
+
+        def repeat_halves(x: Tensor) -> Tensor:
+            halves: Tensor = x.unflatten(0, (self.halves, -1))
+            return halves.repeat_interleave(k, dim=1).flatten(0, 1)
+
+        keys = self.keys
+        if isinstance(keys, Tensor):
+            children = torch.arange(k, device=keys.device).repeat(keys.shape[0])
+            keys = fold(repeat(keys), children)
+        return State(
+            cond=self.cond.repeat(k),
+            sampling=self.sampling,
+            keys=keys,
+            latent=repeat(self.latent),
+            cache=[(repeat_halves(key), repeat_halves(value)) for key, value in self.cache],
+            tokens=[repeat(x) for x in self.tokens],
+            log_probs=[repeat(x) for x in self.log_probs],
+        )
+
+
+class VARPolicy(nn.Module, ABC):
+    """A next-scale image generator as a policy over scales.
+
+    `transformer` holds all that trains: it is what is sharded, saved, and copied for the reference. Frozen parts (tokenizer, text
+    encoder) are kept outside the module tree, so that they are in no state dict and no strategy wraps them; they follow the policy's
+    device, never its dtype.
+
+    Args:
+        transformer: all that trains.
+        frozen: parts that never train, by name; reachable as attributes of that name.
+        chunk_tokens: tokens whose logits exist at one time in `forward`.
+    """
+
+    vocab_size: int
+    bits: int | None = None
+    guidance: Literal["ramp", "constant"] = "ramp"
+    default_sampling: Sampling = Sampling()
+
+    def __init__(self, transformer: nn.Module, frozen: dict[str, nn.Module] | None = None, chunk_tokens: int = 8192):
+        super().__init__()
+        self.transformer = transformer
+        self.chunk_tokens = chunk_tokens
+        # A tuple hides the modules from nn.Module's registration.
+        self._frozen: tuple[dict[str, nn.Module]] = (frozen or {},)
+        for part in self._frozen[0].values():
+            part.requires_grad_(False).eval()
+
+    # --- what a family says -------------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def schedule(self, size: tuple[int, int] | None = None) -> Schedule:
+        """The schedule of an image size `(height, width)` in pixels, the default size when None."""
+
+    @abstractmethod
+    def encode_prompts(self, prompts: Sequence[Prompt]) -> Cond:
+        """Encode prompts of one image size by the frozen parts only; nothing here has a gradient.
+
+        Raises:
+            ValueError: for a prompt that this family cannot draw; the message names it.
+        """
+
+    @abstractmethod
+    def start_cache(self, inputs: dict[str, Tensor], schedule: Schedule) -> KVCache:
+        """The cache before scale 0: keys and values of the prompt's own positions, or empty ones."""
+
+    @abstractmethod
+    def step_features(
+        self, inputs: dict[str, Tensor], cache: KVCache, latent: Tensor, scale: int, schedule: Schedule
+    ) -> tuple[Float[Tensor, "R n d"], KVCache]:
+        """Features of every position of one scale, given the cache; and the cache with this scale appended.
+
+        Args:
+            inputs: `Cond.halves`; rows of `inputs` and `cache` include the guidance halves, and so do those of `latent`.
+        """
+
+    @abstractmethod
+    def span_features(
+        self, inputs: dict[str, Tensor], tokens: list[Tensor], start: int, stop: int, schedule: Schedule
+    ) -> list[Float[Tensor, "R _n d"]]:
+        """Teacher-forced features of scales `[start, stop)`; reads `tokens[:stop - 1]` and runs nothing after `stop`."""
+
+    @abstractmethod
+    def logits(self, features: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+        """Logits (..., V) of features, or (..., bits, 2) for a bitwise family."""
+
+    @abstractmethod
+    def initial_latent(self, rows: int, schedule: Schedule) -> Float[Tensor, "R ..."]:
+        """The empty fp32 latent."""
+
+    @abstractmethod
+    def accumulate(self, latent: Tensor, tokens: Tensor, scale: int, schedule: Schedule) -> Tensor:
+        """The latent after the tokens of one scale: fp32, free of autocast, one function for sampler and teacher forcing."""
+
+    @abstractmethod
+    def decode_latent(self, latent: Tensor) -> Float[Tensor, "R 3 H W"]:
+        """RGB in [0, 1] of a latent of any depth; differentiable."""
+
+    # --- what holds for all families ----------------------------------------------------------------------------------------
+
+    def __getattr__(self, name: str) -> Any:
+        frozen = self.__dict__.get("_frozen")
+        if frozen and name in frozen[0]:
+            return frozen[0][name]
+        return super().__getattr__(name)
+
+    def train(self, mode: bool = True) -> VARPolicy:  # noqa: ARG002
+        """Stay in evaluation mode: dropout of any kind would make the ratio of an untouched policy differ from 1."""
+        return super().train(False)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> VARPolicy:
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for part in self._frozen[0].values():
+            part.to(self.device)
+        return self
+
+    @property
+    def device(self) -> torch.device:
+        """Where the transformer is."""
+        return next(self.transformer.parameters()).device
+
+    def frozen_copy(self) -> VARPolicy:
+        """A copy with its own frozen transformer that shares the frozen parts: the reference."""
+        shared = {id(part): part for part in self._frozen[0].values()}
+        return copy.deepcopy(self, shared).requires_grad_(False)
+
+    def begin(self, cond: Cond, sampling: Sampling, keys: Int[Tensor, " R"] | torch.Generator) -> State:
+        """The empty state s_0 of each row of `cond`; a generator in place of keys draws as `torch.multinomial` does."""
+        if isinstance(keys, Tensor) and keys.shape != (len(cond),):
+            raise ValueError(f"one noise key per row is needed: {len(cond)} rows, keys of shape {tuple(keys.shape)}")
+        inputs = cond.halves(sampling.cfg is not None)
+        latent = self.initial_latent(len(cond), cond.schedule)
+        return State(cond, sampling, keys, latent, self.start_cache(inputs, cond.schedule))
+
+    @torch.no_grad()
+    def sample(self, state: State, until: int) -> State:
+        """Draw scales up to, not including, `until`."""
+        inputs = state.cond.halves(state.halves == 2)
+        while state.scale < until:
+            state = self._draw_scale(state, inputs)
+        return state
+
+    def _draw_scale(self, state: State, inputs: dict[str, Tensor]) -> State:
+        scale, schedule = state.scale, state.cond.schedule
+        latent = state.latent if state.halves == 1 else torch.cat((state.latent, state.latent))
+        features, cache = self.step_features(inputs, state.cache, latent, scale, schedule)
+        score = Score("sampler", state.sampling)
+        logits = self._score_logits(_split(features, state.halves), scale, schedule, score)
+        log_probs = logits.log_softmax(dim=-1)
+        tokens = _draw(log_probs.exp(), state.keys, scale)
+        log_prob = log_probs.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
+        return replace(
+            state,
+            latent=self.accumulate(state.latent, tokens, scale, schedule),
+            cache=cache,
+            tokens=[*state.tokens, tokens],
+            log_probs=[*state.log_probs, log_prob if self.bits is None else log_prob.sum(-1)],
+        )
+
+    def _score_logits(
+        self, halves: list[Tensor], scale: int, schedule: Schedule, score: Score, tokens: Tensor | None = None
+    ) -> Float[Tensor, "..."]:
+        """fp32 logits of the distribution that `score` names; -inf outside its support."""
+        logits = self.logits(halves[0]).float()
+        if score.guided:
+            unconditional = self.logits(halves[1]).float()
+            cfg = score.sampling.cfg
+            assert cfg is not None
+            logits = guided_logits(logits, unconditional, cfg, self.guidance, scale, len(schedule))
+        if score.kind == "sampler":
+            s = score.sampling
+            logits = truncate(logits, s.top_k, s.top_p, s.temperature, keep=tokens)
+        return logits
+
+    def forward(
+        self,
+        tokens: list[Int[Tensor, "R _n ..."]],
+        cond: Cond,
+        start: int,
+        stop: int,
+        *,
+        score: Score | None = None,
+        reference: VARPolicy | None = None,
+    ) -> LogProbs:
+        """Log-probability, entropy and exact KL of the tokens of scales `[start, stop)`, by teacher forcing.
+
+        Only scales `[0, stop)` are run. Logits exist for `chunk_tokens` tokens at a time, in the backward pass too. The KL is that of
+        the scored distribution to the reference's on the same support. This is `forward` so that the hooks of DDP, FSDP2 and
+        DeepSpeed fire.
+
+        Args:
+            tokens: at least scales `[0, stop)`.
+            score: what is scored; the plain model when None.
+            reference: a frozen policy of the same family; no KL when None.
+        """
+        score = score or Score()
+        features = self._span_halves(tokens, cond, start, stop, score)
+        anchors: Iterator[list[Tensor] | None] = iter([None] * (stop - start))
+        if reference is not None:
+            with torch.no_grad():
+                anchors = iter(reference._span_halves(tokens, cond, start, stop, score))
+        columns: list[tuple[Tensor, ...]] = []
+        for scale, halves, anchor in zip(range(start, stop), features, anchors, strict=True):
+            columns.append(self._score_scale(halves, tokens[scale], scale, cond.schedule, score, anchor, reference))
+        log_prob, entropy, kl, anchor_log_prob = (list(column) for column in zip(*columns, strict=True))
+        token_level = log_prob if self.bits is None else [x.sum(-1) for x in log_prob]
+        return LogProbs(
+            log_prob=token_level,
+            entropy=entropy,
+            kl=kl if reference is not None else None,
+            reference_log_prob=anchor_log_prob if reference is not None else None,
+            bit_log_prob=None if self.bits is None else log_prob,
+        )
+
+    def _span_halves(
+        self, tokens: list[Tensor], cond: Cond, start: int, stop: int, score: Score
+    ) -> list[list[Tensor]]:
+        """For each scale of the span, the features of the conditional half, and under guidance of the unconditional one."""
+        if not score.guided:
+            return [[f] for f in self.span_features(cond.tensors, tokens, start, stop, cond.schedule)]
+        if score.unconditional_gradient == "flows":
+            twice = [torch.cat((x, x)) for x in tokens[:stop]]
+            both = self.span_features(cond.halves(True), twice, start, stop, cond.schedule)
+            return [_split(f, 2) for f in both]
+        conditional = self.span_features(cond.tensors, tokens, start, stop, cond.schedule)
+        with torch.no_grad():
+            unconditional = self.span_features(cond.unconditional, tokens, start, stop, cond.schedule)
+        return [[c, u] for c, u in zip(conditional, unconditional, strict=True)]
+
+    def _score_scale(
+        self,
+        halves: list[Tensor],
+        tokens: Tensor,
+        scale: int,
+        schedule: Schedule,
+        score: Score,
+        anchor: list[Tensor] | None,
+        reference: VARPolicy | None,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """(log_prob, entropy, kl, reference log_prob) of one scale, a chunk of tokens after the other."""
+        rows, n = tokens.shape[:2]
+
+        def score_chunk(index: slice) -> tuple[Tensor, ...]:
+            anchor_chunk = None if anchor is None else [h.flatten(0, 1)[index] for h in anchor]
+            chunk = [h.flatten(0, 1)[index] for h in halves]
+            if score.unconditional_gradient == "detached":
+                chunk[1:] = [h.detach() for h in chunk[1:]]
+            return self._score_chunk(chunk, tokens.flatten(0, 1)[index], scale, schedule, score, anchor_chunk, reference)
+
+        parts = []
+        for first in range(0, rows * n, self.chunk_tokens):
+            index = slice(first, first + self.chunk_tokens)
+            # Recomputed in the backward pass: the head is cheap, the logits of a sequence are not.
+            parts.append(
+                checkpoint(score_chunk, index, use_reentrant=False) if torch.is_grad_enabled() else score_chunk(index)
+            )
+        log_prob, entropy, kl, anchor_log_prob = (
+            torch.cat(column).unflatten(0, (rows, n)) for column in zip(*parts, strict=True)
+        )
+        return log_prob, entropy, kl, anchor_log_prob
+
+    def _score_chunk(
+        self,
+        halves: list[Tensor],
+        tokens: Tensor,
+        scale: int,
+        schedule: Schedule,
+        score: Score,
+        anchor: list[Tensor] | None,
+        reference: VARPolicy | None,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        logits = self._score_logits(halves, scale, schedule, score, tokens)
+        support = torch.isfinite(logits)
+        log_probs = logits.log_softmax(dim=-1)
+        probabilities, log_probs = log_probs.exp(), log_probs.masked_fill(~support, 0.0)
+        log_prob = _at(log_probs, tokens)
+        entropy = _token_sum(-(probabilities * log_probs).sum(-1))
+        if reference is None or anchor is None:
+            nothing = torch.zeros_like(entropy)
+            return log_prob, entropy, nothing, nothing
+        with torch.no_grad():
+            anchor_log_probs = reference._on_support(anchor, support, scale, schedule, score)
+        kl = _token_sum((probabilities * (log_probs - anchor_log_probs)).sum(-1))
+        return log_prob, entropy, kl, _token_sum(_at(anchor_log_probs, tokens))
+
+    def _on_support(
+        self, halves: list[Tensor], support: Bool[Tensor, "*rows V"], scale: int, schedule: Schedule, score: Score
+    ) -> Float[Tensor, "*rows V"]:
+        """Log-probabilities renormalised on another policy's support, 0 outside it."""
+        untruncated = replace(score, kind="guided") if score.kind == "sampler" else score
+        logits = self._score_logits(halves, scale, schedule, untruncated)
+        if score.kind == "sampler":
+            logits = logits / score.sampling.temperature
+        return logits.masked_fill(~support, -torch.inf).log_softmax(dim=-1).masked_fill(~support, 0.0)
+
+    def decode(self, tokens: list[Int[Tensor, "R _n ..."]], schedule: Schedule) -> Float[Tensor, "R 3 H W"]:
+        """The image of any number of scales, RGB in [0, 1]."""
+        latent = self.initial_latent(tokens[0].shape[0], schedule)
+        for scale, drawn in enumerate(tokens):
+            latent = self.accumulate(latent, drawn, scale, schedule)
+        return self.decode_latent(latent)
+
+
+def _split(x: Tensor, halves: int) -> list[Tensor]:
+    return list(x.chunk(halves)) if halves > 1 else [x]
+
+
+def _at(log_probs: Float[Tensor, "*rows V"], tokens: Int[Tensor, "*rows"]) -> Float[Tensor, "*rows"]:
+    return log_probs.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
+
+
+def _token_sum(x: Tensor) -> Tensor:
+    """Sum over bits, where a token has bits: (tokens, bits) to (tokens,)."""
+    return x.sum(-1) if x.dim() == 2 else x
+
+
+def _draw(probabilities: Float[Tensor, "R n *V"], keys: Tensor | torch.Generator, scale: int) -> Int[Tensor, "R n *bits"]:
+    shape = probabilities.shape[:-1]
+    if isinstance(keys, torch.Generator):
+        rows = probabilities.flatten(0, -2)
+        return torch.multinomial(rows, 1, generator=keys).view(shape)
+    uniform = uniforms(keys, scale, shape[1:].numel()).view(shape)
+    return inverse_cdf(probabilities, uniform)

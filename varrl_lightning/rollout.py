@@ -1,0 +1,73 @@
+"""One sampler for every stage: a tree of prompts, starts, branches and continuations."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from varrl_lightning.algorithms.noise import row_key
+from varrl_lightning.policies.base import State, VARPolicy
+from varrl_lightning.types import Prompt, Rollout, Sampling, Stage
+
+
+def prompt_keys(seed: int, update: int, prompts: Sequence[Prompt], device: torch.device) -> Int[Tensor, " P"]:
+    """The noise key of each prompt in one update; branches and continuations derive theirs from it."""
+    return torch.tensor([row_key(seed, update, p.id) for p in prompts], dtype=torch.int64, device=device)
+
+
+@torch.no_grad()
+def sample_tree(
+    policy: VARPolicy,
+    prompts: Sequence[Prompt],
+    stage: Stage,
+    sampling: Sampling,
+    keys: Int[Tensor, " P"] | torch.Generator,
+    images_at_once: int | None = None,
+) -> Rollout:
+    """Draw `stage.starts` states s_a per prompt, fork them into A branches up to b, and each branch into K continuations up to T.
+
+    What is drawn depends on the keys alone, not on `images_at_once`.
+
+    Args:
+        prompts: P prompts of one image size.
+        keys: one per prompt; or a generator, whose draws depend on the order of the rows.
+        images_at_once: upper bound of the images in memory at one time, rounded up to whole prompts; None for all.
+    """
+    sizes = {p.size for p in prompts}
+    if len(sizes) != 1:
+        raise ValueError(f"a rollout needs at least one prompt and holds one image size, got {len(prompts)} of sizes {sizes}")
+    cond = policy.encode_prompts(prompts)
+    step = len(prompts) if images_at_once is None else max(1, images_at_once // stage.images_per_prompt)
+    parts = []
+    for first in range(0, len(prompts), step):
+        rows = slice(first, first + step)
+        chunk_keys = keys if isinstance(keys, torch.Generator) else keys[rows]
+        root = policy.begin(cond.rows(rows), sampling, chunk_keys)
+        parts.append(_grow(policy, root, stage, len(cond.schedule)))
+    branches, leaves, images = zip(*parts, strict=True)
+    return Rollout(
+        stage=stage,
+        prompts=prompts,
+        schedule=cond.schedule,
+        tokens=_join([b.tokens for b in branches]),
+        tail_tokens=_join([leaf.tokens[stage.stop :] for leaf in leaves]),
+        images=torch.cat(images),
+        log_probs=_join([b.log_probs[stage.start :] for b in branches]),
+        keys=None if isinstance(keys, torch.Generator) else torch.cat([leaf.keys for leaf in leaves]),
+    )
+
+
+def _grow(policy: VARPolicy, root: State, stage: Stage, depth: int) -> tuple[State, State, Tensor]:
+    """(branches at b, leaves at T, images of the leaves) of a few prompts."""
+    starts = policy.sample(root.fork(stage.starts), stage.start)
+    branches = policy.sample(starts.fork(stage.branches // stage.starts), stage.stop)
+    leaves = policy.sample(branches.fork(stage.continuations), depth)
+    return branches, leaves, policy.decode_latent(leaves.latent).float().clamp(0, 1)
+
+
+def _join(parts: Sequence[list[Tensor]]) -> list[Tensor]:
+    """Concatenate lists over scales along their rows."""
+    return [torch.cat(scales) for scales in zip(*parts, strict=True)]
