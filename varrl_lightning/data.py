@@ -1,0 +1,224 @@
+"""Prompts for a Trainer, in an order that survives any interruption."""
+
+from __future__ import annotations
+
+import random
+import warnings
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from lightning.pytorch import LightningDataModule
+
+from varrl_lightning.prompts import OverlapError, PromptFileError, check_disjoint, load_prompts
+from varrl_lightning.types import Prompt
+
+__all__ = [
+    "EvaluationBatches",
+    "OverlapError",
+    "PromptDataModule",
+    "PromptFileError",
+    "TrainingBatches",
+    "check_disjoint",
+    "load_prompts",
+]
+
+# The batches below are no DataLoaders: Lightning shuffles and re-samples those as it sees fit, and there is nothing to load.
+
+
+def _by_size(prompts: Sequence[Prompt]) -> dict[tuple[int, int] | None, list[Prompt]]:
+    sizes: dict[tuple[int, int] | None, list[Prompt]] = defaultdict(list)
+    for prompt in prompts:
+        sizes[prompt.size].append(prompt)
+    return sizes
+
+
+class EvaluationBatches:
+    """All prompts once, in the order of the file, in batches of one image size each."""
+
+    def __init__(self, prompts: Sequence[Prompt], batch_size: int) -> None:
+        sizes = _by_size(prompts).values()
+        self.batches = [part[i : i + batch_size] for part in sizes for i in range(0, len(part), batch_size)]
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[list[Prompt]]:
+        return iter(self.batches)
+
+
+class TrainingBatches:
+    """An endless stream of batches of one image size each; batch i is a pure function of (seed, i).
+
+    A pass over the prompts drops the batch that a size cannot fill; whom this hits changes with each pass. Iterating yields
+    `len(self)` batches, a pass, from the current position on: an epoch may begin anywhere in the stream.
+
+    Args:
+        seed: of the order; None keeps the order of the prompts.
+        processed: counts the batches that training has finished with, from anywhere. Without it, or where it gives None, a
+            batch counts as soon as it is delivered, although training may be interrupted before the end of its step.
+
+    Raises:
+        ValueError: when a size has fewer prompts than a batch: they would never be seen.
+    """
+
+    def __init__(
+        self,
+        prompts: Sequence[Prompt],
+        batch_size: int,
+        seed: int | None = 0,
+        processed: Callable[[], int | None] = lambda: None,
+    ) -> None:
+        self.prompts, self.batch_size, self.seed = list(prompts), batch_size, seed
+        for size, members in _by_size(prompts).items():
+            if len(members) < batch_size:
+                of_size = f" of size {size}" if size else ""
+                raise ValueError(
+                    f"batch_size is {batch_size}, but there are only {len(members)} training prompts{of_size}, and a "
+                    "batch holds one size. Lower batch_size or add prompts."
+                )
+        self._length = sum(len(members) // batch_size for members in _by_size(prompts).values())
+        self._processed = processed
+        self._next = 0
+        self._processed_at_delivery: int | None = None
+
+    @property
+    def position(self) -> int:
+        """Batches done so far, over all passes: where to go on after an interruption."""
+        at_delivery = self._processed_at_delivery
+        in_work = at_delivery is not None and self._processed() == at_delivery
+        return self._next - in_work
+
+    def pass_(self, number: int) -> list[list[Prompt]]:
+        """All batches of one pass over the prompts."""
+        # Text seeds are hashed by random itself, alike on every platform and version.
+        shuffle = (lambda _: None) if self.seed is None else random.Random(f"{self.seed}, {number}").shuffle
+        batches = []
+        for members in _by_size(self.prompts).values():
+            shuffle(members)
+            full = len(members) - len(members) % self.batch_size
+            batches += [members[i : i + self.batch_size] for i in range(0, full, self.batch_size)]
+        shuffle(batches)
+        return batches
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __iter__(self) -> Iterator[list[Prompt]]:
+        self._next = self.position
+        number, index = divmod(self._next, len(self))
+        batches = self.pass_(number)[index:] + self.pass_(number + 1)[:index]
+        for batch in batches:
+            self._next += 1
+            self._processed_at_delivery = self._processed()
+            yield batch
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the stream is, and of what it consists."""
+        return {"position": self.position, "seed": self.seed, "batch_size": self.batch_size, "prompts": len(self.prompts)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a saved position; warn when that is a position in another stream."""
+        self._next, self._processed_at_delivery = state["position"], None
+        changed = [f"{k} was {v} and is {self.state_dict()[k]}" for k, v in state.items() if self.state_dict()[k] != v]
+        if changed:
+            warnings.warn(f"the order of the training prompts changes from here on: {'; '.join(changed)}", stacklevel=2)
+
+
+class PromptDataModule(LightningDataModule):
+    """Prompt files for fit, validate, test and predict; a batch is a `list[Prompt]` of one image size.
+
+    Every process is given every batch in full; the module takes its share. So a run does not depend on their number.
+
+    Args:
+        train, validation, test, predict: JSONL files, see `load_prompts`; each is needed only by the stage that uses it.
+        batch_size: prompts per update, over all processes.
+        eval_batch_size: prompts per batch in validation, test and predict.
+        seed: of the training order.
+        shuffle: False trains in the order of the file.
+        overlap: what to do about prompts that training shares with validation or test.
+    """
+
+    def __init__(
+        self,
+        train: str | Path | None = None,
+        validation: str | Path | None = None,
+        test: str | Path | None = None,
+        batch_size: int = 4,
+        predict: str | Path | None = None,
+        seed: int = 0,
+        shuffle: bool = True,
+        eval_batch_size: int = 16,
+        overlap: Literal["error", "warn", "ignore"] = "error",
+    ) -> None:
+        super().__init__()
+        for name, value in (("batch_size", batch_size), ("eval_batch_size", eval_batch_size)):
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1 prompt, got {value}")
+        if overlap not in ("error", "warn", "ignore"):
+            raise ValueError(f"overlap must be 'error', 'warn' or 'ignore', got {overlap!r}")
+        self.paths = {"train": train, "validation": validation, "test": test, "predict": predict}
+        self.batch_size, self.eval_batch_size, self.overlap = batch_size, eval_batch_size, overlap
+        self.order_seed = seed if shuffle else None
+        self.prompts: dict[str, list[Prompt]] = {}
+        self._training: TrainingBatches | None = None
+
+    def setup(self, stage: str) -> None:  # noqa: ARG002
+        """Read and check every file that is given, so that a mistake in the last one shows before training."""
+        self.prompts = {name: load_prompts(path) for name, path in self.paths.items() if path is not None}
+        for name in ("validation", "test"):
+            if "train" in self.prompts and name in self.prompts and self.overlap != "ignore":
+                self._check_overlap(name)
+        if "train" in self.prompts and self._training is None:
+            self._training = TrainingBatches(self.prompts["train"], self.batch_size, self.order_seed, self._processed)
+
+    def _check_overlap(self, name: str) -> None:
+        try:
+            check_disjoint(self.prompts["train"], self.prompts[name], ("train", name))
+        except OverlapError as error:
+            if self.overlap == "error":
+                raise
+            warnings.warn(str(error), stacklevel=3)
+
+    def _processed(self) -> int | None:
+        if self.trainer is None:
+            return None
+        total: Any = self.trainer.fit_loop.epoch_loop.batch_progress.total
+        return int(total.processed)
+
+    def _given(self, name: str) -> list[Prompt]:
+        if name not in self.prompts:
+            raise PromptFileError(f"no prompts for this stage: set data.{name} to a JSONL file")
+        return self.prompts[name]
+
+    def train_dataloader(self) -> TrainingBatches:
+        """Endless stream of training batches."""
+        self._given("train")
+        assert self._training is not None
+        return self._training
+
+    def val_dataloader(self) -> EvaluationBatches:
+        """Validation prompts, once."""
+        return EvaluationBatches(self._given("validation"), self.eval_batch_size)
+
+    def test_dataloader(self) -> EvaluationBatches:
+        """Test prompts, once."""
+        return EvaluationBatches(self._given("test"), self.eval_batch_size)
+
+    def predict_dataloader(self) -> EvaluationBatches:
+        """Prompts to draw, once."""
+        return EvaluationBatches(self._given("predict"), self.eval_batch_size)
+
+    def transfer_batch_to_device(self, batch: Any, device: Any, dataloader_idx: int) -> Any:  # noqa: ARG002
+        """Leave prompts alone: Lightning would look for tensors in them and trip over the frozen dataclass."""
+        return batch
+
+    def state_dict(self) -> dict[str, Any]:
+        """The position in the training order."""
+        return self._training.state_dict() if self._training is not None else {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from there."""
+        if self._training is not None and state_dict:
+            self._training.load_state_dict(state_dict)

@@ -1,0 +1,1 @@
+"""Mask sources: which pixels decided a reward (section 3.5)."""

@@ -1,0 +1,1 @@
+"""Rewards: what they are, and those that come with the package."""

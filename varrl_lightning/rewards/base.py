@@ -1,0 +1,95 @@
+"""What a reward is, and its answers brought to one form."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, Protocol, TypeAlias, runtime_checkable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from varrl_lightning.types import Prompt, Scores
+
+RewardResult: TypeAlias = "Scores | Tensor | list[float | None]"
+
+
+class RewardError(Exception):
+    """A reward raised, or answered in a form that fits no image."""
+
+
+@runtime_checkable
+class Reward(Protocol):
+    """Scores images against their prompts.
+
+    It may also have `check_prompts(prompts: Sequence[Prompt]) -> None`, called before training begins, which raises a
+    ValueError for prompts that cannot be scored.
+    """
+
+    def __call__(self, images: Float[Tensor, "N 3 H W"], prompts: Sequence[Prompt]) -> RewardResult:
+        """One return per image, RGB in [0, 1]; NaN or None where there is none; a tensor has the shape (N,)."""
+        ...
+
+
+@torch.no_grad()
+def score_images(reward: Reward, images: Float[Tensor, "N 3 H W"], prompts: Sequence[Prompt], name: str) -> Scores:
+    """Call a reward and return its answer as `Scores` in float32 on the images' device.
+
+    Where it gave NaN, infinity or None, `valid` is False and the value stays NaN, so that using it by mistake is seen.
+
+    Raises:
+        RewardError: when it raises, or answers with the wrong type, length or shape; names the reward.
+    """
+    try:
+        answer = reward(images.detach(), prompts)
+    except Exception as error:  # a user's reward may raise anything
+        raise RewardError(f"the reward {name!r} raised {type(error).__name__}: {error}") from error
+    scores = _as_scores(answer, name)
+    _check_lengths(scores, len(images), name)
+    values = scores.values.detach().to(images.device, torch.float32)
+    valid = torch.isfinite(values)
+    if scores.valid is not None:
+        valid &= scores.valid.to(images.device)
+    if not valid.all():
+        # The same text each time, so that Python's default filter shows it once.
+        warnings.warn(f"the reward {name!r} gave no score to some images; they are left out of their groups", stacklevel=2)
+    return replace(
+        scores,
+        values=values.masked_fill(~valid, torch.nan),
+        components={k: v.detach().to(images.device, torch.float32) for k, v in scores.components.items()},
+        valid=valid,
+    )
+
+
+def _as_scores(answer: Any, name: str) -> Scores:
+    if isinstance(answer, Scores):
+        return answer
+    if isinstance(answer, Tensor):
+        return Scores(values=answer)
+    if isinstance(answer, (list, tuple)):
+        try:
+            return Scores(values=torch.tensor([torch.nan if value is None else float(value) for value in answer]))
+        except (TypeError, ValueError) as error:
+            raise RewardError(f"the reward {name!r} returned a list with {error}; expected numbers and None") from error
+    raise RewardError(
+        f"the reward {name!r} returned a {type(answer).__name__}; "
+        "expected Scores, a tensor of shape (N,) or a list of floats and None"
+    )
+
+
+def _check_lengths(scores: Scores, n: int, name: str) -> None:
+    tensors = {"values": scores.values, **{f"the component {k!r}": v for k, v in scores.components.items()}}
+    if scores.valid is not None:
+        tensors["valid"] = scores.valid
+    for what, tensor in tensors.items():
+        if tuple(tensor.shape) != (n,):
+            raise RewardError(
+                f"the reward {name!r} returned {what} of shape {tuple(tensor.shape)} for {n} images; expected ({n},), one per image"
+            )
+    for what, per_image in (("regions", scores.regions), ("texts", scores.texts)):
+        if per_image is not None and len(per_image) != n:
+            raise RewardError(
+                f"the reward {name!r} returned {what} for {len(per_image)} of {n} images; expected one list per image"
+            )

@@ -1,0 +1,136 @@
+"""The paper's text-rendering reward: can the words be read (Eq. 11-15)?"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from typing import Literal, get_args
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from varrl_lightning.algorithms.ocr_score import ocr_score
+from varrl_lightning.algorithms.word_metrics import split_words, word_closeness, words_found
+from varrl_lightning.rewards.ocr_engines import OCREngine, RapidOCREngine, Word
+from varrl_lightning.rewards.ocr_reading import read_words
+from varrl_lightning.types import Prompt, Scores
+
+Match = Literal["ld", "ld*conf"]
+Bag = Literal["symmetric", "max"]
+Duplicates = Literal["set", "multiset"]
+Case = Literal["lower", "keep"]
+WithoutWords = Literal["error", "skip"]
+
+COMPONENTS = (
+    "completeness",
+    "similarity",
+    "penalty",
+    "extra_ratio",
+    "in_order",
+    "word_accuracy",
+    "ned",
+    "confidence",
+)
+
+
+class OCRReward:
+    """Completeness + similarity - penalty of the words that an OCR engine reads: 2 is perfect, -lam is an empty image.
+
+    Args:
+        detect: look for the text first. False when each image is one line, or each of its prompt's regions is: many
+            times faster, which the inner loop of a small model needs.
+        threads: of the engine; torch's own number when None.
+        confidence: of a word: that of its `line`, which is the paper's, or of the `word` itself.
+        engine: another `OCREngine`; `detect`, `threads` and `confidence` are then its own affair.
+        lam: weight of the penalty, >= 0.
+        match, bag, duplicates, case: see `ocr_score`.
+        without_words: prompts without words are an `error` before training; `skip` leaves them to other rewards.
+    """
+
+    def __init__(
+        self,
+        detect: bool = True,
+        *,
+        threads: int | None = None,
+        confidence: Literal["line", "word"] = "line",
+        engine: OCREngine | None = None,
+        lam: float = 0.6,
+        match: Match = "ld",
+        bag: Bag = "symmetric",
+        duplicates: Duplicates = "set",
+        case: Case = "lower",
+        without_words: WithoutWords = "error",
+    ) -> None:
+        if not lam >= 0:
+            raise ValueError(f"lam must be >= 0, got {lam}")
+        _one_of("match", match, Match)
+        _one_of("bag", bag, Bag)
+        _one_of("duplicates", duplicates, Duplicates)
+        _one_of("case", case, Case)
+        _one_of("without_words", without_words, WithoutWords)
+        self.engine = engine if engine is not None else RapidOCREngine(detect, threads=threads, confidence=confidence)
+        self.lam, self.match, self.bag, self.duplicates, self.case = lam, match, bag, duplicates, case
+        self.without_words = without_words
+
+    def check_prompts(self, prompts: Sequence[Prompt]) -> None:
+        """Raise a ValueError that names the prompts without words."""
+        missing = [p.id for p in prompts if not split_words(p.words)]
+        if missing and self.without_words == "error":
+            named = ", ".join(map(repr, missing[:5])) + (", ..." if len(missing) > 5 else "")
+            raise ValueError(
+                f"the OCR reward needs words to look for, and {len(missing)} of {len(prompts)} prompts have none: "
+                f"{named}. Quote them in the text, list them under 'words', or set without_words to 'skip'."
+            )
+
+    def __call__(self, images: Float[Tensor, "N 3 H W"], prompts: Sequence[Prompt]) -> Scores:
+        """Score images; those that the engine failed on are invalid, not 0."""
+        return self.score(self.read(images, prompts), prompts)
+
+    def read(self, images: Float[Tensor, "N 3 H W"], prompts: Sequence[Prompt]) -> list[list[Word] | None]:
+        """The words of each image, None where the engine failed; see `read_words`."""
+        return read_words(self.engine, images, prompts)
+
+    def score(self, words: Sequence[Sequence[Word] | None], prompts: Sequence[Prompt]) -> Scores:
+        """Eq. 15 for what was read; value and components are NaN where it was not, or where the prompt has no words."""
+        rows = [self._row(found, prompt) for found, prompt in zip(words, prompts, strict=True)]
+        table = torch.tensor(rows, dtype=torch.float32).reshape(len(rows), 1 + len(COMPONENTS))
+        return Scores(
+            values=table[:, 0],
+            components=dict(zip(COMPONENTS, table[:, 1:].unbind(dim=1), strict=True)),
+            regions=[[word.box for word in found or ()] for found in words],
+            valid=table[:, 0].isfinite(),
+            texts=[[word.text for word in found or ()] for found in words],
+        )
+
+    def _row(self, found: Sequence[Word] | None, prompt: Prompt) -> list[float]:
+        wanted = split_words(prompt.words)
+        if found is None or not wanted:
+            return [math.nan] * (1 + len(COMPONENTS))
+        score = ocr_score(
+            prompt.words,
+            [(word.text, word.confidence) for word in found],
+            lam=self.lam,
+            match=self.match,
+            bag=self.bag,
+            duplicates=self.duplicates,
+            case=self.case,
+        )
+        read = split_words(word.text for word in found)
+        return [
+            score.reward,
+            score.completeness,
+            score.similarity,
+            score.penalty,
+            score.extra_ratio,
+            score.in_order,
+            words_found(wanted, read) / len(wanted),
+            statistics.fmean(word_closeness(wanted, read)),
+            statistics.fmean(word.confidence for word in found) if found else 0.0,
+        ]
+
+
+def _one_of(name: str, value: object, kind: object) -> None:
+    if value not in get_args(kind):
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, get_args(kind)))}, got {value!r}")

@@ -1,0 +1,85 @@
+"""OCR engines: images in, words with confidences and boxes out."""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol, runtime_checkable
+
+import torch
+
+from varrl_lightning.rewards.ocr_detection import Line, LineFinder, whole
+from varrl_lightning.rewards.ocr_lines import Character, LineReader, Picture
+from varrl_lightning.types import Box
+
+
+@dataclass(frozen=True)
+class Word:
+    """A word that was read, its confidence in [0, 1] and where it is, in pixels."""
+
+    text: str
+    confidence: float
+    box: Box
+
+
+@runtime_checkable
+class OCREngine(Protocol):
+    """Reads the words of images.
+
+    Args:
+        detect: whether it finds the text in an image; if not, an image must be one line of text.
+    """
+
+    detect: bool
+
+    def read(self, images: Sequence[Picture]) -> list[list[Word]]:
+        """The words of each image, in reading order; an empty list where there is no text. May raise."""
+        ...
+
+
+class RapidOCREngine:
+    """PP-OCRv6 small through onnxruntime, offline: the models come in the rapidocr wheel.
+
+    Args:
+        detect: find the lines first; otherwise an image is one line, which is many times faster and all that an image
+            filled by its text needs.
+        threads: of onnxruntime; torch's own number when None.
+        confidence: of a word: that of its `line`, which is the paper's, or the mean of its own characters.
+    """
+
+    def __init__(self, detect: bool = True, threads: int | None = None, confidence: Literal["line", "word"] = "line") -> None:
+        if threads is not None and threads < 1:
+            raise ValueError(f"threads must be at least 1, or null for torch's own number, got {threads}")
+        if confidence not in ("line", "word"):
+            raise ValueError(f"confidence must be 'line' or 'word', got {confidence!r}")
+        self.detect, self.confidence = detect, confidence
+        threads = threads or torch.get_num_threads()
+        self._finder, self._reader = LineFinder(threads), LineReader(threads)
+
+    def read(self, images: Sequence[Picture]) -> list[list[Word]]:
+        """The words of each image: left to right in a line, lines from top to bottom."""
+        found = [self._finder.find(image) if self.detect else [whole(image)] for image in images]
+        characters = iter(self._reader.read([line.image for lines in found for line in lines]))
+        return [[word for line in lines for word in self._words(line, next(characters))] for lines in found]
+
+    def _words(self, line: Line, characters: Sequence[Character]) -> list[Word]:
+        if not characters:
+            return []
+        mean = statistics.fmean(c.confidence for c in characters)
+        margin = _half_width(characters, line.image.shape[0])
+        words = []
+        for is_space, group in itertools.groupby(characters, key=lambda c: c.text.isspace()):
+            run = list(group)
+            if not is_space:
+                own = statistics.fmean(c.confidence for c in run)
+                box = line.box(run[0].x - margin, run[-1].x + margin)
+                words.append(Word("".join(c.text for c in run), mean if self.confidence == "line" else own, box))
+        return words
+
+
+def _half_width(characters: Sequence[Character], height: int) -> float:
+    """Half of the usual distance between characters: the recogniser says only where each has its centre."""
+    steps = [b.x - a.x for a, b in itertools.pairwise(characters)]
+    return statistics.median(steps) / 2 if steps else 0.3 * height

@@ -1,0 +1,132 @@
+"""Several rewards at once, each with its weight."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from varrl_lightning.algorithms.vmr import combine_rewards
+from varrl_lightning.class_path import did_you_mean
+from varrl_lightning.registry import REWARDS, build
+from varrl_lightning.rewards.base import Reward, RewardError, score_images
+from varrl_lightning.types import Prompt, Scores
+
+
+@dataclass(frozen=True)
+class WeightedReward:
+    """One term of the sum."""
+
+    reward: Reward
+    weight: float = 1.0
+
+
+class WeightedRewards:
+    """Named rewards and their weights.
+
+    Args:
+        terms: in the order in which they are asked for regions; a negative weight makes a penalty, 0 only logs.
+
+    Raises:
+        ValueError: without a term, on a weight that is not finite, or when all are 0.
+    """
+
+    def __init__(self, terms: Mapping[str, WeightedReward]) -> None:
+        for name, term in terms.items():
+            if not math.isfinite(term.weight):
+                raise ValueError(f"the weight of the reward {name!r} must be finite, got {term.weight}")
+        if not any(term.weight for term in terms.values()):
+            raise ValueError(f"at least one reward needs a weight other than 0, got {list(terms) or 'no reward'}")
+        self.terms = dict(terms)
+
+    @classmethod
+    def from_spec(cls, spec: Any) -> WeightedRewards:
+        """Build from a user's `reward`.
+
+        One reward (a name, a class path, `{class_path, init_args}` or an object), or a mapping: `{"ocr": 1.0}`, where
+        the name is the reward, or `{"text": {"reward": <one reward>, "weight": 0.5}}`, where it is the user's choice.
+
+        Raises:
+            PluginError: when a reward cannot be found or built.
+            ValueError, TypeError: on an entry of another form.
+        """
+        if not isinstance(spec, Mapping) or "class_path" in spec:
+            reward = _checked(build(REWARDS, spec), spec)
+            return cls({_name(spec, reward): WeightedReward(reward)})
+        return cls({name: _term(name, entry) for name, entry in spec.items()})
+
+    def check_prompts(self, prompts: Sequence[Prompt]) -> None:
+        """Ask each reward that has `check_prompts` whether it can score these prompts.
+
+        Raises:
+            ValueError: whatever a reward objects to, with its name.
+        """
+        for name, term in self.terms.items():
+            check = getattr(term.reward, "check_prompts", None)
+            if check is None:
+                continue
+            try:
+                check(prompts)
+            except ValueError as error:
+                raise ValueError(f"the reward {name!r} cannot score these prompts: {error}") from error
+
+    def score_all(self, images: Float[Tensor, "N 3 H W"], prompts: Sequence[Prompt]) -> dict[str, Scores]:
+        """What each reward says, by name.
+
+        Raises:
+            RewardError: see `score_images`; also when there is not one prompt per image.
+        """
+        if len(images) != len(prompts):
+            raise RewardError(f"got {len(images)} images and {len(prompts)} prompts; expected one prompt per image")
+        return {name: score_images(term.reward, images, prompts, name) for name, term in self.terms.items()}
+
+    def total(self, scores: Mapping[str, Scores]) -> Scores:
+        """The weighted sum; where a reward gave no score, it leaves its weight to the others.
+
+        See `combine_rewards`. Regions and texts are those of the first reward that has some.
+        """
+        values, usable = combine_rewards(
+            {name: s.values[:, None, None] for name, s in scores.items()},
+            {name: s.usable[:, None, None] for name, s in scores.items()},
+            {name: self.terms[name].weight for name in scores},
+        )
+        return Scores(
+            values.flatten().masked_fill(~usable.flatten(), torch.nan),
+            regions=next((s.regions for s in scores.values() if s.regions is not None), None),
+            valid=usable.flatten(),
+            texts=next((s.texts for s in scores.values() if s.texts is not None), None),
+        )
+
+    def __call__(self, images: Float[Tensor, "N 3 H W"], prompts: Sequence[Prompt]) -> Scores:
+        """`total` of `score_all`: a weighted sum is a reward like any other."""
+        return self.total(self.score_all(images, prompts))
+
+
+def _checked(reward: Any, spec: Any) -> Reward:
+    if not callable(reward):
+        raise TypeError(f"a reward is called with (images, prompts), got {spec!r}, which is not callable")
+    return reward  # type: ignore[no-any-return]
+
+
+def _name(spec: Any, reward: Reward) -> str:
+    """How a single reward is called in the log: its plugin name or its class."""
+    path = spec.get("class_path") if isinstance(spec, Mapping) else spec
+    return path.rpartition(".")[2] if isinstance(path, str) else type(reward).__name__
+
+
+def _term(name: str, entry: Any) -> WeightedReward:
+    if isinstance(entry, (int, float)) and not isinstance(entry, bool):
+        return WeightedReward(_checked(build(REWARDS, name), name), float(entry))
+    if not isinstance(entry, Mapping):
+        raise TypeError(f"the reward {name!r} needs a weight, or a mapping with 'reward' and 'weight', got {entry!r}")
+    known = ("reward", "weight")
+    for key in entry:
+        if key not in known:
+            raise ValueError(f"the reward {name!r} has no key {key!r}.{did_you_mean(key, known)} It takes: reward, weight.")
+    spec = entry.get("reward", name)
+    return WeightedReward(_checked(build(REWARDS, spec), spec), float(entry.get("weight", 1.0)))
