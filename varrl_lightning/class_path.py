@@ -39,11 +39,11 @@ def import_class(path: str) -> Any:
     except Exception as error:  # a user's module may raise anything when imported
         raise ClassPathError(
             f"cannot import {path!r}: {type(error).__name__}: {error}. "
-            "Expected package.module.Class, installed or in the current folder."
+            "Expected package.module.Class, installed or on PYTHONPATH; `python -m` adds the current folder."
         ) from error
     found = getattr(module, class_name, None)
     if not callable(found):
-        classes = sorted(name for name, value in vars(module).items() if inspect.isclass(value))
+        classes = sorted(name for name, value in vars(module).items() if inspect.isclass(value) and value.__module__ == module_name)
         raise ClassPathError(
             f"the module {module_name!r} has no class {class_name!r}.{did_you_mean(class_name, classes)} "
             f"It has: {', '.join(classes) or 'none'}."

@@ -19,7 +19,7 @@ from varrl_lightning.algorithms.masks import fill_missing, propagate, unite_over
 from varrl_lightning.algorithms.panw import panw_weights, row_weights
 from varrl_lightning.algorithms.stages import stage_returns
 from varrl_lightning.algorithms.vmr import combine_rewards, standardised_sum
-from varrl_lightning.types import Rollout, Scores, Stage
+from varrl_lightning.types import Rollout, Scores, Stage, check_choices
 
 SumOverRanks = Callable[[Tensor], Tensor]
 
@@ -40,6 +40,9 @@ class CreditOptions:
     mask_dilation: int
     mask_threshold: float
     kl_mask: Literal["unmasked", "masked"]
+
+    def __post_init__(self) -> None:
+        check_choices(self)
 
 
 @dataclass(frozen=True)
@@ -89,9 +92,7 @@ def assign_credit(
     usable = {name: s.usable.view(shape) for name, s in scores.items()}
     rewards, valid = combine_rewards(values, usable, dict(weights))
     returns = _returns(values, usable, rewards, valid, dict(weights), stage, options)
-    advantages, active = group_advantages(
-        returns, torch.isfinite(returns), scale=options.advantage_scale, reduce=reduce
-    )
+    advantages, active = group_advantages(returns, torch.isfinite(returns), scale=options.advantage_scale, reduce=reduce)
     mask = token_mask(rollout, pixel_mask, options)
     k = panw_weights(rollout.schedule, stage.start, stage.stop, options.alpha).to(mask)
     everyone = torch.ones_like(active.flatten())
@@ -124,9 +125,7 @@ def _returns(
     return standardised_sum(each, weights)
 
 
-def token_mask(
-    rollout: Rollout, pixel_mask: Float[Tensor, "N H W"] | None, options: CreditOptions
-) -> Float[Tensor, "R L"]:
+def token_mask(rollout: Rollout, pixel_mask: Float[Tensor, "N H W"] | None, options: CreditOptions) -> Float[Tensor, "R L"]:
     """The mask of each trained token: thresholded, united over K, filled where a branch has no region, carried back."""
     stage, schedule = rollout.stage, rollout.schedule
     rows = len(rollout.prompts) * stage.branches

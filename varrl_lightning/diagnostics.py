@@ -14,9 +14,7 @@ from varrl_lightning.credit import Credit
 from varrl_lightning.types import Rollout, Scores
 
 
-def reward_metrics(
-    rollout: Rollout, scores: Mapping[str, Scores], credit: Credit, eta: float
-) -> dict[str, float]:
+def reward_metrics(rollout: Rollout, scores: Mapping[str, Scores], credit: Credit, eta: float) -> dict[str, float]:
     """Rewards of a rollout: mean, spread within groups and over the batch, components, groups without variance, VMR bonus."""
     usable = credit.rewards[credit.valid]
     per_group = credit.rewards.masked_fill(~credit.valid, torch.nan).flatten(1)

@@ -14,22 +14,16 @@ from typing import Any, Literal
 import lightning as L
 import torch
 from jaxtyping import Float
-from lightning.pytorch.cli import LRSchedulerCallable
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor
 from torch.optim import AdamW, Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
-from varrl_lightning.algorithms.losses import (
-    clipped_surrogate,
-    kl_penalty,
-    kl_to_old,
-    policy_loss,
-    truncated_importance,
-)
 from varrl_lightning.algorithms.stages import cycle
 from varrl_lightning.credit import Credit, CreditOptions, assign_credit
 from varrl_lightning.diagnostics import TokenMeter, credit_metrics, reward_metrics
 from varrl_lightning.evaluation import Evaluation, draw, evaluate
+from varrl_lightning.objective import Objective, detached, flat
 from varrl_lightning.policies.base import VARPolicy
 from varrl_lightning.registry import MASK_SOURCES, build
 from varrl_lightning.rewards.weighted import WeightedRewards
@@ -37,6 +31,7 @@ from varrl_lightning.rollout import prompt_keys, sample_tree
 from varrl_lightning.types import LogProbs, Prompt, Rollout, Sampling, Score, Scores, Stage, as_prompts
 
 OptimizerFactory = Callable[[Iterable[Any]], Optimizer]
+LRSchedulerFactory = Callable[[Optimizer], LRScheduler]
 PPPS = ("prefix", "prefix", "prefix", "suffix")
 
 
@@ -135,7 +130,7 @@ class VARGRPO(L.LightningModule):
         score: str | Score = "model",
         sampling: Sampling | None = None,
         optimizer: OptimizerFactory | None = None,
-        lr_scheduler: LRSchedulerCallable | None = None,
+        lr_scheduler: LRSchedulerFactory | None = None,
         max_grad_norm: float | None = 1.0,
         micro_batch_size: int | None = None,
         images_at_once: int | None = None,
@@ -146,15 +141,16 @@ class VARGRPO(L.LightningModule):
         super().__init__()
         self.automatic_optimization = False
         _check(eta > 0 and math.isfinite(eta), f"eta must be > 0 and finite, got {eta}")
-        _check(math.isfinite(alpha), f"alpha must be finite, got {alpha}")
+        _check(alpha >= 0 and math.isfinite(alpha), f"alpha must be >= 0 and finite, got {alpha}")
         _check(group_size >= 2, f"group_size must be at least 2, to have something to compare, got {group_size}")
         _check(num_continuations >= 1, f"num_continuations (K) must be at least 1, got {num_continuations}")
-        _check(clip_low >= 0 and clip_high >= 0, f"clip_low and clip_high must be >= 0, got {clip_low}, {clip_high}")
-        _check(kl_coef >= 0 and kl_old_coef >= 0, f"kl_coef and kl_old_coef must be >= 0, got {kl_coef}, {kl_old_coef}")
         _check(updates_per_rollout >= 1, f"updates_per_rollout must be at least 1, got {updates_per_rollout}")
         _check(0 <= mask_outside <= 1, f"mask_outside must be in [0, 1], got {mask_outside}")
         _check(0 < mask_threshold <= 1, f"mask_threshold must be in (0, 1], got {mask_threshold}")
         _check(max_bad_steps >= 1, f"max_bad_steps must be at least 1, got {max_bad_steps}")
+        _check(max_grad_norm is None or max_grad_norm > 0, f"max_grad_norm must be > 0, got {max_grad_norm}")
+        for name, size in (("micro_batch_size", micro_batch_size), ("images_at_once", images_at_once)):
+            _check(size is None or size >= 1, f"{name} must be at least 1, got {size}")
         _check(ratio != "bit" or policy.bits is not None, "ratio 'bit' is for bitwise families; this policy's tokens have no bits")
         _check(
             (normaliser == "constant") == (normaliser_constant is not None),
@@ -165,8 +161,6 @@ class VARGRPO(L.LightningModule):
         self.mask_source = build(MASK_SOURCES, mask_source)
         self.eta, self.alpha = eta, alpha
         self.cycle = self._cycle(m, group_size, num_continuations, alternation, suffix_starts, first_scale, stages)
-        self.kl_coef, self.kl_estimator, self.kl_old_coef = kl_coef, kl_estimator, kl_old_coef
-        self.clip_low, self.clip_high, self.ratio = clip_low, clip_high, ratio
         self.updates_per_rollout = updates_per_rollout
         self.credit_options = CreditOptions(
             eta=eta,
@@ -184,6 +178,15 @@ class VARGRPO(L.LightningModule):
         )
         self.sampling = sampling or policy.default_sampling
         self.score = replace(score, sampling=self.sampling) if isinstance(score, Score) else Score(score, self.sampling)  # type: ignore[arg-type]
+        self.objective = Objective(
+            score=self.score,
+            clip_low=clip_low,
+            clip_high=clip_high,
+            ratio=ratio,
+            kl_coef=kl_coef,
+            kl_estimator=kl_estimator,
+            kl_old_coef=kl_old_coef,
+        )
         self.optimizer_factory = optimizer or paper_optimizer
         self.lr_scheduler_factory = lr_scheduler
         self.max_grad_norm = max_grad_norm
@@ -223,9 +226,7 @@ class VARGRPO(L.LightningModule):
                 f"num_continuations = {num_continuations} and the alternation are ignored",
                 stacklevel=3,
             )
-        return cycle(
-            len(schedule), m, group_size, num_continuations, alternation, starts=suffix_starts, first_scale=first_scale
-        )
+        return cycle(len(schedule), m, group_size, num_continuations, alternation, starts=suffix_starts, first_scale=first_scale)
 
     @property
     def stage(self) -> Stage:
@@ -267,6 +268,7 @@ class VARGRPO(L.LightningModule):
         metrics = reward_metrics(rollout, scores, credit, self.eta) | credit_metrics(rollout, credit, self.alpha) | tokens
         self._log_step(rollout, metrics, seconds)
         self.rollouts_done += 1
+        self._stop_if_steps_keep_failing()  # last, so that the state that is saved is that of a whole step
 
     def _stop_if_nothing_was_scored(self, scores: Mapping[str, Scores]) -> None:
         if not any(bool(s.usable.any()) for s in scores.values()):
@@ -286,14 +288,12 @@ class VARGRPO(L.LightningModule):
             meter = TokenMeter(stage.start, rollout.schedule.lengths[stage.start : stage.stop])
             optimizer.zero_grad()
             total = torch.zeros((), device=self.policy.device)
-            for first, loss in self._micro_losses(rollout, credit, old, meter):
-                self.manual_backward(loss * self._world_size)
+            for loss in self._micro_losses(rollout, credit, old, meter):
+                self.manual_backward(loss * self._world_size)  # strategies average over ranks; the weights are global
                 total = total + loss.detach()
-                del first, loss
             self._loss_is_finite = bool(torch.isfinite(total))
             optimizer.step()  # clips, or drops a non-finite gradient, in on_before_optimizer_step
             self.updates_done += 1
-            self._stop_if_steps_keep_failing()
         for scheduler in _as_list(self.lr_schedulers()):
             scheduler.step()
         lr = optimizer.param_groups[0]["lr"]
@@ -301,55 +301,21 @@ class VARGRPO(L.LightningModule):
 
     def _micro_losses(
         self, rollout: Rollout, credit: Credit, old: dict[int, LogProbs], meter: TokenMeter
-    ) -> Iterator[tuple[int, Tensor]]:
+    ) -> Iterator[Float[Tensor, ""]]:
         """The loss of each micro-batch of branches; they sum to the loss of the rollout."""
         stage = rollout.stage
+        lengths = rollout.schedule.lengths[stage.start : stage.stop]
         cond = self.policy.encode_prompts(rollout.prompts).repeat(stage.branches)
+        drawn = flat(rollout.log_probs)
         size = self.micro_batch_size or len(cond)
         for first in range(0, len(cond), size):
             rows = slice(first, first + size)
             tokens = [t[rows] for t in rollout.tokens]
-            new = self.policy(
-                tokens, cond.rows(rows), stage.start, stage.stop, score=self.score, reference=self.reference
-            )
-            old.setdefault(first, _detached(new))
-            yield first, self._loss(new, old[first], rollout, credit, rows, meter)
-
-    def _loss(
-        self, new: LogProbs, old: LogProbs, rollout: Rollout, credit: Credit, rows: slice, meter: TokenMeter
-    ) -> Float[Tensor, ""]:
-        """-(W * surrogate).sum() + kl_coef (W_kl * KL).sum() of some branches."""
-        stage = rollout.stage
-        log_prob, old_log_prob = _flat(new.log_prob), _flat(old.log_prob)
-        drawn = _flat([x[rows] for x in rollout.log_probs])
-        surrogate, clipped = clipped_surrogate(
-            log_prob,
-            old_log_prob,
-            credit.advantages[rows],
-            self.clip_low,
-            self.clip_high,
-            ratio=self.ratio,
-            lengths=rollout.schedule.lengths[stage.start : stage.stop],
-            mask=credit.mask[rows],
-            bit_log_prob=None if new.bit_log_prob is None else _flat(new.bit_log_prob),
-            old_bit_log_prob=None if old.bit_log_prob is None else _flat(old.bit_log_prob),
-        )
-        policy_weights, kl_weights = credit.policy_weights[rows], credit.kl_weights[rows]
-        if self.score.kind == "corrected":
-            policy_weights = policy_weights * truncated_importance(old_log_prob, drawn, self.score.max_weight)
-        loss = policy_loss(surrogate, policy_weights)
-        if new.kl is not None and new.reference_log_prob is not None:
-            exact = _flat(new.kl)
-            penalty = kl_penalty(self.kl_estimator, exact, log_prob, _flat(new.reference_log_prob))
-            loss = loss + self.kl_coef * (kl_weights * penalty).sum()
-            meter.add("kl", exact)
-        if self.kl_old_coef:
-            loss = loss + self.kl_old_coef * (kl_weights * kl_to_old(log_prob, old_log_prob)).sum()
-        for name, values in clipped.items():
-            meter.add(f"clip_ratio/{name}", values)
-        meter.add("entropy", _flat(new.entropy))
-        meter.add("sampler_gap", drawn - log_prob)
-        return loss
+            new = self.policy(tokens, cond.rows(rows), stage.start, stage.stop, score=self.score, reference=self.reference)
+            loss, per_token = self.objective(new, old.setdefault(first, detached(new)), drawn[rows], credit, rows, lengths)
+            for name, values in per_token.items():
+                meter.add(name, values)
+            yield loss
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Clip the gradient; drop it where it, or the loss, is not finite. Mixed precision has unscaled it by now."""
@@ -362,8 +328,14 @@ class VARGRPO(L.LightningModule):
                 torch.nn.utils.clip_grads_with_norm_(parameters, self.max_grad_norm, norm)
             return
         self.bad_steps += 1
-        self.bad_steps_in_a_row += 1
+        if not self._scaler_is_searching():
+            self.bad_steps_in_a_row += 1
         optimizer.zero_grad()  # without gradients the step changes nothing, and still counts as one
+
+    def _scaler_is_searching(self) -> bool:
+        """Whether fp16 loss scaling explains a non-finite gradient: it halves its scale by such steps until they stop."""
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+        return scaler is not None and self._loss_is_finite and scaler.get_scale() > 1
 
     def _stop_if_steps_keep_failing(self) -> None:
         if self.bad_steps_in_a_row >= self.max_bad_steps:
@@ -387,9 +359,10 @@ class VARGRPO(L.LightningModule):
             "stage": float(self.cycle.index(stage)),
         }
         size = len(rollout.prompts)
-        shown = {name: metrics.pop(name) for name in ("reward",)}
-        accuracy = [name for name in metrics if name.endswith("/word_accuracy")]
-        shown |= {"word_accuracy": metrics[name] for name in accuracy[:1]}
+        shown = {"reward": metrics.pop("reward")}
+        accuracy = next((name for name in metrics if name.endswith("/word_accuracy")), None)
+        if accuracy is not None:
+            shown["word_accuracy"] = metrics[accuracy]
         self.log_dict(shown, prog_bar=True, batch_size=size)
         self.log_dict(metrics, batch_size=size)
         per_stage = {f"{stage.name}/{name}": metrics[name] for name in ("grad_norm", "entropy", "loss") if name in metrics}
@@ -450,7 +423,16 @@ class VARGRPO(L.LightningModule):
         return batch
 
     def on_fit_start(self) -> None:
-        """Move the reference; check the prompts, for pipelines that did not come through the command line."""
+        """Bring the reference to the policy's device: outside the module tree, nobody else does.
+
+        Raises:
+            RuntimeError: under more than one process, which this version does not train with.
+        """
+        if self.trainer.world_size > 1:
+            raise RuntimeError(
+                f"VARGRPO trains on one process in this version, got {self.trainer.world_size}; set --trainer.devices 1 "
+                "(and --trainer.num_nodes 1)"
+            )
         if self.reference is not None:
             self.reference.to(self.device)
 
@@ -506,16 +488,6 @@ def weights_digest(policy: VARPolicy) -> str:
 def _check(condition: bool, message: str) -> None:
     if not condition:
         raise ValueError(message)
-
-
-def _flat(scales: Sequence[Tensor]) -> Tensor:
-    """A list over scales of (R, n_t, ...) as one (R, L, ...)."""
-    return torch.cat(list(scales), dim=1)
-
-
-def _detached(x: LogProbs) -> LogProbs:
-    bits = None if x.bit_log_prob is None else [b.detach() for b in x.bit_log_prob]
-    return LogProbs([p.detach() for p in x.log_prob], [e.detach() for e in x.entropy], bit_log_prob=bits)
 
 
 def _as_list(x: Any) -> list[Any]:

@@ -62,9 +62,7 @@ class Schedule:
         pixels_per_token = self.stride[0] * self.stride[1]
         count = sum(n * pixels_per_token <= resolution**2 for n in self.lengths)
         if count == 0:
-            raise ValueError(
-                f"no scale fits resolution {resolution}: the first covers {self.lengths[0] * pixels_per_token} pixels"
-            )
+            raise ValueError(f"no scale fits resolution {resolution}: the first covers {self.lengths[0] * pixels_per_token} pixels")
         return count
 
     def resolve_m(self, m: int | str) -> int:

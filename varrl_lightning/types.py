@@ -16,7 +16,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -301,6 +301,18 @@ class LogProbs:
     kl: list[Float[Tensor, "R _n"]] | None = None
     reference_log_prob: list[Float[Tensor, "R _n"]] | None = None
     bit_log_prob: list[Float[Tensor, "R _n D"]] | None = None
+
+
+def check_choices(options: Any) -> None:
+    """Check every field of a dataclass that is annotated with a `Literal`.
+
+    Raises:
+        ValueError: names the field, its value and the choices.
+    """
+    for name, hint in get_type_hints(type(options)).items():
+        value = getattr(options, name)
+        if get_origin(hint) is Literal and value not in get_args(hint):
+            raise ValueError(f"{name} must be one of {', '.join(get_args(hint))}, got {value!r}")
 
 
 def as_prompts(batch: Any) -> list[Prompt]:

@@ -128,8 +128,8 @@ class VARPolicy(nn.Module, ABC):
     """A next-scale image generator as a policy over scales.
 
     `transformer` holds all that trains: it is what is sharded, saved, and copied for the reference. Frozen parts (tokenizer, text
-    encoder) are kept outside the module tree, so that they are in no state dict and no strategy wraps them; they follow the policy's
-    device, never its dtype.
+    encoder) stay outside the module tree: they are in no state dict, no strategy wraps them, and they follow the policy's device,
+    never its dtype.
 
     Args:
         transformer: all that trains.
@@ -289,8 +289,8 @@ class VARPolicy(nn.Module, ABC):
     ) -> LogProbs:
         """Log-probability, entropy and exact KL of the tokens of scales `[start, stop)`, by teacher forcing.
 
-        Only scales `[0, stop)` are run. Logits exist for `chunk_tokens` tokens at a time, in the backward pass too. The KL is that of
-        the scored distribution to the reference's on the same support. This is `forward` so that the hooks of DDP, FSDP2 and
+        Only scales `[0, stop)` are run. Logits exist for `chunk_tokens` tokens at a time, in the backward pass too. The KL is that
+        of the scored distribution to the reference's on the same support. This is `forward` so that the hooks of DDP, FSDP2 and
         DeepSpeed fire.
 
         Args:
@@ -317,9 +317,7 @@ class VARPolicy(nn.Module, ABC):
             bit_log_prob=None if self.bits is None else log_prob,
         )
 
-    def _span_halves(
-        self, tokens: list[Tensor], cond: Cond, start: int, stop: int, score: Score
-    ) -> list[list[Tensor]]:
+    def _span_halves(self, tokens: list[Tensor], cond: Cond, start: int, stop: int, score: Score) -> list[list[Tensor]]:
         """For each scale of the span, the features of the conditional half, and under guidance of the unconditional one."""
         if not score.guided:
             return [[f] for f in self.span_features(cond.tensors, tokens, start, stop, cond.schedule)]
@@ -356,12 +354,8 @@ class VARPolicy(nn.Module, ABC):
         for first in range(0, rows * n, self.chunk_tokens):
             index = slice(first, first + self.chunk_tokens)
             # Recomputed in the backward pass: the head is cheap, the logits of a sequence are not.
-            parts.append(
-                checkpoint(score_chunk, index, use_reentrant=False) if torch.is_grad_enabled() else score_chunk(index)
-            )
-        log_prob, entropy, kl, anchor_log_prob = (
-            torch.cat(column).unflatten(0, (rows, n)) for column in zip(*parts, strict=True)
-        )
+            parts.append(checkpoint(score_chunk, index, use_reentrant=False) if torch.is_grad_enabled() else score_chunk(index))
+        log_prob, entropy, kl, anchor_log_prob = (torch.cat(column).unflatten(0, (rows, n)) for column in zip(*parts, strict=True))
         return log_prob, entropy, kl, anchor_log_prob
 
     def _score_chunk(

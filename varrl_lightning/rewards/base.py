@@ -46,15 +46,14 @@ def score_images(reward: Reward, images: Float[Tensor, "N 3 H W"], prompts: Sequ
         answer = reward(images.detach(), prompts)
     except Exception as error:  # a user's reward may raise anything
         raise RewardError(f"the reward {name!r} raised {type(error).__name__}: {error}") from error
-    scores = _as_scores(answer, name)
-    _check_lengths(scores, len(images), name)
+    scores = _as_scores(answer, len(images), name)
     values = scores.values.detach().to(images.device, torch.float32)
     valid = torch.isfinite(values)
     if scores.valid is not None:
         valid &= scores.valid.to(images.device)
     if not valid.all():
         # The same text each time, so that Python's default filter shows it once.
-        warnings.warn(f"the reward {name!r} gave no score to some images; they are left out of their groups", stacklevel=2)
+        warnings.warn(f"the reward {name!r} gave no score to some images; they are left out of their groups", stacklevel=3)
     return replace(
         scores,
         values=values.masked_fill(~valid, torch.nan),
@@ -63,16 +62,18 @@ def score_images(reward: Reward, images: Float[Tensor, "N 3 H W"], prompts: Sequ
     )
 
 
-def _as_scores(answer: Any, name: str) -> Scores:
+def _as_scores(answer: Any, n: int, name: str) -> Scores:
     if isinstance(answer, Scores):
+        _check_lengths(answer, n, name)
         return answer
-    if isinstance(answer, Tensor):
-        return Scores(values=answer)
     if isinstance(answer, (list, tuple)):
         try:
-            return Scores(values=torch.tensor([torch.nan if value is None else float(value) for value in answer]))
+            answer = torch.tensor([torch.nan if value is None else float(value) for value in answer])
         except (TypeError, ValueError) as error:
             raise RewardError(f"the reward {name!r} returned a list with {error}; expected numbers and None") from error
+    if isinstance(answer, Tensor):
+        _check_shape(answer, n, f"the reward {name!r} returned values")
+        return Scores(values=answer.float())
     raise RewardError(
         f"the reward {name!r} returned a {type(answer).__name__}; "
         "expected Scores, a tensor of shape (N,) or a list of floats and None"
@@ -80,16 +81,16 @@ def _as_scores(answer: Any, name: str) -> Scores:
 
 
 def _check_lengths(scores: Scores, n: int, name: str) -> None:
-    tensors = {"values": scores.values, **{f"the component {k!r}": v for k, v in scores.components.items()}}
+    _check_shape(scores.values, n, f"the reward {name!r} returned values")
+    for part, tensor in scores.components.items():
+        _check_shape(tensor, n, f"the reward {name!r} returned the component {part!r}")
     if scores.valid is not None:
-        tensors["valid"] = scores.valid
-    for what, tensor in tensors.items():
-        if tuple(tensor.shape) != (n,):
-            raise RewardError(
-                f"the reward {name!r} returned {what} of shape {tuple(tensor.shape)} for {n} images; expected ({n},), one per image"
-            )
-    for what, per_image in (("regions", scores.regions), ("texts", scores.texts)):
-        if per_image is not None and len(per_image) != n:
-            raise RewardError(
-                f"the reward {name!r} returned {what} for {len(per_image)} of {n} images; expected one list per image"
-            )
+        _check_shape(scores.valid, n, f"the reward {name!r} returned valid")
+    for what, lists in (("regions", scores.regions), ("texts", scores.texts)):
+        if lists is not None and len(lists) != n:
+            raise RewardError(f"the reward {name!r} returned {what} for {len(lists)} of {n} images; expected a list each")
+
+
+def _check_shape(tensor: Tensor, n: int, what: str) -> None:
+    if tuple(tensor.shape) != (n,):
+        raise RewardError(f"{what} of shape {tuple(tensor.shape)} for {n} images; expected ({n},), one per image")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from varrl_lightning.algorithms.ocr_score import ocr_score
 from varrl_lightning.algorithms.word_metrics import split_words, word_closeness, words_found
-from varrl_lightning.rewards.ocr_engines import OCREngine, RapidOCREngine, Word
+from varrl_lightning.rewards.ocr_engines import OCREngine, RapidOCREngine, Word, one_of
 from varrl_lightning.rewards.ocr_reading import read_words
 from varrl_lightning.types import Prompt, Scores
 
@@ -65,11 +65,11 @@ class OCRReward:
     ) -> None:
         if not lam >= 0:
             raise ValueError(f"lam must be >= 0, got {lam}")
-        _one_of("match", match, Match)
-        _one_of("bag", bag, Bag)
-        _one_of("duplicates", duplicates, Duplicates)
-        _one_of("case", case, Case)
-        _one_of("without_words", without_words, WithoutWords)
+        one_of("match", match, Match)
+        one_of("bag", bag, Bag)
+        one_of("duplicates", duplicates, Duplicates)
+        one_of("case", case, Case)
+        one_of("without_words", without_words, WithoutWords)
         self.engine = engine if engine is not None else RapidOCREngine(detect, threads=threads, confidence=confidence)
         self.lam, self.match, self.bag, self.duplicates, self.case = lam, match, bag, duplicates, case
         self.without_words = without_words
@@ -129,8 +129,3 @@ class OCRReward:
             statistics.fmean(word_closeness(wanted, read)),
             statistics.fmean(word.confidence for word in found) if found else 0.0,
         ]
-
-
-def _one_of(name: str, value: object, kind: object) -> None:
-    if value not in get_args(kind):
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, get_args(kind)))}, got {value!r}")

@@ -6,7 +6,7 @@ import itertools
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
 import torch
 
@@ -52,8 +52,7 @@ class RapidOCREngine:
     def __init__(self, detect: bool = True, threads: int | None = None, confidence: Literal["line", "word"] = "line") -> None:
         if threads is not None and threads < 1:
             raise ValueError(f"threads must be at least 1, or null for torch's own number, got {threads}")
-        if confidence not in ("line", "word"):
-            raise ValueError(f"confidence must be 'line' or 'word', got {confidence!r}")
+        one_of("confidence", confidence, Literal["line", "word"])
         self.detect, self.confidence = detect, confidence
         threads = threads or torch.get_num_threads()
         self._finder, self._reader = LineFinder(threads), LineReader(threads)
@@ -83,3 +82,9 @@ def _half_width(characters: Sequence[Character], height: int) -> float:
     """Half of the usual distance between characters: the recogniser says only where each has its centre."""
     steps = [b.x - a.x for a, b in itertools.pairwise(characters)]
     return statistics.median(steps) / 2 if steps else 0.3 * height
+
+
+def one_of(name: str, value: object, choices: Any) -> None:
+    """Raise a ValueError unless the value is one of a Literal's; a plugin's arguments pass no other check."""
+    if value not in get_args(choices):
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, get_args(choices)))}, got {value!r}")

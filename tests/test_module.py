@@ -1,0 +1,341 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Sequence
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.tiny import PROMPTS, LeftBright, tiny_loader, tiny_module, tiny_policy, tiny_trainer, weights
+from varrl_lightning.module import RunStoppedError
+from varrl_lightning.rewards.base import RewardError
+from varrl_lightning.types import Prompt, Sampling, Score, Scores, Stage
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*does not have many workers.*", "ignore:You defined a `validation_step`")
+
+
+def fitted(max_steps: int = 8, loader_size: int = 2, **options) -> Tensor:
+    module = tiny_module(**options)
+    tiny_trainer(max_steps=max_steps).fit(module, tiny_loader(batch_size=loader_size))
+    return weights(module)
+
+
+def test_training_moves_the_policy_and_nothing_else() -> None:
+    policy = tiny_policy()
+    before, tokenizer_before = weights(tiny_module(tiny_policy())), [p.clone() for p in policy.tokenizer.parameters()]
+    module = tiny_module(policy, kl_coef=0.1)
+    reference_before = [p.clone() for p in module.reference.parameters()]
+    tiny_trainer(max_steps=4).fit(module, tiny_loader())
+    assert not torch.equal(weights(module), before)
+    for kept, now in zip(tokenizer_before, policy.tokenizer.parameters(), strict=True):
+        assert torch.equal(kept, now)
+    for kept, now in zip(reference_before, module.reference.parameters(), strict=True):
+        assert torch.equal(kept, now)
+    assert not any(name.startswith(("reference", "policy.tokenizer", "rewards")) for name in module.state_dict())
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"normaliser": "batch", "kl_coef": 0.05, "score": "sampler"}, {"advantage_scale": "batch"}]
+)
+def test_one_or_four_micro_batches_give_the_same_weights(options: dict) -> None:
+    """By SGD: Adam divides by the gradient's own size, so that one of 1e-9 moves a weight as far as its rounding error does."""
+    sgd = {"optimizer": lambda p: torch.optim.SGD(p, lr=0.03, momentum=0.9)}
+    whole = fitted(**options, **sgd)
+    assert not torch.equal(whole, weights(tiny_module()))
+    cut = fitted(micro_batch_size=2, images_at_once=8, **options, **sgd)
+    torch.testing.assert_close(cut, whole, atol=1e-6, rtol=0)
+
+
+def test_the_cycle_is_three_prefix_stages_and_a_suffix() -> None:
+    module = tiny_module()
+    seen = []
+    module._log_step = lambda rollout, *_: seen.append((rollout.stage.name, rollout.stage.start, rollout.stage.stop))  # type: ignore[method-assign]
+    tiny_trainer(max_steps=5).fit(module, tiny_loader())
+    assert seen == [("prefix", 0, 4)] * 3 + [("suffix", 4, 6)] + [("prefix", 0, 4)]
+    assert (module.rollouts_done, module.updates_done) == (5, 5)
+
+
+def test_a_stage_leaves_the_parameters_of_other_scales_alone() -> None:
+    """Each scale has its own exit; without weight decay a prefix stage must not move those of the suffix."""
+    module = tiny_module(stages=[Stage(0, 4, 4, 2)], optimizer=lambda p: torch.optim.SGD(p, lr=0.1))
+    exits = [e.weight.clone() for e in module.policy.transformer.exits]
+    tiny_trainer(max_steps=1).fit(module, tiny_loader())
+    moved = [not torch.equal(e.weight, was) for e, was in zip(module.policy.transformer.exits, exits, strict=True)]
+    assert moved == [True] * 4 + [False] * 2
+
+
+OPTIONS = [
+    {"score": "guided", "sampling": Sampling(cfg=2.0, top_k=8)},
+    {"score": Score("guided", unconditional_gradient="detached"), "sampling": Sampling(cfg=2.0, top_k=8)},
+    {"score": "sampler", "sampling": Sampling(cfg=2.0, top_k=8, top_p=0.9, temperature=0.7)},
+    {"score": "corrected"},
+    {"updates_per_rollout": 3, "kl_old_coef": 1.0},
+    {"updates_per_rollout": 2, "ratio": "scale_mean"},
+    {"updates_per_rollout": 2, "ratio": "scale_sum"},
+    {"normaliser": "batch"},
+    {"normaliser": "constant", "normaliser_constant": 10.0},
+    {"normaliser": "none"},
+    {"alpha": 0.0},
+    {"kl_coef": 1.0},
+    {"kl_coef": 1.0, "kl_estimator": "k1"},
+    {"kl_coef": 1.0, "kl_estimator": "k2"},
+    {"kl_coef": 1.0, "kl_estimator": "k3"},
+    {"advantage_scale": "none"},
+    {"advantage_scale": "batch"},
+    {"suffix_starts": 4, "alternation": ["suffix"]},
+    {"alternation": ["prefix*2", "suffix"]},
+    {"first_scale": "shared"},
+    {"num_continuations": 1},
+    {"eta": 0.01},
+    {"max_grad_norm": 1e-3, "optimizer": lambda p: torch.optim.SGD(p, lr=1.0)},
+    {"stages": [Stage(0, 2, 4, 2, name="coarse"), Stage(2, 4, 4, 2, name="middle"), Stage(4, 6, 4, name="fine")]},
+]
+
+
+@pytest.fixture(scope="module")
+def default_weights() -> Tensor:
+    return fitted(max_steps=4)
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=lambda o: ",".join(f"{k}={v}" for k, v in o.items())[:60])
+def test_every_option_acts_and_trains(options: dict, default_weights: Tensor) -> None:
+    found = fitted(max_steps=4, **options)
+    assert torch.isfinite(found).all()
+    assert not torch.equal(found, default_weights)
+
+
+def test_the_two_sums_of_several_rewards_differ() -> None:
+    class Top:
+        def __call__(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
+            return images[:, :, :8].mean((1, 2, 3)) * 10
+
+    reward = {"left": {"reward": LeftBright(), "weight": 1.0}, "top": {"reward": Top(), "weight": 0.5}}
+    assert not torch.equal(fitted(reward=reward), fitted(reward=reward, combine="standardised_sum"))
+
+
+def test_a_mask_keeps_gradients_to_what_it_covers() -> None:
+    class LeftHalf:
+        def __call__(self, rollout, scores, policy) -> Tensor:
+            mask = rollout.images.new_zeros(len(rollout.images), *rollout.images.shape[-2:])
+            mask[..., : mask.shape[-1] // 2] = 1
+            return mask
+
+    full = fitted(max_steps=4)
+    assert not torch.equal(full, fitted(max_steps=4, mask_source=LeftHalf()))
+    assert torch.equal(full, fitted(max_steps=4, mask_source=LeftHalf(), mask_outside=1.0))
+    chained, direct = (fitted(max_steps=4, mask_source=LeftHalf(), mask_propagation=how) for how in ("chained", "direct"))
+    assert torch.isfinite(chained).all()
+    assert torch.isfinite(direct).all()
+
+
+def test_groups_without_variance_only_feel_the_kl() -> None:
+    class Constant:
+        def __call__(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
+            return torch.ones(len(images))
+
+    start = weights(tiny_module())
+    sgd = {"optimizer": lambda p: torch.optim.SGD(p, lr=0.5), "reward": Constant()}
+    assert torch.equal(fitted(**sgd), start)
+    assert not torch.equal(fitted(**sgd, kl_coef=1.0, reference=tiny_policy(seed=1)), start)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"m": 0}, r"m must be within \[1, 6\].*got 0"),
+        ({"m": 7}, r"m must be within \[1, 6\].*got 7"),
+        ({"m": "middle"}, "a resolution such as '256px', got 'middle'"),
+        ({"group_size": 1}, "group_size must be at least 2.*got 1"),
+        ({"num_continuations": 0}, "num_continuations .* at least 1, got 0"),
+        ({"eta": 0.0}, "eta must be > 0 and finite, got 0.0"),
+        ({"eta": -1.0}, "eta must be > 0 and finite, got -1.0"),
+        ({"alpha": float("nan")}, "alpha must be >= 0 and finite, got nan"),
+        ({"alpha": -0.5}, "alpha must be >= 0 and finite, got -0.5"),
+        ({"clip_low": 1.5}, r"clip_low must be in \[0, 1\]"),
+        ({"kl_coef": -0.1}, "kl_coef and kl_old_coef must be >= 0, got -0.1"),
+        ({"ratio": "bit"}, "this policy's tokens have no bits"),
+        ({"normaliser": "constant"}, "normaliser_constant goes with normaliser 'constant'"),
+        ({"alternation": ["prefix", "sufix"]}, "sufix"),
+        ({"suffix_starts": 3}, "starts must divide the 4 branches, got 3"),
+        ({"stages": [Stage(0, 7, 4)]}, "ends after the last of 6 scales"),
+        ({"micro_batch_size": 0}, "micro_batch_size must be at least 1, got 0"),
+        ({"images_at_once": 0}, "images_at_once must be at least 1, got 0"),
+        ({"max_grad_norm": 0.0}, "max_grad_norm must be > 0, got 0.0"),
+    ],
+)
+def test_values_out_of_range_fail_before_anything_runs(options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        tiny_module(**options)
+
+
+def test_an_unknown_choice_lists_the_known_ones() -> None:
+    """In a process of its own, where no type checker runs in front of the package's own check."""
+    cases = {
+        "score": ("models", "model, sampler, guided, corrected"),
+        "ratio": ("tokens", "token, scale_mean, scale_sum, bit"),
+        "kl_estimator": ("k4", "exact, k1, k2, k3"),
+        "combine": ("sum", "weighted_sum, standardised_sum"),
+        "mask_missing": ("one", "group_union, ones"),
+    }
+    lines = ["from tests.tiny import tiny_module"]
+    for name, (value, _) in cases.items():
+        lines += ["try:", f"    tiny_module({name}={value!r})", "except ValueError as error:", "    print(error)"]
+    result = subprocess.run([sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, check=True)
+    said = result.stdout.splitlines()
+    assert said == [f"{name} must be one of {choices}, got {value!r}" for name, (value, choices) in cases.items()]
+
+
+def test_m_at_the_last_scale_is_plain_grpo_with_a_warning() -> None:
+    with pytest.warns(UserWarning, match="m = 6 is the last scale: this is plain GRPO"):
+        module = tiny_module(m=6)
+    assert module.cycle == (Stage(0, 6, 4, name="all"),)
+
+
+class Sometimes:
+    """A reward that has no score for the images given, counted over the whole run."""
+
+    def __init__(self, bad: Sequence[int]) -> None:
+        self.bad = bad
+
+    def __call__(self, images: Tensor, prompts: Sequence[Prompt]) -> list[float | None]:
+        scores = LeftBright()(images, prompts).tolist()
+        return [None if i in self.bad else s for i, s in enumerate(scores)]
+
+
+@pytest.mark.filterwarnings("ignore:the reward .* gave no score")
+def test_images_without_a_score_leave_their_branch_to_the_others() -> None:
+    """Image 0 is one of branch 0's two continuations; images 2 and 3 are all of branch 1's."""
+    module = tiny_module(reward=Sometimes([0, 2, 3]))
+    kept = {}
+    original = module._update
+
+    def spy(rollout, credit):
+        kept["credit"] = credit
+        return original(rollout, credit)
+
+    module._update = spy  # type: ignore[method-assign]
+    tiny_trainer(max_steps=1).fit(module, tiny_loader())
+    credit = kept["credit"]
+    assert credit.active.tolist() == [True, False] + [True] * 6
+    assert credit.policy_weights[1].abs().sum() == 0
+    torch.testing.assert_close(credit.returns[0, 0], credit.rewards[0, 0, 1])
+
+
+def test_all_images_failing_stops_the_run() -> None:
+    class Never:
+        def __call__(self, images: Tensor, prompts: Sequence[Prompt]) -> Scores:
+            return Scores(torch.full((len(images),), torch.nan))
+
+    module = tiny_module(reward=Never())
+    with (
+        pytest.warns(UserWarning, match="gave no score"),
+        pytest.raises(RunStoppedError, match="no reward gave a score to any of the 16 images"),
+    ):
+        tiny_trainer(max_steps=2).fit(module, tiny_loader())
+    assert module.rollouts_done == 0
+
+
+def test_a_reward_that_raises_is_named() -> None:
+    class Broken:
+        def __call__(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
+            raise KeyError("font")
+
+    with pytest.raises(RewardError, match="'Broken' raised KeyError: 'font'"):
+        tiny_trainer(max_steps=2).fit(tiny_module(reward=Broken()), tiny_loader())
+
+
+def poisoned(steps: Sequence[int]):
+    """A module whose gradient is not finite in the given updates."""
+    module = tiny_module(max_bad_steps=3)
+    original = module.objective.__call__
+
+    def loss(*args):
+        value, tokens = original(*args)
+        return (value * torch.nan if module.updates_done in steps else value), tokens
+
+    module.objective = loss  # type: ignore[assignment]
+    return module
+
+
+def test_a_step_that_is_not_finite_is_skipped_and_counted() -> None:
+    module = poisoned([0])
+    start = weights(module)
+    trainer = tiny_trainer(max_steps=1)
+    trainer.fit(module, tiny_loader())
+    assert torch.equal(weights(module), start)
+    assert (module.bad_steps, module.bad_steps_in_a_row, module.rollouts_done, trainer.global_step) == (1, 1, 1, 1)
+    module = poisoned([1, 2])
+    tiny_trainer(max_steps=5).fit(module, tiny_loader())
+    assert torch.isfinite(weights(module)).all()
+    assert (module.bad_steps, module.bad_steps_in_a_row) == (2, 0)
+
+
+def test_several_such_steps_in_a_row_stop_the_run() -> None:
+    module = poisoned(range(1, 9))
+    with pytest.raises(RunStoppedError, match="not finite in 3 steps in a row, up to rollout 4"):
+        tiny_trainer(max_steps=8).fit(module, tiny_loader())
+    assert torch.isfinite(weights(module)).all()
+
+
+def test_warm_up_is_stepped_once_per_rollout() -> None:
+    module = tiny_module(
+        optimizer=lambda p: torch.optim.SGD(p, lr=1.0),
+        lr_scheduler=lambda o: torch.optim.lr_scheduler.LinearLR(o, start_factor=0.1, total_iters=9),
+        updates_per_rollout=2,
+    )
+    trainer = tiny_trainer(max_steps=6)
+    trainer.fit(module, tiny_loader())
+    assert module.optimizers().param_groups[0]["lr"] == pytest.approx(0.1 + 0.9 * 3 / 9)
+
+
+def test_bf16_autocast_trains_and_leaves_the_weights_in_fp32() -> None:
+    module = tiny_module(kl_coef=0.01, score="sampler")
+    trainer = tiny_trainer(max_steps=4, precision="bf16-mixed")
+    trainer.fit(module, tiny_loader())
+    assert weights(module).dtype == torch.float32
+    assert torch.isfinite(weights(module)).all()
+
+
+def test_the_same_run_twice_is_the_same_run_and_another_seed_is_not() -> None:
+    assert torch.equal(fitted(max_steps=4), fitted(max_steps=4))
+    assert not torch.equal(fitted(max_steps=4), fitted(max_steps=4, seed=1))
+
+
+@pytest.mark.parametrize(
+    "batch",
+    [
+        PROMPTS[:2],
+        [p.text for p in PROMPTS[:2]],
+        {"text": [p.text for p in PROMPTS[:2]]},
+        {"prompt": [p.text for p in PROMPTS[:2]], "index": [0, 1]},
+        ([p.text for p in PROMPTS[:2]], torch.zeros(2)),
+        [{"text": p.text} for p in PROMPTS[:2]],
+    ],
+)
+def test_foreign_batches_are_read_as_prompts(batch: object) -> None:
+    images = tiny_module()(batch)
+    assert images.shape == (2, 3, 24, 64)
+    torch.testing.assert_close(images, tiny_module()(PROMPTS[:2]))
+
+
+def test_a_batch_that_holds_no_prompts_is_refused() -> None:
+    with pytest.raises(TypeError, match="cannot read a batch of Tensor as prompts"):
+        tiny_module()(torch.zeros(2))
+
+
+def test_logged_names(tmp_path) -> None:
+    module = tiny_module(kl_coef=0.01)
+    trainer = tiny_trainer(max_steps=1)
+    trainer.fit(module, tiny_loader())
+    found = set(trainer.callback_metrics)
+    expected = (
+        "reward reward_std frac_reward_zero_std kl entropy clip_ratio/low clip_ratio/high clip_ratio/region num_tokens".split()
+    )
+    expected += "step_time grad_norm loss vmr_bonus mask_coverage sampler_gap images_per_second tokens_per_second".split()
+    expected += "seconds/rollout seconds/reward seconds/update rewards/LeftBright/mean rewards/LeftBright/std lr".split()
+    expected += [f"{name}/scale_{t}" for name in ("kl", "entropy", "k_share", "mask_coverage", "clip_ratio/low") for t in range(4)]
+    assert not set(expected) - found
+    shares = [float(trainer.callback_metrics[f"k_share/scale_{t}"]) for t in range(4)]
+    assert sum(shares) == pytest.approx(1)
