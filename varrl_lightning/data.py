@@ -210,10 +210,6 @@ class PromptDataModule(LightningDataModule):
         """Prompts to draw, once."""
         return EvaluationBatches(self._given("predict"), self.eval_batch_size)
 
-    def transfer_batch_to_device(self, batch: Any, device: Any, dataloader_idx: int) -> Any:  # noqa: ARG002
-        """Leave prompts alone: Lightning would look for tensors in them and trip over the frozen dataclass."""
-        return batch
-
     def state_dict(self) -> dict[str, Any]:
         """The position in the training order."""
         return self._training.state_dict() if self._training is not None else {}

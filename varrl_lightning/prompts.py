@@ -33,7 +33,8 @@ def load_prompts(path: str | Path) -> list[Prompt]:
         PromptFileError: when it is missing, holds no prompt, or a line is malformed or repeats an id; names the line.
     """
     try:
-        lines = prompt_path(path).read_text(encoding="utf-8-sig").splitlines()
+        # Not splitlines(): JSON allows its other line separators inside a text.
+        lines = prompt_path(path).read_text(encoding="utf-8-sig").split("\n")
     except OSError as error:
         raise PromptFileError(f"cannot read the prompt file {path}: {error.strerror or error}.{_builtin_files()}") from error
     except UnicodeDecodeError as error:

@@ -1,0 +1,141 @@
+"""The three forms of a reward's answer, and the wrong ones."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from typing import Any
+
+import pytest
+import torch
+
+from varrl_lightning.rewards.base import Reward, RewardError, score_images
+from varrl_lightning.types import Box, Prompt, Scores
+
+IMAGES = torch.rand(3, 3, 4, 5)
+PROMPTS = [Prompt(text=f"p{i}") for i in range(3)]
+
+
+def unchecked(**fields: Any) -> Scores:
+    """As a reward could build it outside the tests, which check shapes on construction."""
+    scores = Scores(torch.zeros(3))
+    for name, value in fields.items():
+        object.__setattr__(scores, name, value)
+    return scores
+
+
+def answering(answer: Any) -> Reward:
+    return lambda images, prompts: answer
+
+
+def score(answer: Any) -> Scores:
+    return score_images(answering(answer), IMAGES, PROMPTS, "mine")
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        [1, 2.5, 3.0],
+        (1.0, 2.5, 3.0),
+        torch.tensor([1.0, 2.5, 3.0], dtype=torch.float64, requires_grad=True),
+        Scores(torch.tensor([1.0, 2.5, 3.0], dtype=torch.bfloat16)),
+    ],
+    ids=["list", "tuple", "tensor", "scores"],
+)
+def test_three_forms_give_the_same_scores(answer: Any) -> None:
+    scores = score(answer)
+    assert scores.values.tolist() == [1.0, 2.5, 3.0]
+    assert scores.values.dtype == torch.float32
+    assert not scores.values.requires_grad
+    assert scores.valid is not None
+    assert scores.valid.all()
+
+
+def test_integers_are_scores_too() -> None:
+    assert score(torch.tensor([0, 1, 2])).values.tolist() == [0.0, 1.0, 2.0]
+
+
+def test_the_rest_of_scores_is_kept() -> None:
+    boxes = [[Box(0, 0, 1, 1)], [], []]
+    parts = {"part": torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)}
+    scores = score(Scores(torch.zeros(3), components=parts, regions=boxes, texts=[["a"], [], []]))
+    assert scores.components["part"].tolist() == [1.0, 2.0, 3.0]
+    assert scores.components["part"].dtype == torch.float32
+    assert scores.regions == boxes
+    assert scores.texts == [["a"], [], []]
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        [1.0, None, 3.0],
+        torch.tensor([1.0, math.nan, 3.0]),
+        torch.tensor([1.0, math.inf, 3.0]),
+        Scores(torch.tensor([1.0, 2.0, 3.0]), valid=torch.tensor([True, False, True])),
+    ],
+    ids=["None", "NaN", "infinite", "valid"],
+)
+def test_an_image_without_a_score_is_invalid_and_not_zero(answer: Any) -> None:
+    with pytest.warns(UserWarning, match="the reward 'mine' gave no score to some images"):
+        scores = score(answer)
+    assert scores.usable.tolist() == [True, False, True]
+    assert scores.values[[0, 2]].tolist() == [1.0, 3.0]
+    assert scores.values[1].isnan()
+
+
+def test_the_warning_is_shown_once() -> None:
+    with warnings.catch_warnings(record=True) as shown:
+        warnings.simplefilter("default")
+        for gaps in ([None, 1.0, 1.0], [None, None, 1.0], [1.0, 1.0, None]):
+            score(gaps)
+    assert len(shown) == 1
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (torch.zeros(2), r"'mine' returned values of shape \(2,\) for 3 images; expected \(3,\), one per image"),
+        (torch.zeros(3, 2), r"values of shape \(3, 2\) for 3 images"),
+        ([1.0], r"values of shape \(1,\) for 3 images"),
+        (["1", "x", 2.0], "returned a list with could not convert string to float: 'x'; expected numbers and None"),
+        (0.5, "'mine' returned a float; expected Scores, a tensor"),
+        (None, "'mine' returned a NoneType; expected Scores"),
+        (unchecked(components={"x": torch.zeros(4)}), r"the component 'x' of shape \(4,\) for 3 images"),
+        (unchecked(values=torch.zeros(2)), r"values of shape \(2,\) for 3 images"),
+        (unchecked(valid=torch.ones(4, dtype=torch.bool)), r"valid of shape \(4,\) for 3 images"),
+        (Scores(torch.zeros(3), regions=[[]]), "'mine' returned regions for 1 of 3 images; expected a list each"),
+        (Scores(torch.zeros(3), texts=[["a"]]), "'mine' returned texts for 1 of 3 images"),
+    ],
+)
+def test_wrong_answers(answer: Any, message: str) -> None:
+    with pytest.raises(RewardError, match=message):
+        score(answer)
+
+
+def test_a_reward_that_raises_is_named() -> None:
+    def broken(images: torch.Tensor, prompts: Any) -> torch.Tensor:
+        raise KeyError("weights")
+
+    with pytest.raises(RewardError, match="the reward 'mine' raised KeyError: 'weights'") as caught:
+        score_images(broken, IMAGES, PROMPTS, "mine")
+    assert isinstance(caught.value.__cause__, KeyError)
+
+
+def test_ctrl_c_is_not_an_error_of_the_reward() -> None:
+    def interrupted(images: torch.Tensor, prompts: Any) -> torch.Tensor:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        score_images(interrupted, IMAGES, PROMPTS, "mine")
+
+
+def test_a_reward_cannot_reach_the_graph() -> None:
+    images = IMAGES.clone().requires_grad_()
+    seen: list[bool] = []
+
+    def peek(images: torch.Tensor, prompts: Any) -> torch.Tensor:
+        seen.append(images.requires_grad or torch.is_grad_enabled())
+        return images.mean(dim=(1, 2, 3))
+
+    score_images(peek, images, PROMPTS, "mine")
+    assert seen == [False]
