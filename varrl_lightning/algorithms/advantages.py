@@ -1,0 +1,70 @@
+"""Group-relative advantages (GRPO)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+
+def group_advantages(
+    returns: Float[Tensor, "P A"],
+    valid: Bool[Tensor, "P A"] | None = None,
+    *,
+    scale: Literal["group", "batch", "none"] = "group",
+    eps: float = 1e-4,
+    min_std: float = 1e-6,
+    reduce: Callable[[Tensor], Tensor] | None = None,
+) -> tuple[Float[Tensor, "P A"], Bool[Tensor, "P A"]]:
+    """Advantage of each branch over its group, and which branches are active.
+
+        A_i = (R_i - mean_group R) / (std + eps),   std unbiased, of the group, of the batch, or left out
+
+    Inactive, with advantage 0: branches that are not valid, and all of a group whose std is below `min_std` or which
+    has fewer than two valid branches. With `scale="none"` the expected policy gradient is (A-1)/A of the true one, as
+    a branch is in its own mean.
+
+    Args:
+        returns: V_b or R of each branch; may be NaN where not valid.
+        valid: which branches count; None counts the finite ones.
+        scale: what divides the centred returns.
+        eps: added to the std, in the unit of the returns.
+        min_std: below it a group counts as being without variance.
+        reduce: sums a tensor over the ranks, for the batch std; None for one rank.
+    """
+    usable = torch.isfinite(returns) if valid is None else valid & torch.isfinite(returns)
+    known = torch.where(usable, returns, 0.0)
+    count = usable.sum(dim=1, keepdim=True)
+    centred = torch.where(usable, known - known.sum(dim=1, keepdim=True) / count.clamp(min=1), 0.0)
+    std = (centred.square().sum(dim=1, keepdim=True) / (count - 1).clamp(min=1)).sqrt()
+    active = usable & (count >= 2) & (std >= min_std)
+    if scale == "group":
+        centred = centred / (std + eps)
+    elif scale == "batch":
+        centred = centred / (_batch_std(known, usable, reduce) + eps)
+    return torch.where(active, centred, 0.0), active
+
+
+def degenerate_groups(active: Bool[Tensor, "P A"]) -> Bool[Tensor, " P"]:
+    """Groups that say nothing about the policy: without variance or without two valid branches.
+
+    Their share (the mean of this) is TRL's `frac_reward_zero_std`.
+    """
+    return ~active.any(dim=1)
+
+
+def _batch_std(
+    known: Float[Tensor, "P A"], usable: Bool[Tensor, "P A"], reduce: Callable[[Tensor], Tensor] | None
+) -> Float[Tensor, ""]:
+    """Unbiased std of all valid returns around their mean, in two passes so that a large mean costs no digits."""
+    over_ranks = reduce or _one_rank
+    count, total = over_ranks(torch.stack([usable.sum().to(known.dtype), known.sum()]))
+    deviation = torch.where(usable, known - total / count.clamp(min=1), 0.0).square().sum()
+    return over_ranks(deviation).div((count - 1).clamp(min=1)).sqrt()
+
+
+def _one_rank(total: Tensor) -> Tensor:
+    return total

@@ -1,0 +1,156 @@
+"""Policy loss and penalties, per token: (R, L), scale after scale."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+Ratio = Literal["token", "scale_mean", "scale_sum", "bit"]
+
+_MAX_LOG_RATIO = 20.0
+"""exp of it is finite in fp32; beyond it a ratio says nothing and gives no gradient."""
+
+
+def clipped_surrogate(
+    log_prob: Float[Tensor, "R L"],
+    old_log_prob: Float[Tensor, "R L"],
+    advantages: Float[Tensor, " R"],
+    clip_low: float,
+    clip_high: float,
+    *,
+    ratio: Ratio = "token",
+    lengths: Sequence[int] | None = None,
+    mask: Float[Tensor, "R L"] | None = None,
+    bit_log_prob: Float[Tensor, "R L D"] | None = None,
+    old_bit_log_prob: Float[Tensor, "R L D"] | None = None,
+) -> tuple[Float[Tensor, "R L"], dict[str, Float[Tensor, "R L"]]]:
+    """PPO's clipped surrogate of each token, to be maximised, and where it was clipped.
+
+        min(r A, clip(r, 1 - clip_low, 1 + clip_high) A)
+
+        token:       r = pi(token) / pi_old(token)
+        scale_mean:  r_t = exp(mean of the log-ratios of the scale's active tokens), the same for all tokens of scale t
+        scale_sum:   r_t = exp(their sum), the ratio of the whole action a_t
+        bit:         r of each bit, clipped bit by bit; the token's surrogate is the MEAN over its bits, so that its
+                     gradient at r = 1 is 1/D of the one of `token`
+
+    The second result holds, per token (per bit, averaged), the fraction clipped: `low` (r < 1 - clip_low with A < 0),
+    `high` (r > 1 + clip_high with A > 0) and `region` (either).
+
+    Args:
+        clip_low: in [0, 1].
+        clip_high: >= 0; infinity never clips.
+        lengths: tokens of each scale, for the ratios of a scale.
+        mask: a token is active where it is > 0; None takes all. A scale without active tokens has the ratio 1.
+        bit_log_prob: log-probability of each bit, for `bit`.
+
+    Raises:
+        ValueError: when a clip is out of range or what the ratio needs is missing.
+    """
+    if not 0 <= clip_low <= 1:
+        raise ValueError(f"clip_low must be in [0, 1], got {clip_low}")
+    if not clip_high >= 0:
+        raise ValueError(f"clip_high must be >= 0, got {clip_high}")
+    if ratio == "bit":
+        if bit_log_prob is None or old_bit_log_prob is None:
+            raise ValueError("ratio 'bit' needs bit_log_prob and old_bit_log_prob: this policy's tokens have no bits")
+        log_ratio = bit_log_prob - old_bit_log_prob.detach()  # (R, L, D)
+    else:
+        log_ratio = (log_prob - old_log_prob.detach())[..., None]  # (R, L, 1)
+    if ratio in ("scale_mean", "scale_sum"):
+        log_ratio = _scale_log_ratio(log_ratio.squeeze(-1), lengths, mask, ratio)[..., None]
+    r = log_ratio.clamp(max=_MAX_LOG_RATIO).exp()
+    A = advantages.detach()[:, None, None]
+    surrogate = torch.minimum(r * A, r.clamp(1 - clip_low, 1 + clip_high) * A).mean(dim=-1)
+    low = ((r < 1 - clip_low) & (A < 0)).to(surrogate.dtype).mean(dim=-1)
+    high = ((r > 1 + clip_high) & (A > 0)).to(surrogate.dtype).mean(dim=-1)
+    return surrogate, {"low": low, "high": high, "region": low + high}
+
+
+def policy_loss(surrogate: Float[Tensor, "R L"], W: Float[Tensor, "R L"]) -> Float[Tensor, ""]:
+    """The loss of a (micro-)batch, to be summed over micro-batches: -sum(W * surrogate), W of `row_weights`."""
+    return -(W * surrogate).sum()
+
+
+def kl_penalty(
+    kind: Literal["exact", "k1", "k2", "k3"],
+    exact: Float[Tensor, "R L"] | None,
+    log_prob: Float[Tensor, "R L"],
+    reference_log_prob: Float[Tensor, "R L"] | None,
+) -> Float[Tensor, "R L"]:
+    """Penalty of each token for leaving the reference, in nats, differentiable (k1-k3: Schulman's estimators).
+
+        exact:  sum_v pi(v) log(pi(v) / ref(v))    value and gradient are those of KL(pi || ref)
+        k1:     d = log pi - log ref               value unbiased; gradient 0 in expectation, NOT the KL's
+        k2:     d^2 / 2                            value biased; gradient the KL's in expectation
+        k3:     exp(-d) + d - 1                    value unbiased; gradient that of KL(ref || pi), NOT the KL's
+
+    The expectations of k1-k3 are over tokens drawn by pi itself.
+
+    Raises:
+        ValueError: when what the kind needs was not given.
+    """
+    if kind == "exact":
+        if exact is None:
+            raise ValueError("kl 'exact' needs the exact KL of each token, got None: ask forward for a reference")
+        return exact
+    if reference_log_prob is None:
+        raise ValueError(f"kl {kind!r} needs reference_log_prob, got None: ask forward for a reference")
+    d = log_prob - reference_log_prob.detach()
+    if kind == "k1":
+        return d
+    if kind == "k2":
+        return d.square() / 2
+    return (-d).clamp(max=_MAX_LOG_RATIO).exp() + d - 1
+
+
+def kl_to_old(log_prob: Float[Tensor, "R L"], old_log_prob: Float[Tensor, "R L"]) -> Float[Tensor, "R L"]:
+    """KL(pi || pi_old) of Eq. 5 from tokens that pi_old drew, in nats, >= 0.
+
+        r log r - r + 1,   r = pi / pi_old
+
+    Unbiased in value and gradient. Its gradient, log r * grad r, is 0 at theta = theta_old: it acts from the second
+    update on a rollout on.
+    """
+    log_r = (log_prob - old_log_prob.detach()).clamp(max=_MAX_LOG_RATIO)
+    r = log_r.exp()
+    return r * log_r - r + 1
+
+
+def truncated_importance(
+    log_prob_model: Float[Tensor, "R L"], log_prob_sampler: Float[Tensor, "R L"], maximum: float
+) -> Float[Tensor, "R L"]:
+    """Weight of each token for having been drawn by the sampler mu and not by the model pi; no gradient.
+
+        min(c, pi / mu)
+
+    Args:
+        maximum: c, > 0; infinity leaves the weights whole.
+
+    Raises:
+        ValueError: when maximum is not positive.
+    """
+    if not maximum > 0:
+        raise ValueError(f"maximum must be > 0, got {maximum}")
+    return (log_prob_model - log_prob_sampler).detach().clamp(max=_MAX_LOG_RATIO).exp().clamp(max=maximum)
+
+
+def _scale_log_ratio(
+    log_ratio: Float[Tensor, "R L"], lengths: Sequence[int] | None, mask: Float[Tensor, "R L"] | None, ratio: Ratio
+) -> Float[Tensor, "R L"]:
+    """Mean or sum of the active tokens' log-ratios within each scale, repeated over the scale's tokens."""
+    if lengths is None or sum(lengths) != log_ratio.shape[1]:
+        raise ValueError(f"ratio {ratio!r} needs lengths that sum to {log_ratio.shape[1]} tokens, got {lengths}")
+    on = torch.ones_like(log_ratio) if mask is None else (mask > 0).to(log_ratio.dtype)
+    scales = []
+    for values, active in zip(torch.split(log_ratio, list(lengths), 1), torch.split(on, list(lengths), 1), strict=True):
+        # Not `values * active`: a token that is off may hold anything, also -inf.
+        joint = torch.where(active > 0, values, 0.0).sum(dim=1, keepdim=True)
+        if ratio == "scale_mean":
+            joint = joint / active.sum(dim=1, keepdim=True).clamp(min=1)
+        scales.append(joint.expand_as(values))
+    return torch.cat(scales, dim=1)

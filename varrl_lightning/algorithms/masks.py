@@ -1,0 +1,105 @@
+"""Mask Propagation (section 3.5): from the pixels that decided the reward to the tokens of every scale.
+ Cells are fractions of the image: cell i of h covers (i/h, (i+1)/h). Two cells meet when they overlap with positive
+area, decided in integers, so that 13 cells over 16 are exact. The image's size in pixels is free.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float, Shaped
+from torch import Tensor
+
+from varrl_lightning.schedule import Schedule
+
+
+def unite_over_continuations(masks: Float[Tensor, "N H W"], K: int, threshold: float = 0.5) -> Bool[Tensor, "R H W"]:
+    """Pixel mask of each branch: where any of its K images is above the threshold.
+
+    Args:
+        masks: rows in (P, A, K) order, values in [0, 1].
+        threshold: in [0, 1).
+
+    Raises:
+        ValueError: when K does not divide the rows or the threshold is out of range.
+    """
+    if not 0 <= threshold < 1:
+        raise ValueError(f"threshold must be in [0, 1), got {threshold}")
+    if K < 1 or masks.shape[0] % K:
+        raise ValueError(f"K must be at least 1 and divide the {masks.shape[0]} masks, got {K}")
+    return (masks > threshold).view(-1, K, *masks.shape[1:]).any(dim=1)
+
+
+def fill_missing(
+    mask: Bool[Tensor, "P A H W"],
+    has_regions: Bool[Tensor, "P A"],
+    missing: Literal["group_union", "ones"] = "group_union",
+) -> Bool[Tensor, "P A H W"]:
+    """Give a mask to the branches whose images showed no region.
+
+    group_union: the union of the masks of the group's other branches, all ones when the group has none. ones: all ones.
+    """
+    ones = torch.ones_like(mask)
+    if missing == "ones":
+        substitute = ones
+    else:
+        union = (mask & has_regions[..., None, None]).any(dim=1, keepdim=True)
+        substitute = torch.where(has_regions.any(dim=1)[:, None, None, None], union, ones)
+    return torch.where(has_regions[..., None, None], mask, substitute)
+
+
+def propagate(
+    mask: Bool[Tensor, "R H W"] | Float[Tensor, "R H W"],
+    schedule: Schedule,
+    start: int,
+    stop: int,
+    method: Literal["chained", "direct"] = "chained",
+    *,
+    outside: float = 0.0,
+    dilation: int = 0,
+) -> Float[Tensor, "R L"]:
+    """Weight of each token of scales `[start, stop)` from a pixel mask (section 3.5).
+
+    direct: a token is on if its cell meets an on pixel. chained: so it is at the last scale; at every coarser one a
+    token is on if its cell meets an on cell of the next finer scale, which widens the mask wherever grids do not
+    divide. A mask of fractions carries its maximum instead of on and off.
+
+    Args:
+        mask: of the finished image, any size, values in [0, 1].
+        outside: weight of tokens that are off, in [0, 1].
+        dilation: pixels by which the mask grows on each side (a square) beforehand.
+
+    Raises:
+        ValueError: when an argument is out of range; the message names it.
+    """
+    if not 0 <= start < stop <= len(schedule):
+        raise ValueError(f"scales must satisfy 0 <= start < stop <= {len(schedule)}, got [{start}, {stop})")
+    if not 0 <= outside <= 1:
+        raise ValueError(f"outside must be in [0, 1], got {outside}")
+    if dilation < 0:
+        raise ValueError(f"dilation must be >= 0 pixels, got {dilation}")
+    if method == "direct":
+        scales = [_cover(mask, grid, dilation) for grid in schedule.grids[start:stop]]
+    else:
+        # The chain begins at the last scale, also when only coarse ones are asked for.
+        scales = [_cover(mask, schedule.grids[-1], dilation)]
+        for grid in schedule.grids[-2::-1][: len(schedule) - 1 - start]:
+            scales.insert(0, _cover(scales[0], grid))
+        scales = scales[: stop - start]
+    weights = torch.cat([scale.flatten(1) for scale in scales], dim=1).float()
+    return outside + (1 - outside) * weights
+
+
+def _cover(fine: Shaped[Tensor, "R Hf Wf"], grid: tuple[int, int], dilation: int = 0) -> Shaped[Tensor, "R h w"]:
+    """Maximum of the fine cells that each cell of `grid` meets, rows first, then columns.
+
+    A cell that reaches `dilation` fine cells further on each side sees what it would see of a mask dilated by a square.
+    """
+    for dim, cells in ((1, grid[0]), (2, grid[1])):
+        size = fine.shape[dim]
+        # Fine cell j meets cell i of n iff i/n < (j+1)/size and j/size < (i+1)/n.
+        bounds = [(i * size // cells - dilation, -(-(i + 1) * size // cells) + dilation) for i in range(cells)]
+        parts = [fine.narrow(dim, max(lo, 0), min(hi, size) - max(lo, 0)).amax(dim) for lo, hi in bounds]
+        fine = torch.stack(parts, dim=dim)
+    return fine

@@ -1,0 +1,94 @@
+"""Per-Action Normalization Weighting (section 3.4): how much each token counts in the loss."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from varrl_lightning.schedule import Schedule
+
+
+def panw_weights(schedule: Schedule, start: int, stop: int, alpha: float) -> Float[Tensor, " L"]:
+    """k_t of each token of scales `[start, stop)` (Eq. 9).
+
+        k_t = 1 / (h_t * w_t)^alpha
+
+    Args:
+        alpha: >= 0; 0 counts all tokens alike, 1 all scales alike.
+
+    Raises:
+        ValueError: when alpha is negative or the scales are not within the schedule.
+    """
+    lengths = _span(schedule, start, stop, alpha)
+    return torch.tensor([n**-alpha for n in lengths]).repeat_interleave(torch.tensor(lengths))
+
+
+def scale_shares(schedule: Schedule, start: int, stop: int, alpha: float) -> list[float]:
+    """Share of the weight that each scale of `[start, stop)` holds, for the log: n_t k_t / sum_s n_s k_s."""
+    held = [float(n ** (1 - alpha)) for n in _span(schedule, start, stop, alpha)]
+    return [share / sum(held) for share in held]
+
+
+def row_weights(
+    k: Float[Tensor, " L"],
+    mask: Float[Tensor, "R L"],
+    active: Bool[Tensor, " R"],
+    normaliser: Literal["branch", "batch", "constant", "none"] = "branch",
+    constant: float | None = None,
+    *,
+    reduce: Callable[[Tensor], Tensor] | None = None,
+) -> Float[Tensor, "R L"]:
+    """Weight W of each token, such that the policy loss is -sum(W * surrogate) over all rows of the global batch.
+
+        branch:    k mask / sum_t k mask within a branch, then the mean over the active branches whose mask is not empty
+        batch:     k mask / sum of k mask over all active rows
+        constant:  k mask / (constant * active rows)
+        none:      k mask / active rows   (NextFlow's Eq. 5)
+
+    Rows that are not active get 0. All rows are passed at once, so that micro-batches can slice W and sum their losses.
+
+    Args:
+        k: of `panw_weights`.
+        mask: of mask propagation, in [0, 1].
+        active: of `group_advantages`.
+        constant: what `normaliser="constant"` divides by, > 0.
+        reduce: sums a tensor over the ranks; then the ranks' losses and gradients are to be summed, not averaged.
+
+    Raises:
+        ValueError: when constant is missing, not positive, or given for another normaliser.
+    """
+    _check_constant(normaliser, constant)
+    over_ranks = reduce or _one_rank
+    weight = torch.where(active[:, None], k * mask, 0.0)
+    held = weight.sum(dim=1)
+    # Both statistics travel in one tensor, whatever the normaliser: every rank reduces once.
+    counted = held > 0 if normaliser == "branch" else active
+    rows, total = over_ranks(torch.stack([counted.sum().to(held.dtype), held.sum()]))
+    if normaliser == "branch":
+        weight = weight / held.where(counted, torch.ones_like(held))[:, None]
+    divisor = total if normaliser == "batch" else rows * (constant or 1.0)
+    return weight.div(divisor.where(divisor > 0, torch.ones_like(divisor)))
+
+
+def _one_rank(total: Tensor) -> Tensor:
+    return total
+
+
+def _span(schedule: Schedule, start: int, stop: int, alpha: float) -> list[int]:
+    if not (alpha >= 0 and math.isfinite(alpha)):
+        raise ValueError(f"alpha must be >= 0 and finite, got {alpha}")
+    if not 0 <= start < stop <= len(schedule):
+        raise ValueError(f"scales must satisfy 0 <= start < stop <= {len(schedule)}, got [{start}, {stop})")
+    return list(schedule.lengths[start:stop])
+
+
+def _check_constant(normaliser: str, constant: float | None) -> None:
+    if (normaliser == "constant") != (constant is not None):
+        raise ValueError(f"constant belongs to normaliser 'constant' alone, got {constant} for {normaliser!r}")
+    if constant is not None and not constant > 0:
+        raise ValueError(f"constant must be > 0, got {constant}")

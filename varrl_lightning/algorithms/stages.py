@@ -1,0 +1,110 @@
+"""Which scales are optimised when: stages and their cycle."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from varrl_lightning.algorithms.vmr import soft_value
+from varrl_lightning.types import Stage
+
+FirstScale = Literal["trained", "shared"]
+
+
+def prefix_stage(T: int, m: int, A: int, K: int, first_scale: FirstScale = "trained") -> Stage:
+    """Scales `[0, m)` for the middle return (Eq. 5, Prefix).
+
+    Args:
+        first_scale: `shared` is the paper's own indices, where actions begin with r_2: r_1 is drawn once per prompt,
+            shared by the branches and not trained.
+    """
+    if not 1 <= m < T:
+        raise ValueError(f"a prefix needs m in [1, {T}), got {m}")
+    start = _first(first_scale)
+    if m <= start:
+        raise ValueError(f"with first_scale 'shared' a prefix needs m of at least 2, got {m}")
+    return Stage(start, m, A, continuations=K, name="prefix")
+
+
+def suffix_stage(T: int, m: int, A: int, starts: int = 1) -> Stage:
+    """Scales `[m, T)` for the terminal reward (Eq. 5, Suffix), from `starts` different s_m per prompt."""
+    if not 1 <= m < T:
+        raise ValueError(f"a suffix needs m in [1, {T}), got {m}")
+    return Stage(m, T, A, starts=starts, name="suffix")
+
+
+def full_stage(T: int, A: int, first_scale: FirstScale = "trained") -> Stage:
+    """All scales for the terminal reward: plain GRPO."""
+    return Stage(_first(first_scale), T, A, name="all")
+
+
+def cycle(
+    T: int,
+    m: int,
+    group_size: int,
+    num_continuations: int,
+    alternation: Sequence[str],
+    *,
+    starts: int = 1,
+    first_scale: FirstScale = "trained",
+) -> tuple[Stage, ...]:
+    """The stages that updates go through, over and over.
+
+    Args:
+        m: the middle step, in [1, T]; at T there is nothing to split: one stage of all scales, K ignored.
+        alternation: names out of prefix, suffix and all, each with an optional count: `("prefix*300", "suffix*100")`.
+        starts: different s_m per prompt of a suffix; divides the group.
+
+    Raises:
+        ValueError: on an unknown name, a bad count, an empty alternation or an m out of range.
+    """
+    if not 1 <= m <= T:
+        raise ValueError(f"m must be in [1, {T}], the number of scales, got {m}")
+    if not alternation:
+        raise ValueError("alternation must name at least one stage, got none")
+    names = [name for entry in alternation for name in _repeated(entry)]
+    if m == T:
+        return (full_stage(T, group_size, first_scale),)
+    stages = {
+        "prefix": lambda: prefix_stage(T, m, group_size, num_continuations, first_scale),
+        "suffix": lambda: suffix_stage(T, m, group_size, starts),
+        "all": lambda: full_stage(T, group_size, first_scale),
+    }
+    # Only what is named is built, so that a stage that is not used cannot be in error.
+    built = {name: stages[name]() for name in set(names)}
+    return tuple(built[name] for name in names)
+
+
+def stage_returns(
+    rewards: Float[Tensor, "P A K"], stage: Stage, eta: float, valid: Bool[Tensor, "P A K"] | None = None
+) -> Float[Tensor, "P A"]:
+    """Return of each branch: V_b of Eq. 10, or R itself when there is one continuation; NaN where none is valid.
+
+    Raises:
+        ValueError: when the rewards are not those of the stage.
+    """
+    expected = (stage.branches, stage.continuations)
+    if rewards.shape[1:] != expected:
+        raise ValueError(f"stage {stage.name!r} has (A, K) = {expected}, got rewards of {tuple(rewards.shape[1:])}")
+    if stage.continuations > 1:
+        return soft_value(rewards, eta, valid)
+    usable = torch.isfinite(rewards) if valid is None else valid
+    return torch.where(usable, rewards, math.nan).squeeze(-1)
+
+
+def _first(first_scale: FirstScale) -> int:
+    return 1 if first_scale == "shared" else 0
+
+
+def _repeated(entry: str) -> list[str]:
+    name, star, count = entry.replace(" ", "").partition("*")
+    if name not in ("prefix", "suffix", "all"):
+        raise ValueError(f"unknown stage {name!r} in alternation; there are: prefix, suffix, all")
+    if star and not (count.isdecimal() and int(count) > 0):
+        raise ValueError(f"a count in alternation must be a positive integer, as in 'prefix*3', got {entry!r}")
+    return [name] * (int(count) if star else 1)

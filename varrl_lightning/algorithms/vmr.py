@@ -1,0 +1,106 @@
+"""Value as Middle Return (section 3.3): what a branch is worth, from the returns of its continuations."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from varrl_lightning.algorithms.advantages import group_advantages
+
+
+def soft_value(rewards: Float[Tensor, "P A K"], eta: float, valid: Bool[Tensor, "P A K"] | None = None) -> Float[Tensor, "P A"]:
+    """Middle-step soft value of each branch (Eq. 10), over its valid continuations.
+
+        V_m(s_m) = eta * log(1/K * sum_k exp(R_k / eta))
+
+    In the unit of the rewards. NaN where a branch has no valid continuation.
+
+    Args:
+        rewards: terminal returns of the K continuations of each branch.
+        eta: temperature, > 0; a large eta tends to the mean, a small one to the best continuation.
+        valid: which returns count; None counts the finite ones.
+
+    Raises:
+        ValueError: when eta is not positive.
+    """
+    if not eta > 0:
+        raise ValueError(f"eta must be > 0, got {eta}")
+    usable = torch.isfinite(rewards) if valid is None else valid
+    count = usable.sum(dim=-1)
+    log_mean = torch.where(usable, rewards / eta, -math.inf).logsumexp(dim=-1) - count.log()
+    return torch.where(count > 0, eta * log_mean, math.nan)
+
+
+def vmr_bonus(rewards: Float[Tensor, "P A K"], eta: float, valid: Bool[Tensor, "P A K"] | None = None) -> Float[Tensor, "P A"]:
+    """What the soft value adds to the plain mean, for the log.
+
+        V_m - 1/K * sum_k R_k  >= 0;  for K = 2:  eta * log cosh((R_1 - R_2) / (2 eta))
+
+    NaN where a branch has no valid continuation. Depends on the scale of the rewards, which GRPO's advantages do not.
+    """
+    usable = torch.isfinite(rewards) if valid is None else valid
+    mean = torch.where(usable, rewards, 0.0).sum(dim=-1) / usable.sum(dim=-1)
+    return soft_value(rewards, eta, usable) - mean
+
+
+def combine_rewards(
+    values: Mapping[str, Float[Tensor, "P A K"]],
+    valid: Mapping[str, Bool[Tensor, "P A K"]],
+    weights: Mapping[str, float],
+) -> tuple[Float[Tensor, "P A K"], Bool[Tensor, "P A K"]]:
+    """Weighted sum of several rewards, and where it exists.
+
+        R = sum_i w_i R_i,  over the rewards i that apply to the sample, times sum_all |w| / sum_applying |w|
+
+    A reward that does not apply to a sample leaves its weight to the others. A sample that no reward (of non-zero
+    weight) applies to is invalid and has the value 0.
+
+    Raises:
+        ValueError: when the names differ, or a weight is not finite, or all are 0.
+    """
+    _check_weights(values, weights)
+    if valid.keys() != values.keys():
+        raise ValueError(f"valid must name the rewards {sorted(values)}, got {sorted(valid)}")
+    total = sum(abs(weight) for weight in weights.values())
+    first = next(iter(values.values()))
+    combined, applying = torch.zeros_like(first), torch.zeros_like(first)
+    for name, weight in weights.items():
+        combined = combined + weight * torch.where(valid[name], values[name], 0.0)
+        applying = applying + abs(weight) * valid[name]
+    usable = applying > 0
+    return torch.where(usable, combined * total / applying.where(usable, torch.ones_like(applying)), 0.0), usable
+
+
+def standardised_sum(values_per_reward: Mapping[str, Float[Tensor, "P A"]], weights: Mapping[str, float]) -> Float[Tensor, "P A"]:
+    """Weighted sum of soft values, each standardised within its group first: the other way to join several rewards.
+
+        sum_i w_i (V_i - mean_group V_i) / std_group V_i
+
+    The rewards' own scales drop out. A reward without variance in a group adds 0 there; one that is NaN at a branch,
+    or known at fewer than two branches of the group, leaves its weight to the others; NaN where none is left.
+
+    Raises:
+        ValueError: as `combine_rewards`.
+    """
+    _check_weights(values_per_reward, weights)
+    scores, known = {}, {}
+    for name, values in values_per_reward.items():
+        finite = torch.isfinite(values)
+        scores[name] = group_advantages(values, finite)[0][..., None]
+        known[name] = (finite & (finite.sum(dim=-1, keepdim=True) >= 2))[..., None]
+    combined, usable = combine_rewards(scores, known, weights)
+    return torch.where(usable, combined, math.nan).squeeze(-1)
+
+
+def _check_weights(values: Mapping[str, Tensor], weights: Mapping[str, float]) -> None:
+    if weights.keys() != values.keys():
+        raise ValueError(f"weights must name the rewards {sorted(values)}, got {sorted(weights)}")
+    for name, weight in weights.items():
+        if not math.isfinite(weight):
+            raise ValueError(f"the weight of reward {name!r} must be finite, got {weight}")
+    if not any(weights.values()):
+        raise ValueError(f"at least one reward needs a weight other than 0, got {dict(weights)}")
