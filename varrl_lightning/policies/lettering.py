@@ -1,0 +1,246 @@
+"""The embedded model: one upper-case word of three to five letters, written on a 24x64 picture by a block-causal transformer."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from jaxtyping import Bool, Float, Int
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from varrl_lightning.policies.base import Cond, KVCache, VARPolicy
+from varrl_lightning.rendering import HEIGHT, LETTER_PITCH, WIDTH
+from varrl_lightning.schedule import Schedule
+from varrl_lightning.tokenizers.multiscale_vq import MultiScaleVQ
+from varrl_lightning.types import Prompt, Sampling
+
+LETTERING = Schedule(((1, 1), (1, 2), (1, 4), (2, 8), (3, 16), (6, 16)), stride=(4, 4))
+"""m = 5: the first five scales (71 tokens) decide the word, the sixth (96 tokens) sharpens its strokes."""
+RANKS = (8, 8, 16, 32, 32, 16)
+SLOTS = 5
+BLANK, NO_WORD = 0, 27
+"""Letters are 1-26; `BLANK` fills the slots after a short word, `NO_WORD` fills all of them in the unconditional half."""
+ASSETS = Path(__file__).parent.parent / "assets" / "lettering"
+_WORD = re.compile(r"[A-Za-z]{3,5}")
+
+
+def letters_of(word: str) -> list[int]:
+    """Ids of a word's letters, padded with `BLANK` to `SLOTS`."""
+    ids = [ord(letter) - ord("A") + 1 for letter in word.upper()]
+    return ids + [BLANK] * (SLOTS - len(ids))
+
+
+class Block(nn.Module):
+    """One pre-norm transformer layer whose keys and values can be handed on."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+
+    def forward(
+        self, x: Float[Tensor, "R n d"], past: tuple[Tensor, Tensor] | None, mask: Bool[Tensor, "n L"] | None
+    ) -> tuple[Float[Tensor, "R n d"], tuple[Tensor, Tensor]]:
+        """Attend to `past` and to `x` itself; return the keys and values of both, (R, heads, L, d / heads)."""
+        q, k, v = self.qkv(self.norm1(x)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        if past is not None:
+            k, v = torch.cat((past[0], k), dim=2), torch.cat((past[1], v), dim=2)
+        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)  # (R, heads, n, d / heads)
+        x = x + self.out(attended.transpose(1, 2).flatten(2))
+        return x + self.mlp(self.norm2(x)), (k, v)
+
+
+class LetteringTransformer(nn.Module):
+    """Letters as prefix tokens, then the scales; everything has an x-position, and letters share theirs with the picture.
+
+    Args:
+        vocab_size: codes of each scale.
+        channels: features per token of the tokenizer's `next_input`.
+        width, depth, heads: of the transformer.
+        frequencies: octaves of the Fourier positions.
+    """
+
+    def __init__(
+        self, vocab_size: int = 512, channels: int = 32, width: int = 128, depth: int = 4, heads: int = 4, frequencies: int = 8
+    ) -> None:
+        super().__init__()
+        self.frequencies = frequencies
+        self.letter = nn.Embedding(NO_WORD + 1, width)
+        self.scale = nn.Embedding(len(LETTERING), width)
+        self.place = nn.Linear(4 * frequencies, width)
+        self.latent = nn.Linear(channels, width)
+        self.blocks = nn.ModuleList([Block(width, heads) for _ in range(depth)])
+        self.norm = nn.LayerNorm(width)
+        # Codes of different scales have nothing in common, so each scale turns its features before the shared head.
+        self.exits = nn.ModuleList([nn.Linear(width, width * 3 // 2) for _ in LETTERING.grids])
+        self.head = nn.Linear(width * 3 // 2, vocab_size)
+
+    def prefix(self, letters: Int[Tensor, "R S"]) -> Float[Tensor, "R S d"]:
+        """Embed the letters at the places where they will be written."""
+        count = (letters != BLANK).sum(dim=1, keepdim=True)
+        index = torch.arange(SLOTS, device=letters.device)
+        x = 0.5 + (index - (count - 1) / 2) * LETTER_PITCH / WIDTH
+        embedded: Tensor = self.letter(letters) + self._at(x, torch.full_like(x, 0.5))
+        return embedded
+
+    def picture(self, latents: Float[Tensor, "R n C"], scale: int) -> Float[Tensor, "R n d"]:
+        """Embed what is known of the latent at the cells of one scale."""
+        h, w = LETTERING.grids[scale]
+        y = (torch.arange(h, device=latents.device) + 0.5) / h
+        x = (torch.arange(w, device=latents.device) + 0.5) / w
+        places = self._at(x.repeat(h), y.repeat_interleave(w))
+        embedded: Tensor = self.latent(latents) + places + self.scale.weight[scale]
+        return embedded
+
+    def run(
+        self, x: Float[Tensor, "R n d"], cache: KVCache | None = None, mask: Bool[Tensor, "n L"] | None = None
+    ) -> tuple[Float[Tensor, "R n d"], KVCache]:
+        """All layers; positions see the cache and, unless masked, each other."""
+        grown: KVCache = []
+        for layer, block in enumerate(self.blocks):
+            x, kept = block(x, None if cache is None else cache[layer], mask)
+            grown.append(kept)
+        return x, grown
+
+    def leave(self, x: Float[Tensor, "R n d"], scale: int) -> Float[Tensor, "R n e"]:
+        """Features of one scale, ready for `head`."""
+        features: Tensor = self.exits[scale](self.norm(x))
+        return features
+
+    def _at(self, x: Float[Tensor, "..."], y: Float[Tensor, "..."]) -> Float[Tensor, "... d"]:
+        octaves = math.pi * 2.0 ** torch.arange(self.frequencies, device=x.device)
+        angles = torch.cat((x[..., None] * octaves, y[..., None] * octaves), dim=-1)
+        place: Tensor = self.place(torch.cat((angles.sin(), angles.cos()), dim=-1).to(self.place.weight.dtype))
+        return place
+
+
+class LetteringPolicy(VARPolicy):
+    """The embedded model as a policy; CPU-sized, and mediocre on purpose, so that there is something to improve."""
+
+    transformer: LetteringTransformer
+    tokenizer: MultiScaleVQ
+    guidance = "constant"
+    default_sampling = Sampling(top_k=2)
+
+    def __init__(self, transformer: LetteringTransformer | None = None, tokenizer: MultiScaleVQ | None = None) -> None:
+        super().__init__(transformer or LetteringTransformer(), {"tokenizer": tokenizer or MultiScaleVQ(LETTERING, ranks=RANKS)})
+        self.vocab_size = self.tokenizer.vocab_size
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path = "embedded", tokenizer: str | Path | None = None) -> LetteringPolicy:
+        """Load the transformer and the tokenizer.
+
+        Args:
+            path: `embedded`, the model that comes with the package, or a safetensors file of the transformer.
+            tokenizer: a safetensors file of the tokenizer; the embedded one when None.
+
+        Raises:
+            ValueError: when a file has missing, unexpected or misshaped tensors; the message lists them.
+        """
+        policy = cls()
+        load_strictly(policy.transformer, ASSETS / "transformer.safetensors" if str(path) == "embedded" else Path(path))
+        load_strictly(policy.tokenizer, ASSETS / "tokenizer.safetensors" if tokenizer is None else Path(tokenizer))
+        return policy
+
+    def schedule(self, size: tuple[int, int] | None = None) -> Schedule:
+        """The one schedule that this model has."""
+        if size not in (None, (HEIGHT, WIDTH)):
+            raise ValueError(f"the lettering model draws pictures of {(HEIGHT, WIDTH)} pixels only, got {size}")
+        return LETTERING
+
+    def encode_prompts(self, prompts: Sequence[Prompt]) -> Cond:
+        """Ids of each prompt's letters; lower case is read as upper case.
+
+        Raises:
+            ValueError: unless each prompt has exactly one word, of three to five letters A-Z.
+        """
+        for prompt in prompts:
+            self.schedule(prompt.size)
+            if len(prompt.words) != 1 or not _WORD.fullmatch(prompt.words[0]):
+                raise ValueError(
+                    f"prompt {prompt.id!r}: the lettering model writes exactly one word of 3-5 letters A-Z, got words "
+                    f'{list(prompt.words)} from text {prompt.text!r}; put one such word in quotes, as in "TERSE"'
+                )
+        letters = torch.tensor([letters_of(p.words[0]) for p in prompts], device=self.device)
+        return Cond(LETTERING, {"letters": letters}, {"letters": torch.full_like(letters, NO_WORD)})
+
+    def start_cache(self, inputs: dict[str, Tensor], schedule: Schedule) -> KVCache:  # noqa: ARG002
+        """Keys and values of the letters."""
+        return self.transformer.run(self.transformer.prefix(inputs["letters"]))[1]
+
+    def step_features(
+        self,
+        inputs: dict[str, Tensor],  # noqa: ARG002
+        cache: KVCache,
+        latent: Tensor,
+        scale: int,
+        schedule: Schedule,  # noqa: ARG002
+    ) -> tuple[Float[Tensor, "R n e"], KVCache]:
+        """Features of one scale, whose positions see the letters, all coarser scales and each other."""
+        x = self.transformer.picture(self.tokenizer.next_input(latent, scale), scale)
+        x, cache = self.transformer.run(x, cache)
+        return self.transformer.leave(x, scale), cache
+
+    def span_features(
+        self, inputs: dict[str, Tensor], tokens: list[Tensor], start: int, stop: int, schedule: Schedule
+    ) -> list[Float[Tensor, "R _n e"]]:
+        """The letters and scales `[0, stop)` in one pass under the block-causal mask."""
+        parts = [self.transformer.prefix(inputs["letters"])]
+        latent = self.initial_latent(len(parts[0]), schedule)
+        for t in range(stop):
+            if t:
+                latent = self.accumulate(latent, tokens[t - 1], t - 1, schedule)
+            parts.append(self.transformer.picture(self.tokenizer.next_input(latent, t), t))
+        lengths = [part.shape[1] for part in parts]
+        x, _ = self.transformer.run(torch.cat(parts, dim=1), mask=_block_causal(lengths).to(latent.device))
+        scales = x.split(lengths, dim=1)[1:]
+        return [self.transformer.leave(scales[t], t) for t in range(start, stop)]
+
+    def logits(self, features: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+        """Logits over the codes of the features' own scale."""
+        logits: Tensor = self.transformer.head(features)
+        return logits
+
+    def initial_latent(self, rows: int, schedule: Schedule) -> Float[Tensor, "R 1 H W"]:  # noqa: ARG002
+        """Zero: the tokenizer's mean grey."""
+        return self.tokenizer.begin(rows)
+
+    def accumulate(self, latent: Tensor, tokens: Tensor, scale: int, schedule: Schedule) -> Tensor:  # noqa: ARG002
+        """The latent after one scale."""
+        return self.tokenizer.accumulate(latent, tokens, scale)
+
+    def decode_latent(self, latent: Tensor) -> Float[Tensor, "R 3 H W"]:
+        """RGB in [0, 1] of a latent of any depth."""
+        return self.tokenizer.decode_latent(latent)
+
+
+def load_strictly(module: nn.Module, path: Path) -> None:
+    """Load a safetensors file into a module, in the module's own dtypes.
+
+    Raises:
+        ValueError: when the file's tensors are not exactly the module's; the message lists what differs.
+    """
+    found: Mapping[str, Tensor] = load_file(path)
+    wanted = module.state_dict()
+    problems = [f"missing {name} {list(wanted[name].shape)}" for name in wanted.keys() - found.keys()]
+    problems += [f"unexpected {name} {list(found[name].shape)}" for name in found.keys() - wanted.keys()]
+    problems += [
+        f"misshaped {name}: {list(found[name].shape)} in the file, {list(wanted[name].shape)} in the model"
+        for name in wanted.keys() & found.keys()
+        if found[name].shape != wanted[name].shape
+    ]
+    if problems:
+        raise ValueError(f"{path} does not fit {type(module).__name__}:\n  " + "\n  ".join(sorted(problems)))
+    module.load_state_dict(found)
+
+
+def _block_causal(lengths: Sequence[int]) -> Bool[Tensor, "L L"]:
+    block = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
+    return block[:, None] >= block[None, :]

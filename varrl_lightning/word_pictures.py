@@ -1,0 +1,111 @@
+"""Batches of rendered words for pre-training the embedded model; held-out words never appear in them."""
+
+from __future__ import annotations
+
+import json
+import random
+import string
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from jaxtyping import Float
+from lightning.pytorch import LightningDataModule
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from varrl_lightning.policies.lettering import ASSETS
+from varrl_lightning.rendering import render_words
+
+Batch = tuple[Float[Tensor, "R 3 H W"], list[str]]
+
+
+def read_words(path: str | Path) -> list[str]:
+    """The word of each line of a prompt file."""
+    return [json.loads(line)["text"].strip('"') for line in Path(path).read_text().splitlines()]
+
+
+class WordBatches(Dataset[Batch]):
+    """Batch number b of rendered words, a function of `(seed, b)` alone.
+
+    Args:
+        words: what is drawn from.
+        batches: length of an epoch.
+        batch_size: pictures of a batch.
+        seed: of all choices.
+        invented: share of words made of random letters, which teaches spelling rather than the list.
+        forbidden: never invented.
+    """
+
+    def __init__(
+        self,
+        words: Sequence[str],
+        batches: int,
+        batch_size: int,
+        seed: int,
+        invented: float = 0.0,
+        forbidden: frozenset[str] = frozenset(),
+    ) -> None:
+        self.words, self.batches, self.batch_size, self.seed = words, batches, batch_size, seed
+        self.invented, self.forbidden = invented, forbidden
+
+    def __len__(self) -> int:
+        return self.batches
+
+    def __getitem__(self, index: int) -> Batch:
+        if not 0 <= index < self.batches:
+            raise IndexError(index)
+        rng = random.Random(f"{self.seed} {index}")
+        words = [self._invent(rng) if rng.random() < self.invented else rng.choice(self.words) for _ in range(self.batch_size)]
+        return render_words(words, rng.getrandbits(32)), words
+
+    def _invent(self, rng: random.Random) -> str:
+        while True:
+            word = "".join(rng.choices(string.ascii_uppercase, k=rng.choice((3, 4, 4, 5, 5, 5))))
+            if word not in self.forbidden:
+                return word
+
+
+class WordPictures(LightningDataModule):
+    """Pictures of training words and of invented ones; words of the other splits are never drawn in training.
+
+    Args:
+        batches: batches of an epoch.
+        batch_size: pictures of a batch.
+        invented: share of invented words.
+        seed: of words and pictures.
+        train: prompt file that is drawn from.
+        validation: prompt file that is validated on.
+        held_out: prompt files whose words are never invented.
+    """
+
+    def __init__(
+        self,
+        batches: int,
+        batch_size: int = 64,
+        invented: float = 0.4,
+        seed: int = 0,
+        train: Path = ASSETS / "train.jsonl",
+        validation: Path = ASSETS / "validation.jsonl",
+        held_out: Sequence[Path] = (ASSETS / "validation.jsonl", ASSETS / "test.jsonl"),
+    ) -> None:
+        super().__init__()
+        forbidden = frozenset(word for path in held_out for word in read_words(path))
+        words = read_words(train)
+        if leaked := sorted(forbidden.intersection(words)):
+            raise ValueError(f"{train} holds {len(leaked)} words of the held-out files, such as {leaked[:5]}")
+        self.training = WordBatches(words, batches, batch_size, seed, invented, forbidden)
+        self.validation = WordBatches(read_words(validation), 4, batch_size, seed + 1)
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        """Batches in their order."""
+        return DataLoader(self.training, batch_size=None, collate_fn=_as_it_is)
+
+    def val_dataloader(self) -> DataLoader[Batch]:
+        """Four batches of validation words."""
+        return DataLoader(self.validation, batch_size=None, collate_fn=_as_it_is)
+
+
+def _as_it_is(batch: Any) -> Any:
+    # The default would make a list of the pair.
+    return batch
