@@ -24,12 +24,13 @@ class Evaluation:
     """Images of prompts and what the rewards said of them.
 
     Args:
+        images: one per prompt; none after `without_images`.
         values: weighted sum of the rewards of each image; NaN where none applied.
         texts: the words that were read in each image, when a reward reads.
     """
 
     prompts: Sequence[Prompt]
-    images: Float[Tensor, "N 3 H W"]
+    images: Float[Tensor, "_N 3 H W"]
     values: Float[Tensor, " N"]
     scores: dict[str, Scores]
     texts: Sequence[Sequence[str]] | None

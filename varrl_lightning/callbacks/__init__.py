@@ -1,0 +1,23 @@
+"""What a run leaves and shows."""
+
+from __future__ import annotations
+
+from lightning.pytorch.callbacks import Callback
+
+from varrl_lightning.callbacks.checkpoints import Checkpoints
+from varrl_lightning.callbacks.monitors import Monitors
+from varrl_lightning.callbacks.progress import RunProgress
+from varrl_lightning.callbacks.safe_stop import SafeStop
+from varrl_lightning.callbacks.samples import SampleGrids
+from varrl_lightning.callbacks.summary import Summary
+
+__all__ = ["Checkpoints", "Monitors", "RunProgress", "SafeStop", "SampleGrids", "Summary", "default_callbacks"]
+
+
+def default_callbacks(checkpoint_every_n_steps: int = 50) -> list[Callback]:
+    """Everything that the command line leaves in a run folder, which is the Trainer's `default_root_dir`.
+
+    The order matters: `SafeStop` comes last, so that when it stops the run all others have seen the step; Lightning itself moves
+    `Checkpoints` behind it.
+    """
+    return [RunProgress(), Monitors(), SampleGrids(), Summary(), SafeStop(), Checkpoints(checkpoint_every_n_steps)]

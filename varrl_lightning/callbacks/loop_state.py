@@ -1,0 +1,74 @@
+"""One form for every checkpoint's position: the end of the last finished training batch.
+
+Lightning saves its counters as they stand, and resumes differently from each place of its loops; a checkpoint taken while a
+step fails would skip that step's batch. Rewritten to this form, all checkpoints resume by the same path, wherever they were taken.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import lightning as L
+
+
+@dataclass
+class Position:
+    """What has to be kept when a batch ends, because the next one moves it.
+
+    Args:
+        loader_states: the training loader's own state, when it has one.
+    """
+
+    loader_states: list[Any] | None = None
+
+    @classmethod
+    def of(cls, trainer: L.Trainer) -> Position:
+        """The position of the loader now."""
+        state = trainer.fit_loop.on_save_checkpoint()
+        return cls(copy.deepcopy(state.get("combined_loader")))
+
+
+def rewind(checkpoint: dict[str, Any], batches_per_epoch: int | float, updates_done: int, position: Position) -> None:
+    """Rewrite a checkpoint's loop counters to the end of its last finished training batch."""
+    loops = checkpoint["loops"]["fit_loop"]
+    batch, epoch = loops["epoch_loop.batch_progress"], loops["epoch_progress"]
+    done, in_epoch = batch["total"]["processed"], batch["current"]["processed"]
+    epochs = epoch["total"]["started"]
+    if done and not in_epoch:  # an epoch has begun and its first batch is not finished
+        epochs, in_epoch = epochs - 1, int(batches_per_epoch)
+    if not done:
+        epochs = 0
+    _set(batch["total"], done, behind=("completed",))
+    _set(batch["current"], in_epoch, behind=("completed",))
+    batch["is_last_batch"] = bool(done) and in_epoch == batches_per_epoch
+    for part in epoch.values():
+        _set(part, epochs, behind=("processed", "completed"))
+    _forget(loops["epoch_loop.val_loop.batch_progress"])
+    loops["epoch_loop.state_dict"]["_batches_that_stepped"] = max(done - 1, 0)
+    steps = loops["epoch_loop.manual_optimization.optim_step_progress"]
+    _set(steps["total"], updates_done)
+    checkpoint["epoch"], checkpoint["global_step"] = max(epochs - 1, 0), updates_done
+    loops["state_dict"].pop("combined_loader", None)
+    if position.loader_states is not None:
+        loops["state_dict"]["combined_loader"] = position.loader_states
+
+
+def mend_counters(trainer: L.Trainer, batches_done: int) -> None:
+    """Put right, at the start of a batch, what Lightning leaves off by one after a resume at an epoch's end."""
+    loop: Any = trainer.fit_loop
+    loop.epoch_loop._batches_that_stepped = batches_done
+    for part in (loop.epoch_progress.total, loop.epoch_progress.current):
+        part.ready = part.started = part.processed + 1
+
+
+def _set(counters: dict[str, int], value: int, behind: tuple[str, ...] = ()) -> None:
+    for name in counters:
+        counters[name] = max(value - (name in behind), 0)
+
+
+def _forget(progress: dict[str, Any]) -> None:
+    _set(progress["total"], 0)
+    _set(progress["current"], 0)
+    progress["is_last_batch"] = False

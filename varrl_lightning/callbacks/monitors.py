@@ -1,0 +1,67 @@
+"""Warnings about runs that cannot learn anything, each said once."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import Callback
+
+
+@dataclass(frozen=True)
+class Monitor:
+    """A bad sign and what to do about it.
+
+    Args:
+        holds: whether a step's metrics show it.
+        advice: the warning; `{steps}` and the metrics by name with `_` for `/` are filled in.
+    """
+
+    holds: Callable[[Mapping[str, float]], bool]
+    advice: str
+
+
+MONITORS = (
+    Monitor(
+        lambda m: m.get("reward") == 0 and m.get("reward_std_batch") == 0,
+        "every reward was 0 in the last {steps} steps, so nothing is learnt: look at the latest picture in samples/, run `varrl "
+        "doctor` on the config, and start from a model that succeeds sometimes.",
+    ),
+    Monitor(
+        lambda m: m.get("frac_reward_zero_std", 0.0) >= 1.0 and m.get("reward") != 0,
+        "in the last {steps} steps all images of a group had the same reward, so nothing is learnt: raise group_size or the "
+        "sampling temperature, or take prompts or a reward on which the model neither always fails nor always succeeds.",
+    ),
+    Monitor(
+        lambda m: abs(m.get("sampler_gap", 0.0)) > 1.0,
+        "the images are drawn from another distribution than the one that is trained, by {sampler_gap:.2f} nats per token over the "
+        "last {steps} steps: take score: sampler, or bring cfg, top_k and temperature closer to the plain model.",
+    ),
+)
+
+
+class Monitors(Callback):
+    """Warns once when a bad sign has lasted for `patience` training steps in a row."""
+
+    def __init__(self, patience: int = 20) -> None:
+        if patience < 1:
+            raise ValueError(f"patience must be at least 1 step, got {patience}")
+        self.patience = patience
+        self._lasted = [0] * len(MONITORS)
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int  # noqa: ARG002
+    ) -> None:
+        """Look at the step's metrics."""
+        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        metrics = {name: value for name, value in metrics.items() if math.isfinite(value)}
+        for i, monitor in enumerate(MONITORS):
+            self._lasted[i] = self._lasted[i] + 1 if monitor.holds(metrics) else 0
+            if self._lasted[i] == self.patience and trainer.is_global_zero:
+                # It stays at the count after this, so that each is said once.
+                values = {name.replace("/", "_"): value for name, value in metrics.items()}
+                warnings.warn(monitor.advice.format(steps=self.patience, **values), stacklevel=2)

@@ -1,0 +1,127 @@
+"""How a run is going: a bar on a terminal, a line now and then in a file."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import ProgressBar
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from varrl_lightning.callbacks.run_folder import say
+
+_SHOWN = {"reward": "reward", "word_accuracy": "word accuracy", "val/word_accuracy": "validation", "val/reward": "validation"}
+
+
+class RunProgress(ProgressBar):
+    """The stage, the step, reward and word accuracy of the last rollout, and of the last validation.
+
+    Args:
+        lines: where the output is no terminal, about this many lines for the whole run.
+    """
+
+    def __init__(self, lines: int = 40) -> None:
+        super().__init__()
+        if lines < 1:
+            raise ValueError(f"lines must be at least 1, got {lines}")
+        self.lines = lines
+        self._enabled = True
+        self._bar: Progress | None = None
+        self._task = TaskID(0)
+        self._began = (0.0, 0)
+
+    def disable(self) -> None:
+        """Show nothing: Lightning calls this on all ranks but the first."""
+        self._enabled = False
+
+    def enable(self) -> None:
+        """Show again."""
+        self._enabled = True
+
+    def print(self, *args: Any, **kwargs: Any) -> None:  # noqa: ARG002
+        """A line above the bar."""
+        say(" ".join(map(str, args)))
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+        """Start the bar."""
+        super().on_train_start(trainer, pl_module)
+        self._began = time.monotonic(), pl_module.rollouts_done
+        console = Console(file=sys.stdout)
+        if self._enabled and console.is_terminal:
+            self._bar = Progress(
+                TextColumn("{task.description:>10}"),
+                BarColumn(bar_width=24),
+                MofNCompleteColumn(),
+                TimeElapsedColumn(),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[numbers]}"),
+                console=console,
+            )
+            self._bar.start()
+            self._task = self._bar.add_task("", total=_steps(trainer, pl_module), numbers="", completed=pl_module.rollouts_done)
+
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:  # noqa: ARG002
+        """Name the stage."""
+        self._show(description=pl_module.stage.name)
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int  # noqa: ARG002
+    ) -> None:
+        """Show the step's numbers."""
+        done, total = pl_module.rollouts_done, _steps(trainer, pl_module)
+        numbers = _numbers(trainer)
+        self._show(completed=done, numbers=numbers)
+        every = max((total or 1000) // self.lines, 1)
+        if self._enabled and self._bar is None and (done % every == 0 or done == total):
+            stage = pl_module.cycle[(done - 1) % len(pl_module.cycle)].name
+            pace = (time.monotonic() - self._began[0]) / max(done - self._began[1], 1)
+            of, left = (f"/{total}", f", {_minutes((total - done) * pace)} left") if total else ("", "")
+            say(f"step {done}{of}  {stage:<8} {numbers}  {pace:.2f} s/step{left}")
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Say what takes so long."""
+        super().on_validation_start(trainer, pl_module)
+        self._show(description="validating")
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:  # noqa: ARG002
+        """Leave the bar as it stands."""
+        self._stop()
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:  # noqa: ARG002
+        """Leave the console to the error's message."""
+        self._stop()
+
+    def _show(self, **fields: Any) -> None:
+        if self._bar is not None:
+            self._bar.update(self._task, **fields)
+
+    def _stop(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+
+def _steps(trainer: L.Trainer, pl_module: Any) -> int | None:
+    """Training steps of the whole run, None when it has no end."""
+    epochs = trainer.max_epochs or -1
+    batches = [epochs * trainer.num_training_batches] if epochs > 0 else []
+    if trainer.max_steps > 0:
+        batches.append(trainer.max_steps // pl_module.updates_per_rollout)  # max_steps counts optimizer steps
+    finite = [int(b) for b in batches if b != float("inf")]
+    return min(finite) if finite else None
+
+
+def _numbers(trainer: L.Trainer) -> str:
+    metrics = trainer.callback_metrics
+    found: dict[str, str] = {}
+    for name, label in _SHOWN.items():
+        if name in metrics:
+            found.setdefault(label, f"{label} {float(metrics[name]):.3f}")
+    return "  ".join(found.values())
+
+
+def _minutes(seconds: float) -> str:
+    return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"

@@ -1,0 +1,63 @@
+"""The state before a training step, to return to when the step fails half-way."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+_COUNTERS = ("rollouts_done", "updates_done", "bad_steps", "bad_steps_in_a_row")
+
+
+class Rollback:
+    """Copies of what one training step changes.
+
+    Counters, schedules and the gradient scaler are copied when the step begins; weights and optimizer moments, which are large,
+    only before the first optimizer step of the rollout.
+    """
+
+    def __init__(self, trainer: L.Trainer) -> None:
+        module = trainer.lightning_module
+        self.counters = {name: getattr(module, name) for name in _COUNTERS if hasattr(module, name)}
+        self.schedules = [copy.deepcopy(c.scheduler.state_dict()) for c in trainer.lr_scheduler_configs]
+        self.precision = copy.deepcopy(trainer.precision_plugin.state_dict())
+        self.weights: list[Tensor] | None = None
+        self.moments: dict[Tensor, dict[str, Any]] = {}
+        self.groups: list[dict[str, Any]] = []
+
+    def copy_weights(self, optimizer: Optimizer) -> None:
+        """Copy weights and moments, unless this was done earlier in the step."""
+        if self.weights is not None:
+            return
+        self.weights = [p.detach().clone() for p in _parameters(optimizer)]
+        self.moments = {p: {k: _clone(v) for k, v in state.items()} for p, state in optimizer.state.items()}
+        self.groups = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
+
+    @torch.no_grad()
+    def restore(self, trainer: L.Trainer) -> None:
+        """Bring everything back."""
+        if self.weights is not None:
+            optimizer = trainer.optimizers[0]
+            for parameter, value in zip(_parameters(optimizer), self.weights, strict=True):
+                parameter.copy_(value)
+            optimizer.state.clear()
+            optimizer.state.update(self.moments)
+            for group, options in zip(optimizer.param_groups, self.groups, strict=True):
+                group.update(options)
+        for config, state in zip(trainer.lr_scheduler_configs, self.schedules, strict=True):
+            config.scheduler.load_state_dict(state)
+        trainer.precision_plugin.load_state_dict(self.precision)
+        for name, value in self.counters.items():
+            setattr(trainer.lightning_module, name, value)
+
+
+def _parameters(optimizer: Optimizer) -> list[Tensor]:
+    return [p for group in optimizer.param_groups for p in group["params"]]
+
+
+def _clone(x: Any) -> Any:
+    return x.detach().clone() if isinstance(x, Tensor) else copy.deepcopy(x)

@@ -1,0 +1,110 @@
+"""Sample grids of the same prompts at the same noise: before, during and after training."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import TensorBoardLogger
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from varrl_lightning.algorithms.word_metrics import split_words, words_found
+from varrl_lightning.callbacks.prompts import evaluation_prompts
+from varrl_lightning.callbacks.run_folder import dry, run_folder
+from varrl_lightning.evaluation import Evaluation
+from varrl_lightning.figures.pictures import sample_grid, save_figure
+from varrl_lightning.figures.samples import Sample, save_samples
+from varrl_lightning.types import Prompt
+
+
+class SampleGrids(Callback):
+    """Writes `samples/step_*.png`, what was read under each picture, and the bare images to `samples/raw/`.
+
+    Args:
+        count: pictures in a grid: evenly spread over the test prompts, or the validation prompts when there is no test set.
+        every_n_validations: a grid each time so many validations have run; 0 for before and after only.
+    """
+
+    def __init__(self, count: int = 32, every_n_validations: int = 1) -> None:
+        if count < 1 or every_n_validations < 0:
+            raise ValueError(f"count must be >= 1 and every_n_validations >= 0, got {count} and {every_n_validations}")
+        self.count, self.every_n_validations = count, every_n_validations
+        self._prompts: list[Prompt] = []
+        self._validations = 0
+        self._drawn: int | None = None
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+        """The grid before training."""
+        found = evaluation_prompts(trainer)
+        alike = [p for p in found if p.size == found[0].size]  # one grid, one size
+        stride = max(len(alike) // self.count, 1)
+        self._prompts = alike[::stride][: self.count]
+        if pl_module.rollouts_done == 0:
+            self._write(trainer, pl_module)
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+        """A grid now and then."""
+        if trainer.sanity_checking or trainer.state.fn != "fit":
+            return
+        self._validations += 1
+        if self.every_n_validations and self._validations % self.every_n_validations == 0:
+            self._write(trainer, pl_module)
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+        """The grid after training."""
+        self._write(trainer, pl_module)
+
+    def _write(self, trainer: L.Trainer, pl_module: Any) -> None:
+        step = pl_module.rollouts_done
+        if dry(trainer) or not self._prompts or step == self._drawn:
+            return
+        self._drawn = step
+        folder = run_folder(trainer) / "samples"
+        evaluation = pl_module.evaluate(self._prompts)
+        if trainer.is_global_zero:
+            samples = as_samples(evaluation)
+            save_samples(folder / "raw" / f"step_{step:06d}.png", samples, step)
+            self._publish(trainer, sample_grid(samples, _title(step)), folder / f"step_{step:06d}.png", step)
+
+    def _publish(self, trainer: L.Trainer, figure: Figure, path: Path, step: int) -> None:
+        save_figure(figure, path)
+        canvas: Any = FigureCanvasAgg(figure)
+        canvas.draw()
+        pixels = np.asarray(canvas.buffer_rgba())[..., :3]
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                logger.experiment.add_image("samples", pixels, step, dataformats="HWC")
+
+    def state_dict(self) -> dict[str, Any]:
+        """Validations so far, so that a resumed run keeps their rhythm."""
+        return {"validations": self._validations}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on counting."""
+        self._validations = state_dict["validations"]
+
+
+def as_samples(evaluation: Evaluation) -> list[Sample]:
+    """One `Sample` per image; read correctly means a word accuracy of 1."""
+    images = (evaluation.images.permute(0, 2, 3, 1) * 255).round().byte().cpu().numpy()
+    samples = []
+    for i, (image, prompt) in enumerate(zip(images, evaluation.prompts, strict=True)):
+        read = None if evaluation.texts is None else tuple(evaluation.texts[i])
+        correct = None if read is None or not prompt.words else _all_read(prompt, read)
+        value = float(evaluation.values[i])
+        samples.append(Sample(image, prompt.text, prompt.words, read, correct, value if math.isfinite(value) else math.nan))
+    return samples
+
+
+def _title(step: int) -> str:
+    return "before training" if step == 0 else f"after {step} training steps"
+
+
+def _all_read(prompt: Prompt, read: tuple[str, ...]) -> bool:
+    wanted = split_words(prompt.words)
+    return words_found(wanted, split_words(read)) == len(wanted)

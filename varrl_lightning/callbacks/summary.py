@@ -1,0 +1,141 @@
+"""Before and after: the numbers that a run is judged by, in `summary.json` and on the console."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import Callback
+from rich.console import Console
+from rich.table import Table
+
+from varrl_lightning.callbacks.clock import seconds_since_process_start
+from varrl_lightning.callbacks.prompts import evaluate_by_size, evaluation_prompts
+from varrl_lightning.callbacks.run_folder import dry, run_folder, say, shown
+from varrl_lightning.evaluation import Evaluation
+from varrl_lightning.figures.draw import draw_figures
+from varrl_lightning.types import Prompt
+
+MEASURES = {
+    "word_accuracy": "word accuracy",
+    "greedy_word_accuracy": "word accuracy, greedy",
+    "ned": "normalised edit distance",
+    "reward": "reward",
+}
+_PACKAGES = ("torch", "lightning", "varrl-lightning", "rapidocr", "onnxruntime")
+
+
+class Summary(Callback):
+    """Evaluates every test prompt with the shipped sampler and greedily, before the first step and after the last.
+
+    Without test prompts it takes the validation prompts. The noise is the same both times, so that the two differ by the policy
+    alone. What was measured before the run's first step is kept in its checkpoints, for the summary of a resumed run.
+    """
+
+    def __init__(self) -> None:
+        self.before: dict[str, float | None] = {}
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+        """Evaluate before the first step."""
+        if dry(trainer) or self.before or pl_module.rollouts_done:
+            return
+        prompts = evaluation_prompts(trainer)
+        if prompts:
+            say(f"Evaluating {len(prompts)} prompts before the first step ...")
+            self.before = measure(pl_module, prompts)
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+        """Evaluate after the last step; write the summary, draw the figures, end the console with the table."""
+        if dry(trainer):
+            return
+        prompts = evaluation_prompts(trainer)
+        after: dict[str, float | None] = {}
+        if prompts:
+            say(f"Evaluating {len(prompts)} prompts after the last step ...")
+            after = measure(pl_module, prompts)
+        for logger in trainer.loggers:
+            logger.save()
+        if trainer.is_global_zero:
+            summary = self._summary(pl_module, after, len(prompts))
+            run = run_folder(trainer)
+            run.mkdir(parents=True, exist_ok=True)
+            (run / "summary.json").write_text(json.dumps(summary, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+            pictures = draw_figures(run)
+            show(summary, run, pictures)
+
+    def _summary(self, module: Any, after: dict[str, float | None], samples: int) -> dict[str, Any]:
+        numbers = {}
+        for name in MEASURES:
+            numbers[f"{name}_before"] = self.before.get(name)
+            numbers[f"{name}_after"] = after.get(name)
+        return numbers | {
+            "steps": module.rollouts_done,
+            "wall_seconds": round(seconds_since_process_start(), 1),
+            "seed": module.seed,
+            "eval_seed": module.eval_seed,
+            "eval_samples": samples,
+            "versions": versions(),
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """The numbers before the first step."""
+        return {"before": self.before}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Keep the numbers of the run's own start."""
+        self.before = state_dict["before"]
+
+
+def measure(module: Any, prompts: Sequence[Prompt]) -> dict[str, float | None]:
+    """Word accuracy, NED and reward with the module's sampler, and greedy word accuracy; None for what cannot be said."""
+    drawn = _metrics(evaluate_by_size(module, prompts))
+    greedy = _metrics(evaluate_by_size(module, prompts, module.sampling.greedy()))
+    found = {name: drawn.get(name) for name in ("word_accuracy", "ned", "reward")}
+    found["greedy_word_accuracy"] = greedy.get("word_accuracy")
+    return {name: value if value is not None and math.isfinite(value) else None for name, value in found.items()}
+
+
+def _metrics(parts: list[Evaluation]) -> dict[str, float]:
+    return Evaluation.merge([p.without_images() for p in parts]).metrics()
+
+
+def show(summary: dict[str, Any], run: Path, pictures: Sequence[Path]) -> None:
+    """The before/after table, and where the run's files are."""
+    steps, minutes = summary["steps"], summary["wall_seconds"] / 60
+    table = Table(title=f"{summary['eval_samples']} prompts before and after {steps} steps", title_justify="left")
+    for heading in ("", "before", "after", "change"):
+        table.add_column(heading, justify="left" if not heading else "right")
+    for name, label in MEASURES.items():
+        before, after = summary[f"{name}_before"], summary[f"{name}_after"]
+        if before is None and after is None:
+            continue
+        change = "" if None in (before, after) else f"{after - before:+.3f}"
+        table.add_row(label, _cell(before), _cell(after), change)
+    console = Console(file=sys.stdout)
+    if table.row_count:
+        console.print(table)
+    picture = next((p for p in pictures if p.name == "before_after.png"), None)
+    say(f"Run folder  {shown(run)}  ({minutes:.1f} minutes since the process began)")
+    if picture is not None:
+        say(f"Picture     {shown(picture)}")
+
+
+def _cell(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def versions() -> dict[str, str | None]:
+    """Versions of Python and of the packages that the numbers depend on; None for one that is not installed."""
+    found: dict[str, str | None] = {"python": sys.version.split()[0]}
+    for name in _PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = None
+    return found

@@ -1,0 +1,1 @@
+"""The pictures of a run, drawn from its folder alone: no Trainer, no torch."""

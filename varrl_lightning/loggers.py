@@ -1,0 +1,102 @@
+"""`metrics.csv` and TensorBoard events in the run folder."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lightning.fabric.utilities.rank_zero import rank_zero_only
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
+
+FLUSH_EVERY = 20
+"""Rows between writes."""
+
+
+def run_loggers(folder: str | Path, resume: bool = False) -> list[Logger]:
+    """What every run logs to: `metrics.csv`, which a resumed run goes on with, and `tensorboard/`."""
+    return [MetricsCSV(folder, resume), TensorBoardLogger(folder, name="tensorboard", version="")]
+
+
+class MetricsCSV(Logger):
+    """One row a step in `metrics.csv`. Lightning's CSVLogger would delete what a resumed run has left.
+
+    Args:
+        resume: keep the rows before the first step that is logged anew; otherwise start an empty file.
+    """
+
+    def __init__(self, folder: str | Path, resume: bool = False) -> None:
+        super().__init__()
+        self.path = Path(folder) / "metrics.csv"
+        self.resume = resume
+        self._columns: list[str] | None = None
+        self._pending: list[dict[str, Any]] = []
+
+    @property
+    def name(self) -> str:
+        """Of the kind of log."""
+        return "metrics"
+
+    @property
+    def version(self) -> str:
+        """There is one."""
+        return ""
+
+    @property
+    def save_dir(self) -> str:
+        """The folder: the command line writes config.yaml there too."""
+        return str(self.path.parent)
+
+    @rank_zero_only
+    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
+        """The run folder's config.yaml has them."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Add to the row of a step."""
+        step = 0 if step is None else step
+        if self._columns is None:
+            kept = [row for row in self._rows() if int(float(row["step"])) < step] if self.resume else []
+            self._rewrite(kept, sorted({name for row in kept for name in row} - {"step"}))
+        if not self._pending or self._pending[-1]["step"] != step:
+            if len(self._pending) >= FLUSH_EVERY:
+                self.save()
+            self._pending.append({"step": step})
+        self._pending[-1].update({name: float(value) for name, value in metrics.items()})
+
+    @rank_zero_only
+    def save(self) -> None:
+        """Write what is pending; with new columns the whole file, to make room for them."""
+        columns = sorted({name for row in self._pending for name in row} - {"step"} | set(self._columns or ()))
+        if columns != self._columns:
+            self._rewrite(self._rows() if self._columns is not None else [], columns)
+        with self.path.open("a", newline="", encoding="utf-8") as file:
+            self._writer(file).writerows(self._pending)
+        self._pending = []
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:  # noqa: ARG002
+        """Write what is left; nothing when nothing was ever logged."""
+        if self._columns is not None:
+            self.save()
+
+    def _rewrite(self, rows: list[dict[str, Any]], columns: list[str]) -> None:
+        self._columns = columns
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = self.path.with_suffix(".csv.part")
+        with temporary.open("w", newline="", encoding="utf-8") as file:
+            writer = self._writer(file)
+            writer.writeheader()
+            writer.writerows(rows)
+        os.replace(temporary, self.path)  # a kill never leaves half a file
+
+    def _writer(self, file: Any) -> csv.DictWriter[str]:
+        return csv.DictWriter(file, ["step", *(self._columns or ())], restval="")
+
+    def _rows(self) -> list[dict[str, Any]]:
+        if not self.path.is_file():
+            return []
+        with self.path.open(newline="", encoding="utf-8") as file:
+            return [{k: v for k, v in row.items() if k is not None and v} for row in csv.DictReader(file) if row.get("step")]
