@@ -18,7 +18,7 @@ class Monitor:
 
     Args:
         holds: whether a step's metrics show it.
-        advice: the warning; `{steps}` and the metrics by name with `_` for `/` are filled in.
+        advice: the warning; `{steps}` and metrics by name are filled in.
     """
 
     holds: Callable[[Mapping[str, float]], bool]
@@ -52,16 +52,22 @@ class Monitors(Callback):
             raise ValueError(f"patience must be at least 1 step, got {patience}")
         self.patience = patience
         self._lasted = [0] * len(MONITORS)
+        self._said: set[int] = set()
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int  # noqa: ARG002
     ) -> None:
-        """Look at the step's metrics."""
-        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-        metrics = {name: value for name, value in metrics.items() if math.isfinite(value)}
+        """Warn of what this step's metrics complete."""
+        for advice in self.look({name: float(value) for name, value in trainer.callback_metrics.items()}):
+            warnings.warn(advice, stacklevel=2)
+
+    def look(self, metrics: Mapping[str, float]) -> list[str]:
+        """The advice that is due after a step with these metrics; non-finite ones are as good as missing."""
+        due = []
+        finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
         for i, monitor in enumerate(MONITORS):
-            self._lasted[i] = self._lasted[i] + 1 if monitor.holds(metrics) else 0
-            if self._lasted[i] == self.patience and trainer.is_global_zero:
-                # It stays at the count after this, so that each is said once.
-                values = {name.replace("/", "_"): value for name, value in metrics.items()}
-                warnings.warn(monitor.advice.format(steps=self.patience, **values), stacklevel=2)
+            self._lasted[i] = self._lasted[i] + 1 if monitor.holds(finite) else 0
+            if self._lasted[i] == self.patience and i not in self._said:
+                self._said.add(i)
+                due.append(monitor.advice.format(steps=self.patience, **finite))
+        return due

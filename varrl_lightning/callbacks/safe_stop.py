@@ -53,12 +53,12 @@ class SafeStop(Callback):
         self._former, self._running = {}, False
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
-        again, self._wanted = self._wanted is not None, number
-        if self._in_step and again and number == signal.SIGINT:
+        repeated, self._wanted = self._wanted is not None, number
+        if self._in_step and repeated and number == signal.SIGINT:
             self._at_once = True
         elif self._in_step:
-            name = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
-            say(f"{name}: finishing this training step, then saving. Ctrl-C again stops at once.")
+            name, once_more = ("Ctrl-C", "again ") if number == signal.SIGINT else (signal.Signals(number).name, "")
+            say(f"{name}: finishing this training step, then saving. Ctrl-C {once_more}stops at once.")
             return
         raise SystemExit(128 + number)
 

@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.callbacks.running import datamodule, small_module, trainer
+from varrl_lightning.callbacks import Monitors
+
+
+def steps(callback: Monitors, count: int, **metrics: float) -> list[str]:
+    """What is said in some steps with these metrics."""
+    return [advice for _ in range(count) for advice in callback.look(metrics)]
+
+
+HEALTHY = {"reward": 0.5, "reward_std_batch": 0.1, "frac_reward_zero_std": 0.2, "sampler_gap": 0.1}
+
+
+@pytest.mark.parametrize(
+    ("bad", "said"),
+    [
+        ({"reward": 0.0, "reward_std_batch": 0.0, "frac_reward_zero_std": 1.0}, "every reward was 0"),
+        ({"frac_reward_zero_std": 1.0}, "all images of a group had the same reward"),
+        ({"sampler_gap": -1.5}, "by -1.50 nats per token"),
+    ],
+)
+def test_a_lasting_bad_sign_is_said_once(bad: dict[str, float], said: str) -> None:
+    callback = Monitors(patience=5)
+    assert steps(callback, 4, **(HEALTHY | bad)) == []
+    found = steps(callback, 20, **(HEALTHY | bad))
+    assert len(found) == 1
+    assert said in found[0]
+
+
+def test_it_is_said_once_even_when_it_comes_back() -> None:
+    callback = Monitors(patience=2)
+    bad = HEALTHY | {"frac_reward_zero_std": 1.0}
+    assert len(steps(callback, 2, **bad) + steps(callback, 1, **HEALTHY) + steps(callback, 5, **bad)) == 1
+
+
+def test_a_real_run_is_watched(tmp_path: Path) -> None:
+    def nothing(images, prompts):
+        return images.new_zeros(len(images))
+
+    fit = trainer(tmp_path, [Monitors(patience=2)], 2, enable_checkpointing=False)
+    with pytest.warns(UserWarning, match="every reward was 0 in the last 2 steps"):
+        fit.fit(small_module(reward=nothing, score="sampler"), datamodule=datamodule(tmp_path / "data"))
+
+
+def test_an_interrupted_bad_sign_is_not_said() -> None:
+    callback = Monitors(patience=5)
+    for _ in range(5):
+        assert steps(callback, 4, **(HEALTHY | {"frac_reward_zero_std": 1.0})) == []
+        assert steps(callback, 1, **HEALTHY) == []
+
+
+def test_a_healthy_run_or_one_without_the_metrics_is_left_alone() -> None:
+    callback = Monitors(patience=2)
+    assert steps(callback, 10, **HEALTHY) == []
+    assert steps(callback, 10) == []
+    assert steps(callback, 10, reward=float("nan"), sampler_gap=float("nan")) == []
+
+
+def test_it_refuses_no_patience() -> None:
+    with pytest.raises(ValueError, match="patience must be at least 1"):
+        Monitors(patience=0)

@@ -1,0 +1,212 @@
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.callbacks.running import Watched, datamodule, small_module, trainer
+from tests.tiny import weights
+from varrl_lightning.callbacks import Checkpoints, SafeStop
+from varrl_lightning.module import VARGRPO
+from varrl_lightning.rewards.base import RewardError
+
+STEPS = 8
+Hook = Callable[[VARGRPO], None]
+
+
+class Run:
+    """A run of the real module with the real data, that something may happen to while a reward is asked."""
+
+    def __init__(self, folder: Path, happening: Hook = lambda _: None, **options: Any) -> None:
+        self.module = small_module(
+            reward=Watched(lambda: happening(self.module)),
+            lr_scheduler=lambda optimizer: torch.optim.lr_scheduler.LinearLR(optimizer, total_iters=6),
+            **options,
+        )
+        self.folder = folder
+
+    def fit(self, steps: int = STEPS, ckpt_path: str | None = None, **options: Any) -> Run:
+        done = trainer(self.folder, [SafeStop(), Checkpoints(every_n_steps=2)], steps * self.module.updates_per_rollout, **options)
+        done.fit(self.module, datamodule=datamodule(self.folder / "data"), ckpt_path=ckpt_path)
+        return self
+
+    @property
+    def last(self) -> str:
+        return str(self.folder / "checkpoints" / "last.ckpt")
+
+
+@lru_cache
+def straight(folder: Path, updates: int) -> torch.Tensor:
+    return weights(Run(folder, updates_per_rollout=updates).fit().module)
+
+
+@pytest.fixture(scope="session")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], torch.Tensor]:
+    folder = tmp_path_factory.mktemp("straight")
+    return lambda updates: straight(folder, updates)
+
+
+def in_step(k: int, action: Callable[[], None]) -> Hook:
+    """While step k (from 0) is under way."""
+
+    def hook(module: VARGRPO) -> None:
+        if module.trainer.training and module.rollouts_done == k:
+            action()
+
+    return hook
+
+
+def fail() -> None:
+    raise OSError("the service is down")
+
+
+def press(number: int = signal.SIGINT) -> Callable[[], None]:
+    return lambda: os.kill(os.getpid(), number)
+
+
+def resumed(run: Run, **options: Any) -> torch.Tensor:
+    """The rest of the run in a fresh module and Trainer, as in a fresh process."""
+    torch.manual_seed(99)  # noise has keys: no generator's state matters
+    return weights(Run(run.folder, **options).fit(ckpt_path=run.last, val_check_interval=2).module)
+
+
+@pytest.mark.parametrize("updates", [1, 2])
+@pytest.mark.parametrize("k", [0, 1, 2, 3, 5])
+def test_after_a_failing_reward_the_run_goes_on_as_if_nothing_had_happened(tmp_path, undisturbed, k, updates) -> None:
+    """Steps 0 to 2 are the first epoch; the failure hits its first, middle and last step, the next one's first, and a suffix."""
+    run = Run(tmp_path, in_step(k, fail), updates_per_rollout=updates)
+    with pytest.raises(RewardError, match="service is down"):
+        run.fit(val_check_interval=2)
+    assert torch.load(run.last, weights_only=True)["varrl"]["rollouts_done"] == k
+    assert torch.equal(resumed(run, updates_per_rollout=updates), undisturbed(updates))
+
+
+@pytest.mark.parametrize("k", [0, 1, 2, 3, 4])
+def test_ctrl_c_finishes_the_step_and_the_run_goes_on_exactly(tmp_path, undisturbed, capsys, k) -> None:
+    run = Run(tmp_path, in_step(k, press()))
+    with pytest.raises(SystemExit) as stopped:
+        run.fit(val_check_interval=2)
+    assert stopped.value.code == 130
+    assert run.module.rollouts_done == k + 1
+    said = capsys.readouterr().out
+    assert "Ctrl-C: finishing this training step" in said
+    assert f"Saved after training step {k + 1}" in said
+    assert f"--ckpt_path {run.last}" in said
+    assert torch.equal(resumed(run), undisturbed(1))
+
+
+def test_sigterm_does_the_same(tmp_path, undisturbed) -> None:
+    run = Run(tmp_path, in_step(3, press(signal.SIGTERM)))
+    with pytest.raises(SystemExit) as stopped:
+        run.fit()
+    assert stopped.value.code == 143
+    assert torch.equal(resumed(run), undisturbed(1))
+
+
+def test_interrupted_again_and_again(tmp_path, undisturbed) -> None:
+    """Each resume starts from what the one before has left: counters must not drift."""
+    run = Run(tmp_path, in_step(1, press()))
+    with pytest.raises(SystemExit):
+        run.fit()
+    for k, action, error in ((2, press(), SystemExit), (3, fail, RewardError), (5, press(), SystemExit), (6, fail, RewardError)):
+        run = Run(tmp_path, in_step(k, action))
+        with pytest.raises(error):
+            run.fit(ckpt_path=run.last, val_check_interval=3)
+        position = torch.load(run.last, weights_only=True)["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"]["ready"]
+        assert position == run.module.rollouts_done
+    assert torch.equal(resumed(run), undisturbed(1))
+
+
+def test_a_second_ctrl_c_stops_at_once_and_leaves_the_last_save_alone(tmp_path, capsys) -> None:
+    def twice() -> None:
+        press()()
+        press()()
+
+    run = Run(tmp_path, in_step(4, twice))
+    with pytest.raises(SystemExit) as stopped:
+        run.fit(val_check_interval=2)
+    assert stopped.value.code == 130
+    assert run.module.rollouts_done == 4
+    assert torch.load(run.last, weights_only=True)["varrl"]["rollouts_done"] == 4
+    assert "the last saved state is" in capsys.readouterr().out
+
+
+def test_ctrl_c_in_validation_stops_at_once(tmp_path, undisturbed) -> None:
+    def hook(module: VARGRPO) -> None:
+        if module.trainer.validating and module.rollouts_done == 5:
+            press()()
+
+    run = Run(tmp_path, hook)
+    with pytest.raises(SystemExit):
+        run.fit(val_check_interval=2)
+    assert torch.equal(resumed(run), undisturbed(1))
+
+
+def test_a_failure_between_two_updates_of_a_rollout_takes_the_first_back(tmp_path, undisturbed) -> None:
+    run = Run(tmp_path, updates_per_rollout=2)
+    step = run.module.objective.forward if hasattr(run.module.objective, "forward") else None
+    calls = [0]
+
+    def objective(*args: Any) -> Any:
+        calls[0] += 1
+        if calls[0] == 6:  # the second update of step 2
+            raise RuntimeError("out of memory")
+        return original(*args)
+
+    original = step or run.module.objective
+    object.__setattr__(run.module, "objective", objective)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        run.fit()
+    assert (run.module.rollouts_done, run.module.updates_done) == (2, 4)
+    assert torch.equal(resumed(run, updates_per_rollout=2), undisturbed(2))
+
+
+def test_without_a_copy_such_a_failure_leaves_the_file_alone(tmp_path) -> None:
+    run = Run(tmp_path, updates_per_rollout=2)
+    optimizer_steps = [0]
+
+    def grow(*_: Any) -> None:
+        optimizer_steps[0] += 1
+        if optimizer_steps[0] == 6:
+            raise RuntimeError("out of memory")
+
+    run.module.on_before_optimizer_step = grow  # type: ignore[method-assign]
+    fit = trainer(tmp_path, [SafeStop(keep_copy=False), Checkpoints(every_n_steps=1)], 16)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        fit.fit(run.module, datamodule=datamodule(tmp_path / "data"))
+    saved = torch.load(run.last, weights_only=True)["varrl"]
+    assert (saved["rollouts_done"], saved["updates_done"]) == (2, 4)
+
+
+def test_every_checkpoint_of_a_run_resumes_exactly(tmp_path, undisturbed, monkeypatch) -> None:
+    """Those saved at validation, at a step and at the end, too."""
+    kept: list[Path] = []
+
+    def save_and_keep(self: Checkpoints, trainer: Any, name: str) -> str:
+        path = Path(original(self, trainer, name))
+        kept.append(path.rename(path.with_name(f"kept{len(kept)}.ckpt")))
+        return str(path)
+
+    original = Checkpoints._save
+    monkeypatch.setattr(Checkpoints, "_save", save_and_keep)
+    first = Run(tmp_path)
+    first.fit(5, val_check_interval=3)
+    monkeypatch.undo()
+    steps = [torch.load(path, weights_only=True)["varrl"]["rollouts_done"] for path in kept]
+    assert steps == [2, 3, 3, 4, 5]
+    for path in kept:
+        assert torch.equal(weights(Run(tmp_path).fit(ckpt_path=str(path)).module), undisturbed(1)), path
+
+
+def test_the_handlers_of_the_program_come_back(tmp_path) -> None:
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    Run(tmp_path).fit(1)
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+
+

@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+from varrl_lightning.loggers import FLUSH_EVERY, MetricsCSV
+
+
+def rows(folder: Path) -> list[dict[str, str]]:
+    with (folder / "metrics.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def logged(folder: Path, steps: range, resume: bool = False, **metrics: float) -> None:
+    logger = MetricsCSV(folder, resume)
+    for step in steps:
+        logger.log_metrics(metrics | {"reward": step / 2}, step)
+    logger.finalize("success")
+
+
+def test_every_step_has_a_row(tmp_path: Path) -> None:
+    logged(tmp_path, range(3))
+    assert rows(tmp_path) == [{"step": "0", "reward": "0.0"}, {"step": "1", "reward": "0.5"}, {"step": "2", "reward": "1.0"}]
+
+
+def test_what_is_logged_twice_at_a_step_shares_its_row(tmp_path: Path) -> None:
+    logger = MetricsCSV(tmp_path)
+    logger.log_metrics({"reward": 1.0}, 4)
+    logger.log_metrics({"val/reward": 2.0}, 4)
+    logger.save()
+    assert rows(tmp_path) == [{"step": "4", "reward": "1.0", "val/reward": "2.0"}]
+
+
+def test_a_column_that_comes_late_keeps_the_rows_before_it(tmp_path: Path) -> None:
+    logger = MetricsCSV(tmp_path)
+    for step in range(2 * FLUSH_EVERY):
+        logger.log_metrics({"reward": float(step)} | ({"late": 1.0} if step > FLUSH_EVERY else {}), step)
+    logger.save()
+    found = rows(tmp_path)
+    assert [row["step"] for row in found] == [str(step) for step in range(2 * FLUSH_EVERY)]
+    assert [row["late"] for row in found].count("1.0") == FLUSH_EVERY - 1
+
+
+def test_a_resumed_run_goes_on_with_the_file_from_where_it_was_saved(tmp_path: Path) -> None:
+    logged(tmp_path, range(5), old=1.0)
+    logged(tmp_path, range(3, 6), resume=True, new=2.0)
+    assert [(row["step"], row["old"], row["new"]) for row in rows(tmp_path)] == [
+        ("0", "1.0", ""),
+        ("1", "1.0", ""),
+        ("2", "1.0", ""),
+        ("3", "", "2.0"),
+        ("4", "", "2.0"),
+        ("5", "", "2.0"),
+    ]
+
+
+def test_a_new_run_in_the_same_folder_starts_an_empty_file(tmp_path: Path) -> None:
+    logged(tmp_path, range(5))
+    logged(tmp_path, range(9, 10))
+    assert [row["step"] for row in rows(tmp_path)] == ["9"]
+
+
+def test_a_run_that_logs_nothing_leaves_the_file_alone(tmp_path: Path) -> None:
+    logged(tmp_path, range(2))
+    logged(tmp_path, range(0))
+    assert len(rows(tmp_path)) == 2
