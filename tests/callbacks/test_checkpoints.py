@@ -35,6 +35,7 @@ def test_best_is_the_highest_word_accuracy_whatever_the_reward(tmp_path: Path) -
 
 def test_best_is_the_highest_reward_where_nothing_reads(tmp_path: Path) -> None:
     callback = Checkpoints()
+    assert validated(callback, tmp_path, val_reward=float("nan")) == ["last.ckpt"]
     assert validated(callback, tmp_path, val_reward=-0.2) == ["best.ckpt", "last.ckpt"]
     assert validated(callback, tmp_path, val_reward=-0.3) == ["last.ckpt"]
     assert validated(callback, tmp_path, val_reward=float("nan")) == ["last.ckpt"]
@@ -53,6 +54,7 @@ def test_last_and_best_are_two_files_that_lightning_finds(tmp_path: Path) -> Non
     fit = trainer(tmp_path, [SafeStop(), Checkpoints(every_n_steps=1)], max_steps=7, val_check_interval=3)
     fit.fit(module, datamodule=datamodule(tmp_path / "data"))
     assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["best.ckpt", "last.ckpt"]
+    assert fit.checkpoint_callback.last_model_path == str(tmp_path / "checkpoints" / "last.ckpt")
     assert fit.checkpoint_callback.best_model_path == str(tmp_path / "checkpoints" / "best.ckpt")
     fit = trainer(tmp_path, [SafeStop(), Checkpoints()], max_steps=8)
     resumed = small_module()

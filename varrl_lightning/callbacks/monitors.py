@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -62,12 +61,11 @@ class Monitors(Callback):
             warnings.warn(advice, stacklevel=2)
 
     def look(self, metrics: Mapping[str, float]) -> list[str]:
-        """The advice that is due after a step with these metrics; non-finite ones are as good as missing."""
+        """The advice that is due after a step with these metrics; NaN is as good as missing."""
         due = []
-        finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
         for i, monitor in enumerate(MONITORS):
-            self._lasted[i] = self._lasted[i] + 1 if monitor.holds(finite) else 0
+            self._lasted[i] = self._lasted[i] + 1 if monitor.holds(metrics) else 0
             if self._lasted[i] == self.patience and i not in self._said:
                 self._said.add(i)
-                due.append(monitor.advice.format(steps=self.patience, **finite))
+                due.append(monitor.advice.format(steps=self.patience, **metrics))
         return due

@@ -31,7 +31,7 @@ class RunProgress(ProgressBar):
         self._enabled = True
         self._bar: Progress | None = None
         self._task = TaskID(0)
-        self._began = (0.0, 0)
+        self._began: tuple[float, int] | None = None
 
     def disable(self) -> None:
         """Show nothing: Lightning calls this on all ranks but the first."""
@@ -48,7 +48,7 @@ class RunProgress(ProgressBar):
     def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Start the bar."""
         super().on_train_start(trainer, pl_module)
-        self._began = time.monotonic(), pl_module.rollouts_done
+        self._began = None
         console = Console(file=sys.stdout)
         if self._enabled and console.is_terminal:
             self._bar = Progress(
@@ -65,6 +65,8 @@ class RunProgress(ProgressBar):
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:  # noqa: ARG002
         """Name the stage."""
+        # Not at the start of training: other callbacks evaluate there.
+        self._began = self._began or (time.monotonic(), pl_module.rollouts_done)
         self._show(description=pl_module.stage.name)
 
     def on_train_batch_end(
@@ -77,9 +79,14 @@ class RunProgress(ProgressBar):
         every = max((total or 1000) // self.lines, 1)
         if self._enabled and self._bar is None and (done % every == 0 or done == total):
             stage = pl_module.cycle[(done - 1) % len(pl_module.cycle)].name
-            pace = (time.monotonic() - self._began[0]) / max(done - self._began[1], 1)
-            of, left = (f"/{total}", f", {_minutes((total - done) * pace)} left") if total else ("", "")
-            say(f"step {done}{of}  {stage:<8} {numbers}  {pace:.2f} s/step{left}")
+            of = f"/{total}" if total else ""
+            say(f"step {done}{of}  {stage:<8} {numbers}  {self._pace(done, total)}")
+
+    def _pace(self, done: int, total: int | None) -> str:
+        began, first = self._began or (time.monotonic(), done)
+        seconds = (time.monotonic() - began) / max(done - first, 1)
+        left = f", {_minutes((total - done) * seconds)} left" if total and total > done else ""
+        return f"{seconds:.2f} s/step{left}"
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Say what takes so long."""
