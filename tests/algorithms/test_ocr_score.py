@@ -1,5 +1,6 @@
 import random
 from functools import cache
+from itertools import combinations
 
 import pytest
 
@@ -40,6 +41,20 @@ def _reward(G: list[str], P: Read, match: str, bag: str, duplicates: str) -> flo
     return comp / len(G) + sim / len(G) - 0.6 * distance / (len(letters_g) + len(letters_p))
 
 
+def _longest_in_order(G: list[str], P: list[str]) -> int:
+    def is_read(words: tuple[str, ...]) -> bool:
+        rest = iter(P)
+        return all(word in rest for word in words)
+
+    return max(n for n in range(len(G) + 1) if any(map(is_read, combinations(G, n))))
+
+
+def _extra(G: list[str], P: Read) -> int:
+    rest = list("".join(G))
+    letters = "".join(p for p, _ in P)
+    return sum(1 for c in letters if c not in rest or rest.remove(c))
+
+
 @pytest.mark.parametrize("duplicates", ["set", "multiset"])
 @pytest.mark.parametrize("bag", ["symmetric", "max"])
 @pytest.mark.parametrize("match", ["ld", "ld*conf"])
@@ -57,6 +72,8 @@ def test_reward_by_loops(match: str, bag: str, duplicates: str) -> None:
         assert score.reward == pytest.approx(_reward(G, P, match, bag, duplicates))
         assert score.reward == pytest.approx(score.completeness + score.similarity - score.penalty)
         assert -0.6 <= score.reward <= 2
+        assert score.in_order == _longest_in_order(G, [p for p, _ in P]) / len(G)
+        assert score.extra_ratio == pytest.approx(_extra(G, P) / len("".join(G)))
 
 
 def test_edit_distance_against_its_definition() -> None:
@@ -126,6 +143,8 @@ def test_errors_name_value_and_range() -> None:
         ocr_score([" "], [("a", 1.0)])
     with pytest.raises(ValueError, match=r"confidence must be in \[0, 1\], got 1.5"):
         ocr_score(["a"], [("a", 1.5)])
+    with pytest.raises(ValueError, match=r"confidence must be in \[0, 1\], got 1.0001"):
+        ocr_score(["a"], [("a", 1.0001)])
     with pytest.raises(ValueError, match=r"confidence must be in \[0, 1\], got nan"):
         ocr_score(["a"], [("a", float("nan"))])
     with pytest.raises(ValueError, match="lam must be >= 0, got -1"):

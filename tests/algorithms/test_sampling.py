@@ -92,6 +92,11 @@ def test_inverse_cdf_gives_every_token_its_length() -> None:
     assert (token.diff() >= 0).all()
 
 
+def test_a_token_begins_where_the_one_before_ends() -> None:
+    p = torch.tensor([0.0, 0.125, 0.0, 0.5, 0.375])
+    assert inverse_cdf(p.expand(8, 5), torch.arange(8) / 8).tolist() == [1, 3, 3, 3, 3, 4, 4, 4]
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_a_token_of_probability_0_is_never_selected(dtype: torch.dtype) -> None:
     torch.manual_seed(7)

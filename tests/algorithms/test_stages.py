@@ -47,10 +47,14 @@ def test_returns_are_soft_values_before_the_end_and_rewards_at_the_end() -> None
     valid = torch.tensor([[[True, True], [False, True]]])
     stage = Stage(0, 2, 2, 2)
     assert torch.equal(stage_returns(rewards, stage, 0.5, valid), soft_value(rewards, 0.5, valid))
-    last = stage_returns(rewards[..., :1], Stage(0, 3, 2), 0.1, valid[..., :1])
-    torch.testing.assert_close(last, torch.tensor([[0.1, math.nan]]), atol=0, rtol=0, equal_nan=True)
-    unknown = stage_returns(rewards[..., :1], Stage(0, 3, 2), 0.1)
-    torch.testing.assert_close(unknown, torch.tensor([[0.1, math.nan]]), atol=0, rtol=0, equal_nan=True)
+    terminal = torch.randn(1, 50, 1)
+    last = stage_returns(terminal, Stage(0, 3, 50), 0.3)
+    assert torch.equal(last, terminal[..., 0]), "exactly: eta plays no part"
+    terminal[0, 3], terminal[0, 4] = math.nan, math.inf
+    valid = torch.ones(1, 50, 1, dtype=torch.bool)
+    valid[0, 5] = False
+    assert stage_returns(terminal, Stage(0, 3, 50), 0.3).isnan().nonzero().tolist() == [[0, 3], [0, 4]]
+    assert stage_returns(terminal, Stage(0, 3, 50), 0.3, valid).isnan().nonzero().tolist() == [[0, 3], [0, 5]]
 
 
 def test_errors_name_value_and_range() -> None:
