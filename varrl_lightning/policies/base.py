@@ -150,6 +150,8 @@ class VARPolicy(nn.Module, ABC):
         self._frozen: tuple[dict[str, nn.Module]] = (frozen or {},)
         for part in self._frozen[0].values():
             part.requires_grad_(False).eval()
+        # A Trainer leaves the mode of a module as it finds it, and a new module is in training mode.
+        self.eval()
 
     # --- what a family says -------------------------------------------------------------------------------------------------
 

@@ -18,6 +18,7 @@ from varrl_lightning.rendering import HEIGHT, LETTER_PITCH, WIDTH
 from varrl_lightning.schedule import Schedule
 from varrl_lightning.tokenizers.multiscale_vq import MultiScaleVQ
 from varrl_lightning.types import Prompt, Sampling
+from varrl_lightning.weights import differences
 
 LETTERING = Schedule(((1, 1), (1, 2), (1, 4), (2, 8), (3, 16), (6, 16)), stride=(4, 4))
 """m = 5: the first five scales (71 tokens) decide the word, the sixth (96 tokens) sharpens its strokes."""
@@ -228,16 +229,9 @@ def load_strictly(module: nn.Module, path: Path) -> None:
         ValueError: when the file's tensors are not exactly the module's; the message lists what differs.
     """
     found: Mapping[str, Tensor] = load_file(path)
-    wanted = module.state_dict()
-    problems = [f"missing {name} {list(wanted[name].shape)}" for name in wanted.keys() - found.keys()]
-    problems += [f"unexpected {name} {list(found[name].shape)}" for name in found.keys() - wanted.keys()]
-    problems += [
-        f"misshaped {name}: {list(found[name].shape)} in the file, {list(wanted[name].shape)} in the model"
-        for name in wanted.keys() & found.keys()
-        if found[name].shape != wanted[name].shape
-    ]
+    problems = differences(found, module.state_dict())
     if problems:
-        raise ValueError(f"{path} does not fit {type(module).__name__}:\n  " + "\n  ".join(sorted(problems)))
+        raise ValueError(f"{path} does not fit {type(module).__name__}:\n  " + "\n  ".join(problems))
     module.load_state_dict(found)
 
 

@@ -1,0 +1,41 @@
+"""The arithmetic of a group, against counting."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+from rich.console import Console
+
+from varrl_lightning.algorithms.stages import cycle
+from varrl_lightning.arithmetic import cost_table, cycle_costs
+from varrl_lightning.schedule import square
+from varrl_lightning.types import Stage
+
+SCHEDULE = square((1, 2, 4, 8))  # 1 + 4 + 16 + 64 = 85 tokens
+
+
+def test_costs_are_counted() -> None:
+    prefix, suffix = cycle_costs(cycle(4, 2, 16, 2, ("prefix*3", "suffix")), SCHEDULE, prompts=4)
+    assert (prefix.times, suffix.times) == (3, 1)
+    assert (prefix.images, suffix.images) == (4 * 16 * 2, 4 * 16)
+    assert (prefix.tokens, suffix.tokens) == (4 * 16 * 5, 4 * 16 * 80)
+    assert (prefix.share, suffix.share) == (5 / 85, 80 / 85)
+
+
+def test_a_stage_that_starts_late_counts_its_own_scales_only() -> None:
+    (cost,) = cycle_costs([Stage(1, 3, 2, continuations=3)], SCHEDULE, prompts=1)
+    assert (cost.images, cost.tokens) == (6, 2 * (4 + 16))
+
+
+def test_the_table_spells_it_out() -> None:
+    console = Console(file=io.StringIO(), width=80)
+    console.print(cost_table(cycle_costs(cycle(4, 2, 16, 2, ("prefix*3", "suffix")), SCHEDULE, prompts=4)))
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "4 x 16 x 2 = 128" in text
+    assert "4 updates, 448 images drawn and rewarded, 6,080 tokens trained" in text
+
+
+def test_no_prompts_are_refused() -> None:
+    with pytest.raises(ValueError, match="at least one prompt, got 0"):
+        cycle_costs([Stage(0, 4, 2)], SCHEDULE, prompts=0)

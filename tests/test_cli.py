@@ -1,0 +1,331 @@
+"""The command line: what it runs, and how each mistake is said before anything is written."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+from tiny import tiny_policy
+
+from varrl_lightning.__main__ import main
+from varrl_lightning.cli import VarrlCLI
+from varrl_lightning.config_errors import ConfigError, explain
+from varrl_lightning.config_files import find_config, resolve_configs, shipped_configs
+
+WriteConfig = Callable[..., str]
+
+
+def _named(class_path: str, **init_args: Any) -> dict[str, Any]:
+    return {"class_path": class_path, "init_args": init_args}
+
+
+TINY: dict[str, Any] = {
+    "model": {
+        "policy": _named("tiny.tiny_policy"),
+        "reward": "tiny.LeftBright",
+        "mask_source": "full",
+        "m": 4,
+        "group_size": 2,
+        "num_continuations": 2,
+    },
+    "data": {"train": "train.jsonl", "validation": "few.jsonl", "test": "some.jsonl", "batch_size": 2},
+    "trainer": {"accelerator": "cpu", "max_steps": 2, "val_check_interval": 1, "enable_progress_bar": False},
+}
+
+
+@pytest.fixture(autouse=True)
+def _environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.delenv("VARRL_DEBUG", raising=False)
+    yield
+    # seed_everything leaves its seed in the environment.
+    monkeypatch.delenv("PL_GLOBAL_SEED", raising=False)
+    monkeypatch.delenv("PL_SEED_WORKERS", raising=False)
+
+
+@pytest.fixture
+def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> WriteConfig:
+    """Makes a folder with prompt files the current one; writes `t.yaml`: TINY with changes by dotted key; returns its name."""
+    monkeypatch.chdir(tmp_path)
+    for name, words in (("train", "STONE RIVER BREAD CLOUD"), ("few", "PLANT HORSE"), ("some", "CHAIR TABLE")):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps({"text": f'"{w}"'}) + "\n" for w in words.split()))
+
+    def write_config(changes: dict[str, Any] | None = None) -> str:
+        tree = json.loads(json.dumps(TINY))
+        for key, value in (changes or {}).items():
+            *path, last = key.split(".")
+            branch = tree
+            for part in path:
+                branch = branch.setdefault(part, {})
+            branch[last] = value
+        (tmp_path / "t.yaml").write_text(yaml.safe_dump(tree))
+        return "t.yaml"
+
+    return write_config
+
+
+# --- the dispatcher -----------------------------------------------------------------------------------------------------------
+
+
+def test_help_lists_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == main(["--help"]) == 0
+    printed = capsys.readouterr().out
+    assert all(f"  {name} " in printed for name in ("fit", "predict", "doctor"))
+
+
+def test_an_unknown_command_is_refused_with_the_closest(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["predct", "--config", "x"]) == 2
+    assert "no command 'predct'. Did you mean 'predict'?" in capsys.readouterr().err
+
+
+# --- which configuration ------------------------------------------------------------------------------------------------------
+
+
+def test_a_shipped_config_is_found_from_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    shipped = shipped_configs()["quickstart.yaml"]
+    for name in ("configs/quickstart.yaml", "quickstart.yaml", "quickstart"):
+        assert find_config(name) == shipped
+    assert resolve_configs(["fit", "--config=quickstart", "-c", "quickstart", "--model.m", "3"]) == (
+        ["fit", f"--config={shipped}", "-c", str(shipped), "--model.m", "3"],
+        [shipped, shipped],
+    )
+
+
+def test_a_file_of_the_user_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("quickstart.yaml").write_text("")
+    assert find_config("quickstart.yaml") == Path("quickstart.yaml")
+
+
+def test_a_config_that_is_nowhere_is_refused_with_those_there_are() -> None:
+    with pytest.raises(ConfigError, match=r"'quickstrat.yaml'.*Did you mean 'quickstart.yaml'\?"):
+        find_config("quickstrat.yaml")
+
+
+@pytest.mark.parametrize(
+    ("key", "said"),
+    [
+        ("model.alpa", "model has no 'alpa'. Did you mean 'alpha'?\n  It has: alpha, m."),
+        ("modle.alpha", "the configuration has no 'modle'. Did you mean 'model'?\n  It has: model, trainer."),
+        ("alpha", "the configuration has no 'alpha' at its top level. Did you mean 'model.alpha'?"),
+    ],
+)
+def test_an_unknown_key_is_explained_however_it_was_given(key: str, said: str) -> None:
+    known = ["model.alpha", "model.m", "trainer.max_steps"]
+    assert explain(f"Subcommand 'fit' does not accept option '{key}'", known) == said
+    assert explain(f"unrecognized arguments: --{key}=3", known) == said
+
+
+# --- mistakes -----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"model.grup_size": 4}, "model has no 'grup_size'. Did you mean 'group_size'?"),
+        ({"modle.m": 4}, "the configuration has no 'modle'. Did you mean 'model'?"),
+        ({"group_size": 4}, "no 'group_size' at its top level. Did you mean 'model.group_size'?"),
+        ({"data.trian": "x"}, "data has no 'trian'. Did you mean 'train'?"),
+        ({"trainer.max_step": 4}, "trainer has no 'max_step'. Did you mean 'max_steps'?"),
+        ({"model.policy.init_args": {"sed": 1}}, "tiny.tiny_policy has no 'sed'. Did you mean 'seed'?"),
+        ({"model.policy.class_path": "tiny.tiny_polcy"}, "tiny_polcy"),
+        ({"model.optimizer": _named("torch.optim.AdamW", lrr=1.0)}, "torch.optim.AdamW has no 'lrr'. Did you mean 'lr'?"),
+        ({"model.sampling": {"topk": 2}}, "Sampling has no 'topk'. Did you mean 'top_k'?"),
+        ({"model.reward": _named("ocr", detct=False)}, "'ocr' has no init_arg 'detct'. Did you mean 'detect'?"),
+        ({"model.reward": "brightnes"}, "no reward named 'brightnes'."),
+        ({"model.mask_source": "boxs"}, "no mask source named 'boxs'. Did you mean 'boxes'?"),
+        ({"model.alpha": "high"}, "model.alpha"),
+        ({"model.m": 0}, "m must be within [1, 6]"),
+        ({"model.m": 7}, "m must be within [1, 6]"),
+        ({"model.group_size": 1}, "group_size must be at least 2"),
+        ({"model.eta": 0.0}, "eta must be > 0"),
+        ({"model.alpha": float("nan")}, "alpha must be >= 0 and finite"),
+        ({"model.sampling": {"top_p": 0.0}}, "top_p must be in (0, 1], got 0.0"),
+        ({"model.seed": 7}, "model.seed follows seed_everything"),
+    ],
+)
+def test_a_wrong_configuration_is_one_message_and_status_2(
+    write: WriteConfig, capsys: pytest.CaptureFixture[str], changes: dict[str, Any], said: str
+) -> None:
+    config = write(changes)
+    assert main(["fit", "--config", config]) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert "Traceback" not in error
+    assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--model.grup_size", "4"], "model has no 'grup_size'. Did you mean 'group_size'?"),
+        (["--trainer.max_step=4"], "trainer has no 'max_step'. Did you mean 'max_steps'?"),
+        (["--model.seed=7"], "seed_everything"),
+        (["--model.policy.sed=7"], "tiny.tiny_policy has no 'sed'. Did you mean 'seed'?"),
+    ],
+)
+def test_a_wrong_argument_is_said_alike(
+    write: WriteConfig, capsys: pytest.CaptureFixture[str], arguments: list[str], said: str
+) -> None:
+    assert main(["fit", "--config", write(), *arguments]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_yaml_that_is_none_is_refused_with_its_line(write: WriteConfig, capsys: pytest.CaptureFixture[str]) -> None:
+    Path(write()).write_text("model:\n  m: [1\n")
+    assert main(["fit", "--config", "t.yaml"]) == 2
+    assert "line 2" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("lines", "said"),
+    [
+        (None, "cannot read the prompt file"),
+        ("", "holds no prompt"),
+        ('{"text": "\\"STONE\\""}\n{"text": 3}\n', "line 2"),
+        ('{"text": "\\"TOOLONG\\""}\n{"text": "\\"STONE\\""}\n', "exactly one word of 3-5 letters"),
+    ],
+)
+@pytest.mark.parametrize("name", ["train", "validation", "test"])
+def test_a_bad_prompt_file_stops_before_anything_is_written(
+    write: WriteConfig, capsys: pytest.CaptureFixture[str], name: str, lines: str | None, said: str
+) -> None:
+    config = write({f"data.{name}": "bad.jsonl", "data.overlap": "ignore"})
+    if lines is not None:
+        Path("bad.jsonl").write_text(lines)
+    assert main(["fit", "--config", config]) == 1
+    assert said in capsys.readouterr().err
+    assert not Path("runs").exists()
+
+
+def test_prompts_that_the_reward_cannot_score_stop_too(write: WriteConfig, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("wordless.jsonl").write_text('{"text": "a tree"}\n{"text": "a house"}\n')
+    assert main(["fit", "--config", write({"data.train": "wordless.jsonl", "model.reward": "ocr"})]) == 1
+    assert "the OCR reward needs words" in capsys.readouterr().err
+    assert not Path("runs").exists()
+
+
+def test_debug_shows_the_traceback(write: WriteConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VARRL_DEBUG", "1")
+    with pytest.raises(ConfigError, match="eta"):
+        main(["fit", "--config", write({"model.eta": 0.0})])
+
+
+# --- checkpoints --------------------------------------------------------------------------------------------------------------
+
+
+def _checkpoint(**changes: Any) -> dict[str, Any]:
+    counters = {"rollouts_done": 2, "updates_done": 2, "bad_steps": 0, "bad_steps_in_a_row": 0, "seed": 0, "reference": None}
+    state = {f"policy.{name}": value for name, value in tiny_policy().state_dict().items()}
+    return {"state_dict": state, "varrl": counters} | changes
+
+
+@pytest.mark.parametrize("command", ["fit", "validate", "test", "predict"])
+def test_a_checkpoint_that_does_not_fit_is_refused_with_its_keys(
+    write: WriteConfig, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    checkpoint = _checkpoint()
+    head = checkpoint["state_dict"].pop("policy.transformer.head.weight")
+    checkpoint["state_dict"]["policy.transformer.tail.weight"] = head
+    torch.save(checkpoint, "x.ckpt")
+    assert main([command, "--config", write({"data.predict": "few.jsonl"}), "--ckpt_path", "x.ckpt"]) == 1
+    error = capsys.readouterr().err
+    assert "missing policy.transformer.head.weight" in error
+    assert "unexpected policy.transformer.tail.weight" in error
+    assert sorted(path.name for path in Path().iterdir()) == ["few.jsonl", "some.jsonl", "t.yaml", "train.jsonl", "x.ckpt"]
+
+
+@pytest.mark.parametrize(
+    ("content", "said"), [(None, "cannot read the checkpoint"), (b"PK\x03", "is no checkpoint"), (b"", "is no checkpoint")]
+)
+def test_a_file_that_is_no_checkpoint_is_refused(
+    write: WriteConfig, capsys: pytest.CaptureFixture[str], content: bytes | None, said: str
+) -> None:
+    if content is not None:
+        Path("x.ckpt").write_bytes(content)
+    assert main(["fit", "--config", write(), "--ckpt_path", "x.ckpt"]) == 1
+    assert said in capsys.readouterr().err
+
+
+def test_what_the_user_writes_wins_over_a_checkpoint(write: WriteConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.save(_checkpoint(hyper_parameters={"alpha": 0.9}), "x.ckpt")
+    monkeypatch.setattr(VarrlCLI, "_run_subcommand", lambda self, name: None)
+    cli = VarrlCLI(["fit", "--config", write(), "--ckpt_path", "x.ckpt", "--model.alpha=0.42"])
+    assert cli.model.credit_options.alpha == 0.42
+
+
+# --- runs ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_print_config_is_accepted_again(write: WriteConfig, capsys: pytest.CaptureFixture[str]) -> None:
+    optimizer = _named("torch.optim.AdamW", lr=0.001)
+    scheduler = _named("torch.optim.lr_scheduler.LinearLR", total_iters=7)
+    config = write({"model.optimizer": optimizer, "model.lr_scheduler": scheduler, "model.score": "sampler"})
+    with pytest.raises(SystemExit, match="0"):
+        main(["fit", "--config", config, "--model.sampling.top_k=3", "--print_config"])
+    printed = capsys.readouterr().out
+    Path("again.yaml").write_text(printed)
+    with pytest.raises(SystemExit, match="0"):
+        main(["fit", "--config", "again.yaml", "--print_config"])
+    assert capsys.readouterr().out == printed
+    tree = yaml.safe_load(printed)
+    assert tree["model"]["sampling"]["top_k"] == 3
+    assert tree["model"]["lr_scheduler"]["init_args"]["total_iters"] == 7
+
+
+def test_one_seed_is_everybodys(write: WriteConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(VarrlCLI, "_run_subcommand", lambda self, name: None)
+    cli = VarrlCLI(["fit", "--config", write(), "--seed_everything=5"])
+    assert (cli.model.seed, cli.datamodule.order_seed) == (5, 5)
+
+
+def test_fit_leaves_a_run_that_the_other_commands_leave_alone(write: WriteConfig, capsys: pytest.CaptureFixture[str]) -> None:
+    config = write()
+    assert main(["fit", "--config", config]) == 0
+    assert "2 x 2 x 2 = 8" in capsys.readouterr().out
+    run = Path("runs/t")
+    for name in ("config.yaml", "metrics.csv", "summary.json", "checkpoints/last.ckpt", "samples", "tensorboard"):
+        assert (run / name).exists()
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    for command in ("validate", "test"):
+        assert main([command, "--config", str(run / "config.yaml"), "--ckpt_path", str(run / "checkpoints/last.ckpt")]) == 0
+        assert "reward" in capsys.readouterr().out
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+    assert not Path("lightning_logs").exists()
+
+    again = ["fit", "--config", str(run / "config.yaml"), "--ckpt_path", str(run / "checkpoints/last.ckpt")]
+    assert main([*again, "--trainer.max_steps=3"]) == 0
+    assert json.loads((run / "summary.json").read_text())["steps"] == 3
+
+
+def test_predict_draws_the_prompts_of_the_command_line(write: WriteConfig, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["predict", "--config", write(), "--prompt", '"HELLO"', "--prompt", '"HELLO"', "--output", "out/words"]) == 0
+    assert "2 pictures in out/words" in capsys.readouterr().out
+    first, second = Path("out/words/0001_HELLO.png"), Path("out/words/0002_HELLO.png")
+    with Image.open(first) as picture:
+        assert picture.size == (64, 24)
+    assert first.read_bytes() != second.read_bytes()
+    assert Path("out/words/grid.png").is_file()
+
+
+def test_predict_draws_the_prompts_of_a_file(write: WriteConfig, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["predict", "--config", write(), "--data.predict", "few.jsonl"]) == 0
+    assert sorted(path.name for path in Path("pictures").iterdir()) == ["0001_PLANT.png", "0002_HORSE.png", "grid.png"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [([], "set data.predict"), (["--prompt", "HELLO"], "put one such word in quotes"), (["--prompt", ""], "one word")],
+)
+def test_predict_says_what_it_cannot_draw(
+    write: WriteConfig, capsys: pytest.CaptureFixture[str], arguments: list[str], said: str
+) -> None:
+    assert main(["predict", "--config", write(), *arguments]) == 1
+    assert said in capsys.readouterr().err
+    assert not Path("pictures").exists()

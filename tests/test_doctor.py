@@ -1,0 +1,194 @@
+"""The doctor finds each of the six illnesses, in patients that have one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from tiny import PROMPTS, LeftBright, tiny_module, tiny_policy
+from torch import Tensor, nn
+
+from varrl_lightning.__main__ import main
+from varrl_lightning.checks import (
+    draw_stages,
+    dropout_is_off,
+    plugins_load,
+    ratio_is_one,
+    reward_runs,
+    sampler_is_teacher_forcing,
+    weights_are_strict,
+)
+from varrl_lightning.module import VARGRPO
+from varrl_lightning.policies.lettering import LetteringPolicy, LetteringTransformer
+from varrl_lightning.types import Prompt, Score
+
+NAMES = ["plugins", "weights", "ratio", "sampler", "dropout", "reward"]
+
+
+class Restless(LetteringPolicy):
+    """Teacher forcing adds noise: what dropout does to it."""
+
+    def span_features(self, *args: Any) -> list[Tensor]:
+        return [x + 0.1 * torch.randn_like(x) for x in super().span_features(*args)]
+
+
+class Shifted(LetteringPolicy):
+    """Teacher forcing is wrong from the third scale on."""
+
+    def span_features(self, inputs: Any, tokens: Any, start: int, stop: int, schedule: Any) -> list[Tensor]:
+        features = super().span_features(inputs, tokens, start, stop, schedule)
+        return [x + 0.01 * (start + i >= 2) for i, x in enumerate(features)]
+
+
+class Moody:
+    def __call__(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
+        raise RuntimeError("no connection")
+
+
+class Silent:
+    def __call__(self, images: Tensor, prompts: Sequence[Prompt]) -> list[float | None]:
+        return [None] * len(images)
+
+
+def _patient(kind: type[LetteringPolicy] = LetteringPolicy, **options: Any) -> VARGRPO:
+    tiny = tiny_policy()
+    return tiny_module(kind(tiny.transformer, tiny.tokenizer), score=Score("sampler"), **options)
+
+
+@pytest.fixture
+def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    monkeypatch.chdir(tmp_path)
+    Path("words.jsonl").write_text("".join(json.dumps({"text": p.text}) + "\n" for p in PROMPTS))
+    model = {"policy": {"class_path": "tiny.tiny_policy"}, "reward": "tiny.LeftBright", "mask_source": "full", "m": 4}
+    data = {"train": "words.jsonl", "batch_size": 2}
+    return {"model": model | {"group_size": 4}, "data": data, "trainer": {"accelerator": "cpu"}}
+
+
+def _doctor(config: dict[str, Any], *arguments: str) -> int:
+    Path("x.yaml").write_text(yaml.safe_dump(config))
+    return main(["doctor", "--config", "x.yaml", *arguments])
+
+
+def test_a_healthy_config_passes_all_six(config: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    assert _doctor(config, "--json", "--model.score=sampler") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [finding["check"] for finding in found] == NAMES
+    assert all(finding["passed"] and not finding["advice"] for finding in found)
+    assert not Path("runs").exists()
+
+
+def test_one_line_for_each_check(config: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    assert _doctor(config) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[:2] for line in lines] == [["pass", name] for name in NAMES]
+
+
+def test_without_its_plugin_nothing_else_is_checked(config: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    config["model"]["reward"] = "brightnes"
+    assert _doctor(config, "--json") == 1
+    found = json.loads(capsys.readouterr().out)
+    assert "no reward named 'brightnes'" in found[0]["advice"]
+    assert [finding["figure"] for finding in found[2:]] == ["not checked"] * 4
+
+
+def test_a_policy_that_cannot_be_loaded_fails_the_weights(config: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    Path("w.safetensors").write_bytes(b"nothing")
+    from_pretrained = "varrl_lightning.LetteringPolicy.from_pretrained"
+    config["model"]["policy"] = {"class_path": from_pretrained, "init_args": {"path": "w.safetensors"}}
+    assert _doctor(config) == 1
+    printed = capsys.readouterr().out
+    assert "pass  plugins" in printed
+    assert "FAIL  weights" in printed
+
+
+def test_a_wrong_config_is_status_2(config: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    config["model"]["eta"] = -1.0
+    assert _doctor(config) == 2
+    assert "eta must be > 0" in capsys.readouterr().err
+
+
+def test_a_checkpoint_that_does_not_fit_is_refused(config: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    torch.save({"state_dict": {}}, "x.ckpt")
+    assert _doctor(config, "--ckpt_path", "x.ckpt") == 1
+    assert "missing policy.transformer" in capsys.readouterr().err
+
+
+def test_plugins_are_named() -> None:
+    finding = plugins_load({"a": {"reward": LeftBright(), "weight": 0.5}}, "full")
+    assert finding.passed
+    assert finding.figure == "rewards: a (LeftBright, weight 0.5); mask source: Full"
+
+
+def test_random_weights_are_found() -> None:
+    trained = tiny_policy()
+
+    def with_a_new_head() -> LetteringPolicy:
+        transformer = LetteringTransformer(width=16, depth=2, heads=2)
+        state = {name: value for name, value in trained.transformer.state_dict().items() if not name.startswith("head.")}
+        transformer.load_state_dict(state, strict=False)
+        return LetteringPolicy(transformer, trained.tokenizer)
+
+    assert weights_are_strict(tiny_policy).passed
+    finding = weights_are_strict(with_a_new_head)
+    assert not finding.passed
+    assert "transformer.head.bias, transformer.head.weight" in finding.figure
+    assert finding.figure.startswith("2 of ")
+
+
+@pytest.mark.parametrize("micro_batch_size", [None, 3])
+def test_a_ratio_other_than_one_is_found(micro_batch_size: int | None) -> None:
+    healthy, ill = _patient(micro_batch_size=micro_batch_size), _patient(Restless, micro_batch_size=micro_batch_size)
+    assert ratio_is_one(healthy, draw_stages(healthy, PROMPTS[:2])).passed
+    assert not ratio_is_one(ill, draw_stages(ill, PROMPTS[:2])).passed
+
+
+def test_the_first_scale_where_sampler_and_teacher_forcing_part_is_named() -> None:
+    healthy, ill = _patient(), _patient(Shifted)
+    assert sampler_is_teacher_forcing(healthy, draw_stages(healthy, PROMPTS[:2])).passed
+    finding = sampler_is_teacher_forcing(ill, draw_stages(ill, PROMPTS[:2]))
+    assert not finding.passed
+    assert "begins at scale 3" in finding.advice
+
+
+def test_dropout_is_found() -> None:
+    patient = _patient()
+    rollout = draw_stages(patient, PROMPTS[:2])[0]
+    assert dropout_is_off(patient, rollout).passed
+    mlp = patient.policy.transformer.blocks[0].mlp
+    mlp.append(nn.Dropout(0.5))  # in training mode, as every new module is
+    assert dropout_is_off(patient, rollout).passed, "VARPolicy.train keeps everything in eval mode"
+    mlp[-1].train = lambda mode=True: mlp[-1]  # a module that will not listen
+    mlp[-1].training = True
+    finding = dropout_is_off(patient, rollout)
+    assert not finding.passed
+    assert "are not identical" in finding.figure
+    assert "blocks.0.mlp.3" in finding.advice
+
+
+def test_a_new_policy_is_in_eval_mode() -> None:
+    assert not any(module.training for module in tiny_policy().modules())
+
+
+def test_a_reward_is_timed_and_its_failures_are_found() -> None:
+    patient = _patient()
+    rollout = draw_stages(patient, PROMPTS[:2])[0]
+    finding = reward_runs(patient, rollout)
+    assert finding.passed
+    assert "16 of 16 images scored" in finding.figure
+    assert "ms an image" in finding.figure
+    raising = reward_runs(_patient(reward=Moody()), rollout)
+    assert not raising.passed
+    assert "no connection" in raising.advice
+
+
+@pytest.mark.filterwarnings("ignore:the reward 'Silent' gave no score")
+def test_a_reward_that_scores_nothing_fails() -> None:
+    patient = _patient(reward=Silent())
+    finding = reward_runs(patient, draw_stages(patient, PROMPTS[:2])[0])
+    assert not finding.passed
+    assert "0 of 16 images scored" in finding.figure

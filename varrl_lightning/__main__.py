@@ -1,0 +1,65 @@
+"""`varrl` and `python -m varrl_lightning`: finds the command first and imports what it needs only then."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+COMMANDS = {
+    "fit": ("cli", "train a policy; a first one: varrl fit --config configs/quickstart.yaml"),
+    "validate": ("cli", "draw and score the validation prompts"),
+    "test": ("cli", "draw and score the test prompts, by the sampler and greedily"),
+    "predict": ("cli", "draw images: --prompt '\"HELLO\"' (or --data.predict FILE) --output FOLDER"),
+    "doctor": ("doctor", "check a config before training: plugins, weights, ratio, sampler, dropout, reward"),
+    "report": ("report", "draw the figures of a run folder again"),
+}
+
+
+def usage() -> str:
+    """What `varrl --help` prints."""
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {line}" for name, (_, line) in COMMANDS.items()]
+    return "\n".join(
+        (
+            "usage: varrl COMMAND [--config FILE] [--model.ARGUMENT VALUE ...]",
+            "",
+            "Reinforcement learning for next-scale (VAR) image generators.",
+            "",
+            *lines,
+            "",
+            "'varrl COMMAND --help' lists every argument, 'varrl COMMAND --config FILE --print_config' the whole configuration.",
+            "Errors of a user's making are one message; VARRL_DEBUG=1 adds the traceback.",
+        )
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit status: 0, 2 for a wrong command line or configuration, 1 otherwise."""
+    if arguments is None:
+        arguments = sys.argv[1:]
+        # A class path may name a file of the current folder: `python -m` searches it, the script `varrl` would not.
+        sys.path.insert(0, os.getcwd())
+    command, *rest = [*arguments] or ["--help"]
+    if command in ("-h", "--help"):
+        print(usage())
+        return 0
+    if command == "--version":
+        from importlib.metadata import version
+
+        print(version("varrl-lightning"))
+        return 0
+    if command not in COMMANDS:
+        close = difflib.get_close_matches(command, COMMANDS, n=1)
+        hint = f" Did you mean {close[0]!r}?" if close else ""
+        print(f"varrl: no command {command!r}.{hint} There are: {', '.join(COMMANDS)}.", file=sys.stderr)
+        return 2
+    module = COMMANDS[command][0]
+    run = importlib.import_module(f"varrl_lightning.{module}").main
+    return int(run([command, *rest] if module == "cli" else rest))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,83 @@
+"""What a cycle of stages costs, spelled out: how many images are drawn, and how many of their tokens are trained."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rich.table import Table
+
+from varrl_lightning.schedule import Schedule
+from varrl_lightning.types import Stage
+
+
+@dataclass(frozen=True)
+class StageCost:
+    """One update of a stage, for a whole batch of prompts.
+
+    Args:
+        stage: the stage.
+        times: how often it comes in one cycle.
+        prompts: P, over all ranks.
+        images: P * A * K, all of them drawn, decoded and rewarded.
+        tokens: trained tokens: those of scales `[start, stop)` in P * A branches.
+        share: of an image's tokens, how much the stage trains, in (0, 1].
+    """
+
+    stage: Stage
+    times: int
+    prompts: int
+    images: int
+    tokens: int
+    share: float
+
+
+def cycle_costs(cycle: Sequence[Stage], schedule: Schedule, prompts: int) -> list[StageCost]:
+    """The cost of each different stage of a cycle, in the order in which they come.
+
+    Args:
+        prompts: P, prompts per update over all ranks, >= 1.
+    """
+    if prompts < 1:
+        raise ValueError(f"an update needs at least one prompt, got {prompts}")
+    total = schedule.span(0, len(schedule))
+    return [
+        StageCost(
+            stage=stage,
+            times=list(cycle).count(stage),
+            prompts=prompts,
+            images=prompts * stage.images_per_prompt,
+            tokens=prompts * stage.branches * schedule.span(stage.start, stage.stop),
+            share=schedule.span(stage.start, stage.stop) / total,
+        )
+        for stage in dict.fromkeys(cycle)
+    ]
+
+
+def cost_table(costs: Sequence[StageCost]) -> Table:
+    """The costs as a table; its caption sums up one cycle."""
+    table = Table(title="One cycle of updates", title_justify="left", caption=_summary(costs), caption_justify="left")
+    for heading in ("stage", "updates", "prompts x A x K = images", "scales", "trained tokens", "of an image"):
+        table.add_column(heading, justify="left" if heading == "stage" else "right")
+    for cost in costs:
+        stage = cost.stage
+        table.add_row(
+            stage.name,
+            str(cost.times),
+            f"{cost.prompts} x {stage.branches} x {stage.continuations} = {cost.images}",
+            f"{stage.start + 1}-{stage.stop}",
+            f"{cost.tokens:,}",
+            f"{cost.share:.0%}",
+        )
+    return table
+
+
+def _summary(costs: Sequence[StageCost]) -> str:
+    updates = sum(cost.times for cost in costs)
+    images = sum(cost.times * cost.images for cost in costs)
+    tokens = sum(cost.times * cost.tokens for cost in costs)
+    return (
+        f"In all {updates} updates, {images:,} images drawn and rewarded, {tokens:,} tokens trained.\n"
+        "A: branches of a prompt, to be compared; K: continuations of a branch.\n"
+        "Scales count from 1, as in the paper."
+    )

@@ -1,0 +1,54 @@
+"""Whether a checkpoint belongs to a model, asked before anything is written."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+
+from varrl_lightning.weights import differences
+
+SHOWN = 10
+
+
+class CheckpointError(ValueError):
+    """A checkpoint cannot be read, or holds something else than the model."""
+
+
+def check_checkpoint(path: str | Path, model: L.LightningModule) -> None:
+    """Read a checkpoint and compare it with the model; the model's weights stay as they are, its counters move.
+
+    A folder is a sharded checkpoint, which only its strategy can read: it is left to that.
+
+    Raises:
+        CheckpointError: when it is no checkpoint, or has missing, unexpected or misshaped tensors; lists them.
+        ValueError: whatever the model's `on_load_checkpoint` objects to.
+    """
+    if Path(path).is_dir():
+        return
+    checkpoint = _read(path)
+    problems = differences(checkpoint["state_dict"], model.state_dict())
+    if problems:
+        more = [f"... and {len(problems) - SHOWN} more"] if len(problems) > SHOWN else []
+        raise CheckpointError(
+            f"the checkpoint {path} does not fit the model of this configuration:\n  "
+            + "\n  ".join(problems[:SHOWN] + more)
+            + "\nUse the config.yaml that lies in the checkpoint's run folder."
+        )
+    model.on_load_checkpoint(checkpoint)
+
+
+def _read(path: str | Path) -> dict[str, Any]:
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise CheckpointError(f"cannot read the checkpoint {path}: {error.strerror or error}") from error
+    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise CheckpointError(f"{path} is no checkpoint of a fit run, or is damaged: {reason}") from error
+    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
+        raise CheckpointError(f"{path} is no checkpoint of a fit run: it has no state_dict")
+    return checkpoint

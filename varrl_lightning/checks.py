@@ -1,0 +1,171 @@
+"""What the doctor looks at: each check takes something apart and says what it found, in one line."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from varrl_lightning.module import VARGRPO
+from varrl_lightning.policies.base import VARPolicy
+from varrl_lightning.registry import MASK_SOURCES, build
+from varrl_lightning.rewards.base import RewardError
+from varrl_lightning.rewards.weighted import WeightedRewards
+from varrl_lightning.rollout import prompt_keys, sample_tree
+from varrl_lightning.types import Prompt, Rollout, Score
+
+TOLERANCE = 1e-5
+"""Nats per token by which two computations of one log-probability may differ in fp32."""
+Weights = Mapping[str, tuple[float, float]]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What one check found.
+
+    Args:
+        check: its name.
+        passed: False also when it could not be made.
+        figure: what was measured.
+        advice: what to do, empty when it passed.
+    """
+
+    check: str
+    passed: bool
+    figure: str
+    advice: str = ""
+
+
+def plugins_load(reward: Any, mask_source: Any) -> Finding:
+    """The rewards and the mask source are installed, can be imported and built."""
+    rewards = WeightedRewards.from_spec(reward)
+    source = build(MASK_SOURCES, mask_source)
+    terms = ", ".join(f"{name} ({type(term.reward).__name__}, weight {term.weight:g})" for name, term in rewards.terms.items())
+    return Finding("plugins", True, f"rewards: {terms}; mask source: {type(source).__name__}")
+
+
+def weights_are_strict(load: Callable[[], VARPolicy]) -> Finding:
+    """Loading twice, from different states of the random generator, gives the same weights: none is left at its random start."""
+    torch.manual_seed(1)
+    first = fingerprints(load())
+    torch.manual_seed(2)
+    second = fingerprints(load())
+    random = sorted(name for name in first if first[name] != second[name])
+    if not random:
+        return Finding("weights", True, f"{len(first)} tensors, all of them loaded")
+    shown = ", ".join(random[:4]) + (", ..." if len(random) > 4 else "")
+    return Finding(
+        "weights",
+        False,
+        f"{len(random)} of {len(first)} tensors are random: {shown}",
+        "They differ from one load to the next, so no file holds them. Build the policy by its from_pretrained, and have that load "
+        "every key strictly.",
+    )
+
+
+def fingerprints(policy: VARPolicy) -> Weights:
+    """Two sums of every tensor of a policy and of its frozen parts: enough to tell weights apart without keeping them."""
+    parts = {"transformer": policy.transformer, **policy._frozen[0]}
+    tensors = {f"{part}.{name}": t for part, module in parts.items() for name, t in module.state_dict().items()}
+    return {name: _sums(t.double().flatten()) for name, t in tensors.items()}
+
+
+def _sums(x: Tensor) -> tuple[float, float]:
+    place = torch.arange(1, x.numel() + 1, dtype=x.dtype, device=x.device)
+    return float(x.sum()), float((x * place.sqrt()).sum())
+
+
+def draw_stages(model: VARGRPO, prompts: Sequence[Prompt]) -> list[Rollout]:
+    """One rollout of each different stage of the cycle."""
+    keys = prompt_keys(model.seed, 0, prompts, model.policy.device)
+    stages = dict.fromkeys(model.cycle)
+    return [sample_tree(model.policy, prompts, s, model.sampling, keys, model.images_at_once) for s in stages]
+
+
+def ratio_is_one(model: VARGRPO, rollouts: Sequence[Rollout]) -> Finding:
+    """Before the first step the ratio of new to old probability is 1, however the branches are cut into micro-batches."""
+    worst = 0.0
+    for rollout in rollouts:
+        whole = _log_probs(model, rollout, model.score)
+        rows = len(rollout.prompts) * rollout.stage.branches
+        with torch.enable_grad():  # the path of training: logits are recomputed
+            parts = _log_probs(model, rollout, model.score, model.micro_batch_size or max(rows // 2, 1))
+        worst = max(worst, *(float((a - b).abs().max()) for a, b in zip(whole, parts, strict=True)))
+    return Finding(
+        "ratio",
+        worst <= TOLERANCE,
+        f"largest |log ratio| of drawn tokens {worst:.1e} (bound {TOLERANCE:.0e})",
+        ""
+        if worst <= TOLERANCE
+        else "Two passes over the same tokens disagree. Look for dropout, batch statistics, or less than fp32 in the policy.",
+    )
+
+
+def sampler_is_teacher_forcing(model: VARGRPO, rollouts: Sequence[Rollout]) -> Finding:
+    """The probability that the sampler drew a token with is the one that teacher forcing gives it, scale by scale."""
+    gaps: dict[int, float] = {}
+    for rollout in rollouts:
+        forced = _log_probs(model, rollout, Score("sampler", model.sampling))
+        for scale, (drawn, other) in enumerate(zip(rollout.log_probs, forced, strict=True), start=rollout.stage.start):
+            gaps[scale] = max(gaps.get(scale, 0.0), float((drawn - other).abs().max()))
+    wrong = [scale + 1 for scale, gap in gaps.items() if not gap <= TOLERANCE]
+    by_scale = ", ".join(f"{scale + 1}: {gap:.1e}" for scale, gap in sorted(gaps.items()))
+    return Finding(
+        "sampler",
+        not wrong,
+        f"largest difference to teacher forcing by scale: {by_scale} (bound {TOLERANCE:.0e})",
+        ""
+        if not wrong
+        else f"It begins at scale {wrong[0]}. Compare span_features with step_features there: cache, positions, latent.",
+    )
+
+
+def _log_probs(model: VARGRPO, rollout: Rollout, score: Score, rows_at_once: int | None = None) -> list[Tensor]:
+    stage = rollout.stage
+    cond = model.policy.encode_prompts(rollout.prompts).repeat(stage.branches)
+    step = rows_at_once or len(cond)
+    parts = []
+    for first in range(0, len(cond), step):
+        rows = slice(first, first + step)
+        tokens = [t[rows] for t in rollout.tokens]
+        scored = model.policy(tokens, cond.rows(rows), stage.start, stage.stop, score=score)
+        parts.append([x.detach() for x in scored.log_prob])
+    return [torch.cat(scales) for scales in zip(*parts, strict=True)]
+
+
+def dropout_is_off(model: VARGRPO, rollout: Rollout) -> Finding:
+    """No part of the policy is in training mode, and two passes give bit for bit the same."""
+    model.train()
+    training = [name or "the policy itself" for name, module in model.policy.named_modules() if module.training]
+    passes = zip(_log_probs(model, rollout, model.score), _log_probs(model, rollout, model.score), strict=True)
+    same = all(torch.equal(a, b) for a, b in passes)
+    return Finding(
+        "dropout",
+        not training and same,
+        f"{len(training)} modules in training mode, two passes {'are' if same else 'are not'} identical",
+        ""
+        if not training and same
+        else f"In training mode: {', '.join(training[:4]) or 'none'}. Keep the policy in eval mode, without any kind of dropout.",
+    )
+
+
+def reward_runs(model: VARGRPO, rollout: Rollout) -> Finding:
+    """The rewards score a rollout, and how long that takes."""
+    try:
+        model.rewards.score_all(rollout.images[:1], rollout.image_prompts[:1])  # engines load on the first call
+        start = time.perf_counter()
+        scores = model.rewards.total(model.rewards.score_all(rollout.images, rollout.image_prompts))
+        took = (time.perf_counter() - start) / len(rollout.images)
+    except RewardError as error:
+        return Finding("reward", False, "it failed", str(error))
+    usable = scores.values[scores.usable]
+    count = f"{len(usable)} of {len(scores.values)} images scored, {1000 * took:.1f} ms an image"
+    if len(usable) < 2:
+        return Finding("reward", False, count, "A group needs two scores. See why the reward gives None or NaN.")
+    spread = f"mean {usable.mean():.3f}, standard deviation {usable.std():.3f}"
+    alike = "" if usable.std() > 1e-6 else "; all alike: from such a group nothing is learnt"
+    return Finding("reward", True, f"{count}; {spread}{alike}")

@@ -1,0 +1,177 @@
+"""fit, validate, test and predict: LightningCLI, with mistakes said before anything is written."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import Callback, Checkpoint, ProgressBar
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from rich.console import Console
+
+from varrl_lightning.arithmetic import cost_table, cycle_costs
+from varrl_lightning.callbacks import default_callbacks
+from varrl_lightning.checkpointing import check_checkpoint
+from varrl_lightning.config_errors import ConfigError, explain
+from varrl_lightning.config_files import refuse_keys, resolve_configs
+from varrl_lightning.data import EvaluationBatches, PromptDataModule
+from varrl_lightning.guard import BUILD_ERRORS, StartError, guarded, said_as
+from varrl_lightning.loggers import run_loggers
+from varrl_lightning.module import VARGRPO
+from varrl_lightning.prediction import save_images
+from varrl_lightning.types import Prompt
+
+SEEDED = {"model.seed": "seed_everything", "data.seed": "seed_everything"}
+
+
+class VarrlCLI(LightningCLI):
+    """LightningCLI for `VARGRPO` and `PromptDataModule`; one seed, one folder a run, one configuration that counts."""
+
+    def __init__(self, arguments: Sequence[str]) -> None:
+        resolved, self.config_files = resolve_configs(arguments)
+        super().__init__(
+            VARGRPO,
+            PromptDataModule,
+            save_config_kwargs={"overwrite": True},
+            trainer_defaults={"log_every_n_steps": 1, "num_sanity_val_steps": 0, "enable_model_summary": False},
+            args=resolved,
+            auto_configure_optimizers=False,
+        )
+
+    # --- parsing ------------------------------------------------------------------------------------------------------------
+
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        """Errors are raised, not printed with the usage; an option's name is written out."""
+        return super().init_parser(**{"exit_on_error": False, "allow_abbrev": False, **kwargs})
+
+    def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """One seed for all."""
+        parser.add_argument(
+            "--seed_everything", type=int, default=0, help="Seed of the rollouts, of the order of prompts, and of all libraries."
+        )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """The module's and the datamodule's seeds follow."""
+        for target, source in SEEDED.items():
+            parser.link_arguments(source, target)
+
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        if subcommand == "predict":
+            parser.add_argument("--prompt", action="append", default=[], help="A prompt to draw; may be repeated.")
+            parser.add_argument("--output", default="pictures", help="The folder for the pictures.")
+        return parser
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse; say what is wrong with the closest name."""
+        try:
+            self.config = parser.parse_args(args)
+        except argparse.ArgumentError as error:
+            command = self._subcommand_parsers.get(args[0], parser)
+            raise ConfigError(explain(str(error), command.get_defaults().keys())) from error
+        refuse_keys(self.config_files, SEEDED)
+
+    def _parse_ckpt_path(self) -> None:
+        """Leave the configuration alone: the parent would let a checkpoint's hyper-parameters win over what the user wrote."""
+
+    # --- building -----------------------------------------------------------------------------------------------------------
+
+    def before_instantiate_classes(self) -> None:
+        """Only `fit` writes a run; the other commands would overwrite it."""
+        config = self.config[self.subcommand].trainer
+        if self.subcommand != "fit":
+            self.save_config_callback = None
+            config.logger = config.logger or False
+            config.enable_checkpointing = False
+        elif config.default_root_dir is None:
+            name = self.config_files[-1].stem if self.config_files else "varrl"
+            config.default_root_dir = os.path.join("runs", name)
+
+    def instantiate_classes(self) -> None:
+        """Build everything; an error in here is one in the configuration."""
+        with said_as(ConfigError, *BUILD_ERRORS):
+            super().instantiate_classes()
+
+    def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
+        """Add what every run has, unless the configuration brings its own."""
+        config = self.config_init[self.subcommand]
+        if self.subcommand == "fit":
+            self.trainer_defaults["callbacks"] = _missing(config.trainer)
+            if config.trainer.logger in (None, True):
+                kwargs["logger"] = run_loggers(config.trainer.default_root_dir, resume=config.ckpt_path is not None)
+        return super().instantiate_trainer(**kwargs)
+
+    # --- running ------------------------------------------------------------------------------------------------------------
+
+    def before_fit(self) -> None:
+        """All prompts and the checkpoint fit the model, or nothing is written."""
+        with said_as(StartError, ValueError, OSError):
+            self.datamodule.setup("fit")
+            self.model.check_prompts([p for prompts in self.datamodule.prompts.values() for p in prompts])
+        self._check_checkpoint()
+        costs = cycle_costs(self.model.cycle, self.model.policy.schedule(), self.datamodule.batch_size)
+        if self.trainer.is_global_zero:
+            Console().print(cost_table(costs))
+
+    def before_validate(self) -> None:
+        """The validation prompts fit."""
+        self._check_prompts("val")
+
+    def before_test(self) -> None:
+        """The test prompts fit."""
+        self._check_prompts("test")
+
+    def predict(self, model: L.LightningModule, datamodule: PromptDataModule, **kwargs: Any) -> None:
+        """Draw the prompts of the command line, else those of `data.predict`."""
+        config = self.config_init.predict
+        with said_as(StartError, ValueError, OSError):
+            # Numbered, so that a prompt given twice is drawn twice, from different noise.
+            prompts = [Prompt(text, id=f"{text} #{i}") for i, text in enumerate(config.prompt)] or self._prompts("predict")
+            batches = EvaluationBatches(prompts, datamodule.eval_batch_size)
+            for batch in batches:
+                self.model.policy.encode_prompts(batch)
+        self._check_checkpoint()
+        images: Any = self.trainer.predict(model, batches, **kwargs | {"return_predictions": True})
+        paths, grid = save_images(images, [prompt for batch in batches for prompt in batch], Path(config.output))
+        print(f"{len(paths)} pictures in {config.output}, side by side in {grid}")
+
+    def _prompts(self, kind: str) -> list[Prompt]:
+        self.datamodule.setup(self.subcommand)
+        batches = getattr(self.datamodule, f"{kind}_dataloader")()
+        return [prompt for batch in batches for prompt in batch]
+
+    def _check_prompts(self, kind: str) -> None:
+        with said_as(StartError, ValueError, OSError):
+            self.model.check_prompts(self._prompts(kind))
+        self._check_checkpoint()
+
+    def _check_checkpoint(self) -> None:
+        path = self.config_init[self.subcommand].ckpt_path
+        if path not in (None, "best", "last", "hpc") and not str(path).startswith("registry"):
+            with said_as(StartError, ValueError, OSError):
+                check_checkpoint(path, self.model)
+
+
+def _missing(trainer: Any) -> list[Callback]:
+    """The default callbacks, without those that the configuration brings itself or has switched off."""
+    configured = trainer.callbacks if isinstance(trainer.callbacks, list) else [trainer.callbacks]
+    off = tuple(
+        kind
+        for kind, wanted in ((ProgressBar, trainer.enable_progress_bar), (Checkpoint, trainer.enable_checkpointing))
+        if wanted is False or (kind is ProgressBar and any(isinstance(c, ProgressBar) for c in configured))
+    )
+    return [c for c in default_callbacks() if not isinstance(c, off) and type(c) not in map(type, configured)]
+
+
+def main(arguments: Sequence[str]) -> int:
+    """One of LightningCLI's commands and its arguments."""
+
+    def run() -> int:
+        VarrlCLI(arguments)
+        return 0
+
+    return guarded(run)

@@ -1,0 +1,122 @@
+"""`varrl doctor`: six things that otherwise go wrong silently, checked on a real rollout before any training."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from jsonargparse import ArgumentParser, Namespace
+
+from varrl_lightning.checkpointing import check_checkpoint
+from varrl_lightning.checks import (
+    Finding,
+    draw_stages,
+    dropout_is_off,
+    plugins_load,
+    ratio_is_one,
+    reward_runs,
+    sampler_is_teacher_forcing,
+    weights_are_strict,
+)
+from varrl_lightning.cli import VarrlCLI
+from varrl_lightning.config_errors import ConfigError
+from varrl_lightning.data import PromptDataModule
+from varrl_lightning.guard import BUILD_ERRORS, FAILED, StartError, guarded, said_as
+from varrl_lightning.module import VARGRPO
+from varrl_lightning.policies.base import VARPolicy
+
+CHECKS = ("plugins", "weights", "ratio", "sampler", "dropout", "reward")
+PROMPTS = 2
+HELP = """usage: varrl doctor --config FILE [--json] [--ckpt_path FILE] [--model.ARGUMENT VALUE ...]
+
+Checks what 'varrl fit' with the same arguments would train, without training:
+  plugins  rewards and mask source load
+  weights  every tensor of the policy comes from a file
+  ratio    before the first step the probability ratio is 1
+  sampler  the sampler and teacher forcing agree, scale by scale
+  dropout  nothing random is left in the policy
+  reward   the reward scores a real rollout, and how long it takes
+Exit status 0 when all pass, 1 when one fails, 2 when the configuration is wrong."""
+
+
+class ParsedConfig(VarrlCLI):
+    """A `fit` command line that is only read, for commands that need no Trainer."""
+
+    def instantiate_classes(self) -> None:
+        """Nothing yet."""
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Nothing at all."""
+
+    def get(self, key: str) -> Any:
+        """A value of the configuration, by its dotted key."""
+        return self.config.fit[key]
+
+    def build_policy(self) -> VARPolicy:
+        """The policy alone."""
+        parser = ArgumentParser(exit_on_error=False)
+        parser.add_argument("--policy", type=VARPolicy)
+        policy: VARPolicy = parser.instantiate(Namespace(policy=self.get("model.policy"))).policy  # type: ignore[no-untyped-call]
+        return policy
+
+    def build(self) -> tuple[VARGRPO, PromptDataModule]:
+        """The module and its data."""
+        with said_as(ConfigError, *BUILD_ERRORS):
+            built = self.parser.instantiate(self.config).fit
+        return built.model, built.data
+
+
+def examine(config: ParsedConfig) -> Iterator[Finding]:
+    """The six checks in order; after one that leaves nothing to go on with, the rest is reported as not made."""
+    yield (plugins := _made("plugins", lambda: plugins_load(config.get("model.reward"), config.get("model.mask_source"))))
+    yield (weights := _made("weights", lambda: weights_are_strict(config.build_policy)))
+    if not plugins.passed or weights.figure == "it failed":
+        yield from (Finding(name, False, "not checked", "Mend what is above first.") for name in CHECKS[2:])
+        return
+    model, data = config.build()
+    with said_as(StartError, ValueError, OSError):
+        data.setup("fit")
+        prompts = next(iter(data.train_dataloader()))[:PROMPTS]
+        model.check_prompts(prompts)
+        if checkpoint := config.get("ckpt_path"):
+            check_checkpoint(checkpoint, model)
+            model.load_state_dict(torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"])
+    with torch.no_grad():
+        rollouts = draw_stages(model, prompts)
+        yield ratio_is_one(model, rollouts)
+        yield sampler_is_teacher_forcing(model, rollouts)
+        yield dropout_is_off(model, rollouts[0])
+        yield reward_runs(model, rollouts[0])
+
+
+def _made(name: str, check: Callable[[], Finding]) -> Finding:
+    """A check of what a user brings, which may raise anything."""
+    try:
+        return check()
+    except Exception as error:
+        return Finding(name, False, "it failed", f"{type(error).__name__}: {error}")
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Those of `fit`, and `--json`."""
+    if {"-h", "--help"} & set(arguments):
+        print(HELP)
+        return 0
+    rest = [argument for argument in arguments if argument != "--json"]
+    return guarded(lambda: _report(examine(ParsedConfig(["fit", *rest])), as_json="--json" in arguments))
+
+
+def _report(findings: Iterator[Finding], as_json: bool) -> int:
+    found = []
+    for finding in findings:
+        found.append(finding)
+        if not as_json:
+            print(f"{'pass' if finding.passed else 'FAIL'}  {finding.check:<8} {finding.figure}", flush=True)
+            if finding.advice:
+                print("\n".join(f"      {line}" for line in finding.advice.splitlines()), flush=True)
+    if as_json:
+        print(json.dumps([asdict(finding) for finding in found], indent=2))
+    return 0 if all(finding.passed for finding in found) else FAILED

@@ -1,0 +1,68 @@
+"""What a user got wrong is said in one message; what the program got wrong keeps its traceback."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+
+from varrl_lightning.class_path import PluginError
+from varrl_lightning.config_errors import ConfigError
+from varrl_lightning.module import RunStoppedError
+from varrl_lightning.rewards.base import RewardError
+
+USE, FAILED = 2, 1
+"""Exit status of a wrong command line or configuration, and of everything else that goes wrong."""
+BUILD_ERRORS = (ValueError, TypeError, ImportError, OSError, PluginError, MisconfigurationException)
+"""What constructors raise when a configuration asks for the impossible."""
+
+
+NOISE = (
+    ".*does not have many workers",  # to read a list that is in memory
+    "You have overridden `transfer_batch_to_device`",  # in the module and in the data, to the same effect
+    r"`isinstance\(treespec, LeafSpec\)` is deprecated",
+    "Be aware that when using `ckpt_path`, callbacks",  # of fit, which validate, test and predict have no use for
+)
+ADVERTS = ("💡 Tip", "`weights_only` was not set")
+
+
+class StartError(Exception):
+    """The configuration makes sense, but what it names does not fit together: prompts, weights, checkpoint."""
+
+
+@contextmanager
+def said_as(kind: type[Exception], *errors: type[Exception]) -> Iterator[None]:
+    """Turn errors that a user can mend into one that `guarded` shows without a traceback."""
+    try:
+        yield
+    except errors as error:
+        raise kind(str(error)) from error
+
+
+def guarded(run: Callable[[], int]) -> int:
+    """Run a command and return its exit status; with VARRL_DEBUG set, every error keeps its traceback."""
+    _hush()
+    try:
+        return run()
+    except (ConfigError, StartError, PluginError, RewardError, RunStoppedError, MisconfigurationException) as error:
+        if os.environ.get("VARRL_DEBUG"):
+            raise
+        print(f"varrl: {error}", file=sys.stderr)
+        return USE if isinstance(error, ConfigError) else FAILED
+
+
+def _hush() -> None:
+    """Silence what Lightning says of itself and a user can do nothing about."""
+    os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # LightningCLI calls what was renamed
+    for message in NOISE:
+        warnings.filterwarnings("ignore", message=message)
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_worth_saying)
+
+
+def _worth_saying(record: logging.LogRecord) -> bool:
+    return not any(record.getMessage().startswith(advert) for advert in ADVERTS)
