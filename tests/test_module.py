@@ -330,12 +330,13 @@ def test_logged_names(tmp_path) -> None:
     trainer = tiny_trainer(max_steps=1)
     trainer.fit(module, tiny_loader())
     found = set(trainer.callback_metrics)
-    expected = (
-        "reward reward_std frac_reward_zero_std kl entropy clip_ratio/low clip_ratio/high clip_ratio/region num_tokens".split()
-    )
-    expected += "step_time grad_norm loss vmr_bonus mask_coverage sampler_gap images_per_second tokens_per_second".split()
-    expected += "seconds/rollout seconds/reward seconds/update rewards/LeftBright/mean rewards/LeftBright/std lr".split()
-    expected += [f"{name}/scale_{t}" for name in ("kl", "entropy", "k_share", "mask_coverage", "clip_ratio/low") for t in range(4)]
-    assert not set(expected) - found
+    parts = ["reward", "reward_std", "frac_reward_zero_std", "kl", "entropy", "num_tokens", "step_time", "grad_norm", "loss", "lr"]
+    parts += ["vmr_bonus", "mask_coverage", "sampler_gap", "images_per_second", "tokens_per_second"]
+    parts += [f"clip_ratio/{part}" for part in ("low_mean", "low_min", "high_mean", "high_max", "region_mean")]
+    parts += [f"seconds/{part}" for part in ("rollout", "reward", "update")]
+    parts += ["rewards/LeftBright/mean", "rewards/LeftBright/std"]
+    per_scale = ("kl", "entropy", "k_share", "mask_coverage", "clip_ratio/low_mean", "sampler_gap")
+    expected = {*parts, *(f"prefix/{part}" for part in parts), *(f"{name}/scale_{t}" for name in per_scale for t in range(4))}
+    assert not expected - found
     shares = [float(trainer.callback_metrics[f"k_share/scale_{t}"]) for t in range(4)]
     assert sum(shares) == pytest.approx(1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from jaxtyping import Float
@@ -49,6 +49,13 @@ def credit_metrics(rollout: Rollout, credit: Credit, alpha: float) -> dict[str, 
     return found
 
 
+EXTREMES: dict[str, tuple[str, Callable[[Sequence[float]], float]]] = {
+    "clip_ratio/low_mean": ("clip_ratio/low_min", min),
+    "clip_ratio/high_mean": ("clip_ratio/high_max", max),
+}
+"""Where TRL logs the least or the greatest of several means as well: here over micro-batches."""
+
+
 class TokenMeter:
     """Means of per-token quantities over a rollout's micro-batches, whole and per scale.
 
@@ -62,12 +69,15 @@ class TokenMeter:
         self.lengths = list(lengths)
         self.sums: dict[str, Tensor] = {}
         self.rows: dict[str, int] = {}
+        self.parts: dict[str, list[float]] = {}
 
     def add(self, name: str, values: Float[Tensor, "R L"]) -> None:
         """Add a micro-batch of some quantity."""
         total = values.detach().float().sum(dim=0)
         self.sums[name] = self.sums[name] + total if name in self.sums else total
         self.rows[name] = self.rows.get(name, 0) + values.shape[0]
+        if name in EXTREMES:
+            self.parts.setdefault(name, []).append(_mean(values.detach()))
 
     def compute(self) -> dict[str, float]:
         """Means over tokens: `name`, and `name/scale_t`."""
@@ -77,6 +87,9 @@ class TokenMeter:
             found[name] = _mean(mean)
             for scale, part in enumerate(mean.split(self.lengths), start=self.start):
                 found[f"{name}/scale_{scale}"] = _mean(part)
+        for name, means in self.parts.items():
+            extreme, choose = EXTREMES[name]
+            found[extreme] = choose(means)
         return found
 
 

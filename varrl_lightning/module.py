@@ -365,8 +365,8 @@ class VARGRPO(L.LightningModule):
             shown["word_accuracy"] = metrics[accuracy]
         self.log_dict(shown, prog_bar=True, batch_size=size)
         self.log_dict(metrics, batch_size=size)
-        per_stage = {f"{stage.name}/{name}": metrics[name] for name in ("grad_norm", "entropy", "loss") if name in metrics}
-        self.log_dict(per_stage | {f"{stage.name}/reward": shown["reward"]}, batch_size=size)
+        whole = {name: value for name, value in (shown | metrics).items() if "/scale_" not in name}
+        self.log_dict({f"{stage.name}/{name}": value for name, value in whole.items()}, batch_size=size)
 
     # --- evaluation and drawing ---------------------------------------------------------------------------------------------
 

@@ -63,7 +63,7 @@ class Objective:
             bit_log_prob=None if new.bit_log_prob is None else flat(new.bit_log_prob),
             old_bit_log_prob=None if old.bit_log_prob is None else flat(old.bit_log_prob),
         )
-        tokens = {f"clip_ratio/{name}": values for name, values in clipped.items()}
+        tokens = {f"clip_ratio/{name}_mean": values for name, values in clipped.items()}
         tokens |= {"entropy": flat(new.entropy), "sampler_gap": drawn - log_prob}
         W, W_kl = credit.policy_weights[rows], credit.kl_weights[rows]
         if self.score.kind == "corrected":
