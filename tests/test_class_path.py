@@ -34,6 +34,7 @@ def test_a_class_is_imported() -> None:
         ("no_such_package.Class", "cannot import 'no_such_package.Class': ModuleNotFoundError: .*Expected package.module.Class"),
         ("argparse.Namespce", "'argparse' has no class 'Namespce'. Did you mean 'Namespace'\\? It has: .*ArgumentParser"),
         ("collections.abc.__doc__", "no class '__doc__'"),
+        ("varrl_lightning.rewards.ocr.OCRRewrd", r"Did you mean 'OCRReward'\? It has: OCRReward\."),
     ],
 )
 def test_a_wrong_path(path: str, message: str) -> None:

@@ -83,11 +83,11 @@ def test_the_engine_sees_bytes_in_rgb() -> None:
     engine = Scripted({255: []})
     image = torch.zeros(1, 3, 2, 4)
     image[0, 0] = 1.2  # out of range: clamped
-    image[0, 1] = 100.4 / 255
+    image[0, 1] = 100.6 / 255
     OCRReward(engine=engine)(image, [prompt("x")])
     assert engine.shown[0].shape == (2, 4, 3)
     assert engine.shown[0].dtype == np.uint8
-    assert engine.shown[0][0, 0].tolist() == [255, 100, 0]
+    assert engine.shown[0][0, 0].tolist() == [255, 101, 0]
 
 
 def test_an_image_that_the_engine_fails_on_is_invalid() -> None:

@@ -172,8 +172,7 @@ def test_ctc_places_a_character_in_the_middle_of_its_run() -> None:
 
 
 def test_a_line_is_not_stretched() -> None:
-    """A narrow and a wide image of the same size of letters are both read: the aspect is kept."""
-    reader = LineReader(1)
-    for width in (30, 64, 300):
-        (characters,) = reader.read([drawn(("CAT", 0, 3), size=13, width=width)])
-        assert "".join(c.text for c in characters).strip() == "CAT"
+    """Narrow and wide images with letters of one size are all read, and answered in the order of the call."""
+    words, widths = ["CAT", "TEN", "BIRD", "SUN"], [300, 30, 64, 300]
+    lines = [drawn((word, 0, 3), size=13, width=width) for word, width in zip(words, widths, strict=True)]
+    assert ["".join(c.text for c in line).strip() for line in LineReader(1).read(lines)] == words
