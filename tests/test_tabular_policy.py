@@ -111,6 +111,34 @@ def test_the_score_of_the_sampler_is_the_exact_log_probability_of_what_it_drew(k
 
 
 @pytest.mark.parametrize("kind", ["categorical", "bitwise"])
+def test_all_that_a_state_holds_is_forked_alike(kind: str) -> None:
+    """Tokens, latent, condition and log-probabilities of a row stay those of one image, however often it was forked."""
+    policy, sampling = _policy(kind), Sampling(cfg=1.5, temperature=1.2)
+    prompts = [Prompt("a", label=0), Prompt("b", label=1)]
+    state = policy.begin(policy.encode_prompts(prompts), sampling, prompt_keys(2, 0, prompts, policy.device))
+    state = policy.sample(policy.sample(policy.sample(state.fork(2), 1).fork(3), 2).fork(2), 3)
+    assert torch.equal(policy.decode(state.tokens, policy.schedule()), policy.decode_latent(state.latent))
+    assert state.cond.tensors["table"].tolist() == [1] * 12 + [2] * 12
+    for t, copies in enumerate((6, 2)):
+        grouped = state.tokens[t].unflatten(0, (-1, copies))
+        assert torch.equal(grouped, grouped[:, :1].expand_as(grouped)), "siblings share what was drawn before the fork"
+    scored = policy(state.tokens, state.cond, 0, 3, score=Score("sampler", sampling))
+    for drawn, again in zip(state.log_probs, scored.log_prob, strict=True):
+        torch.testing.assert_close(again, drawn, atol=2e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["categorical", "bitwise"])
+def test_a_rollout_has_the_tokens_of_its_images(kind: str) -> None:
+    policy, prompts = _policy(kind), [Prompt("a", label=0), Prompt("b", label=1)]
+    stage = Stage(1, 2, branches=4, continuations=2, starts=2)
+    rollout = sample_tree(policy, prompts, stage, Sampling(), prompt_keys(3, 0, prompts, policy.device))
+    branch = [x.repeat_interleave(2, dim=0) for x in rollout.tokens]
+    assert torch.equal(policy.decode([*branch, *rollout.tail_tokens], rollout.schedule), rollout.images)
+    starts = rollout.tokens[0].unflatten(0, (2, 2, 2))  # prompts, starts, branches of a start
+    assert torch.equal(starts, starts[:, :, :1].expand_as(starts))
+
+
+@pytest.mark.parametrize("kind", ["categorical", "bitwise"])
 @pytest.mark.parametrize(
     ("score", "scored_as"),
     [
