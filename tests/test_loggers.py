@@ -64,3 +64,22 @@ def test_a_run_that_logs_nothing_leaves_the_file_alone(tmp_path: Path) -> None:
     logged(tmp_path, range(2))
     logged(tmp_path, range(0))
     assert len(rows(tmp_path)) == 2
+
+
+def test_a_run_that_resumes_with_a_validation_keeps_the_step_before_it(tmp_path: Path) -> None:
+    logger = MetricsCSV(tmp_path)
+    for step in range(3):
+        logger.log_metrics({"reward": float(step)}, step)
+        logger.save()
+        logger.log_metrics({"val/reward": float(step)}, step)
+        logger.save()
+    resumed = MetricsCSV(tmp_path, resume=True)
+    resumed.save()  # as Lightning does before a validation
+    resumed.log_metrics({"val/reward": 9.0, "epoch": 0}, 1)
+    resumed.save()
+    assert [(row["step"], row["reward"], row["val/reward"]) for row in rows(tmp_path)] == [
+        ("0", "0.0", ""),
+        ("0", "", "0.0"),
+        ("1", "1.0", ""),
+        ("1", "", "9.0"),
+    ]

@@ -21,7 +21,9 @@ def run_loggers(folder: str | Path, resume: bool = False) -> list[Logger]:
 
 
 class MetricsCSV(Logger):
-    """One row a step in `metrics.csv`. Lightning's CSVLogger would delete what a resumed run has left.
+    """A row for each step, and one for each validation, in `metrics.csv`.
+
+    Lightning's CSVLogger would delete what a resumed run has left.
 
     Args:
         resume: keep the rows before the first step that is logged anew; otherwise start an empty file.
@@ -58,29 +60,35 @@ class MetricsCSV(Logger):
         """Add to the row of a step."""
         step = 0 if step is None else step
         if self._columns is None:
-            kept = [row for row in self._rows() if int(float(row["step"])) < step] if self.resume else []
-            self._rewrite(kept, sorted({name for row in kept for name in row} - {"step"}))
+            self._begin(step, metrics)
         if not self._pending or self._pending[-1]["step"] != step:
             if len(self._pending) >= FLUSH_EVERY:
                 self.save()
             self._pending.append({"step": step})
         self._pending[-1].update({name: float(value) for name, value in metrics.items()})
 
+    def _begin(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Keep what was logged before this; a validation comes after the training step of its number."""
+        kept = self._rows() if self.resume else []
+        kept = [row for row in kept if (int(float(row["step"])), _is_validation(row)) < (step, _is_validation(metrics))]
+        self._rewrite(kept, sorted({name for row in kept for name in row} - {"step"}))
+
     @rank_zero_only
     def save(self) -> None:
         """Write what is pending; with new columns the whole file, to make room for them."""
-        columns = sorted({name for row in self._pending for name in row} - {"step"} | set(self._columns or ()))
+        if self._columns is None:
+            return  # nothing was logged yet: what an earlier run has left stays
+        columns = sorted({name for row in self._pending for name in row} - {"step"} | set(self._columns))
         if columns != self._columns:
-            self._rewrite(self._rows() if self._columns is not None else [], columns)
+            self._rewrite(self._rows(), columns)
         with self.path.open("a", newline="", encoding="utf-8") as file:
             self._writer(file).writerows(self._pending)
         self._pending = []
 
     @rank_zero_only
     def finalize(self, status: str) -> None:  # noqa: ARG002
-        """Write what is left; nothing when nothing was ever logged."""
-        if self._columns is not None:
-            self.save()
+        """Write what is left."""
+        self.save()
 
     def _rewrite(self, rows: list[dict[str, Any]], columns: list[str]) -> None:
         self._columns = columns
@@ -100,3 +108,7 @@ class MetricsCSV(Logger):
             return []
         with self.path.open(newline="", encoding="utf-8") as file:
             return [{k: v for k, v in row.items() if k is not None and v} for row in csv.DictReader(file) if row.get("step")]
+
+
+def _is_validation(row: Mapping[str, Any]) -> bool:
+    return any(name.startswith("val/") for name in row)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import contextlib
+import csv
 import os
 import signal
 from collections.abc import Callable
@@ -12,7 +14,8 @@ import torch
 
 from tests.callbacks.running import Watched, datamodule, small_module, trainer
 from tests.tiny import weights
-from varrl_lightning.callbacks import Checkpoints, SafeStop
+from varrl_lightning.callbacks import Checkpoints, SafeStop, Summary
+from varrl_lightning.loggers import MetricsCSV
 from varrl_lightning.module import VARGRPO
 from varrl_lightning.rewards.base import RewardError
 
@@ -32,6 +35,7 @@ class Run:
         self.folder = folder
 
     def fit(self, steps: int = STEPS, ckpt_path: str | None = None, **options: Any) -> Run:
+        options |= {"logger": MetricsCSV(self.folder, resume=ckpt_path is not None)}
         done = trainer(self.folder, [SafeStop(), Checkpoints(every_n_steps=2)], steps * self.module.updates_per_rollout, **options)
         done.fit(self.module, datamodule=datamodule(self.folder / "data"), ckpt_path=ckpt_path)
         return self
@@ -101,6 +105,22 @@ def test_ctrl_c_finishes_the_step_and_the_run_goes_on_exactly(tmp_path, undistur
     assert torch.equal(resumed(run), undisturbed(1))
 
 
+def test_a_failure_before_the_first_step_leaves_nothing(tmp_path) -> None:
+    module = small_module(reward=Watched(fail))
+    fit = trainer(tmp_path / "run", [SafeStop(), Summary(), Checkpoints()])
+    with pytest.raises(RewardError):
+        fit.fit(module, datamodule=datamodule(tmp_path / "data"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_ctrl_c_in_the_last_step_skips_what_comes_after(tmp_path, capsys) -> None:
+    run = Run(tmp_path, in_step(STEPS - 1, press()))
+    with pytest.raises(SystemExit) as stopped:
+        run.fit()
+    assert stopped.value.code == 130
+    assert f"Saved after training step {STEPS}" in capsys.readouterr().out
+
+
 def test_sigterm_does_the_same(tmp_path, undisturbed) -> None:
     run = Run(tmp_path, in_step(3, press(signal.SIGTERM)))
     with pytest.raises(SystemExit) as stopped:
@@ -137,7 +157,7 @@ def test_a_second_ctrl_c_stops_at_once_and_leaves_the_last_save_alone(tmp_path, 
     assert "the last saved state is" in capsys.readouterr().out
 
 
-def test_ctrl_c_in_validation_stops_at_once(tmp_path, undisturbed) -> None:
+def test_ctrl_c_in_validation_stops_at_once(tmp_path, undisturbed, capsys) -> None:
     def hook(module: VARGRPO) -> None:
         if module.trainer.validating and module.rollouts_done == 5:
             press()()
@@ -145,6 +165,24 @@ def test_ctrl_c_in_validation_stops_at_once(tmp_path, undisturbed) -> None:
     run = Run(tmp_path, hook)
     with pytest.raises(SystemExit):
         run.fit(val_check_interval=2)
+    assert run.module.rollouts_done == 5
+    assert "finishing" not in capsys.readouterr().out
+    assert torch.equal(resumed(run), undisturbed(1))
+
+
+def test_a_failure_after_the_update_takes_it_back(tmp_path, undisturbed) -> None:
+    run = Run(tmp_path)
+    log = run.module._log_step
+
+    def failing(*args: Any) -> None:
+        if run.module.rollouts_done == 2:
+            fail()
+        log(*args)
+
+    run.module._log_step = failing  # type: ignore[method-assign]
+    with pytest.raises(OSError, match="service is down"):
+        run.fit()
+    assert (run.module.rollouts_done, run.module.updates_done) == (2, 2)
     assert torch.equal(resumed(run), undisturbed(1))
 
 
@@ -170,18 +208,19 @@ def test_a_failure_between_two_updates_of_a_rollout_takes_the_first_back(tmp_pat
 def test_without_a_copy_such_a_failure_leaves_the_file_alone(tmp_path) -> None:
     run = Run(tmp_path, updates_per_rollout=2)
     optimizer_steps = [0]
+    former: list[bytes] = []
 
     def grow(*_: Any) -> None:
         optimizer_steps[0] += 1
         if optimizer_steps[0] == 6:
+            former.append(Path(run.last).read_bytes())
             raise RuntimeError("out of memory")
 
     run.module.on_before_optimizer_step = grow  # type: ignore[method-assign]
     fit = trainer(tmp_path, [SafeStop(keep_copy=False), Checkpoints(every_n_steps=1)], 16)
     with pytest.raises(RuntimeError, match="out of memory"):
         fit.fit(run.module, datamodule=datamodule(tmp_path / "data"))
-    saved = torch.load(run.last, weights_only=True)["varrl"]
-    assert (saved["rollouts_done"], saved["updates_done"]) == (2, 4)
+    assert former == [Path(run.last).read_bytes()]
 
 
 def test_every_checkpoint_of_a_run_resumes_exactly(tmp_path, undisturbed, monkeypatch) -> None:
@@ -204,9 +243,38 @@ def test_every_checkpoint_of_a_run_resumes_exactly(tmp_path, undisturbed, monkey
         assert torch.equal(weights(Run(tmp_path).fit(ckpt_path=str(path)).module), undisturbed(1)), path
 
 
-def test_the_handlers_of_the_program_come_back(tmp_path) -> None:
+def metrics(folder: Path) -> list[tuple[str, ...]]:
+    with (folder / "metrics.csv").open(newline="") as file:
+        return [tuple(row[k] for k in ("step", "reward", "grad_norm", "lr", "val/reward")) for row in csv.DictReader(file)]
+
+
+@pytest.fixture(scope="session")
+def undisturbed_metrics(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], list[tuple[str, ...]]]:
+    @lru_cache
+    def of(interval: int) -> list[tuple[str, ...]]:
+        folder = tmp_path_factory.mktemp("metrics")
+        Run(folder).fit(val_check_interval=interval)
+        return metrics(folder)
+
+    return of
+
+
+@pytest.mark.parametrize("action", [fail, press()], ids=["failure", "ctrl_c"])
+@pytest.mark.parametrize(("interval", "k"), [(2, 1), (2, 2), (3, 2), (3, 3)])
+def test_the_metrics_go_on_as_well(tmp_path, undisturbed_metrics, interval, k, action) -> None:
+    """No row twice or missing, at the right steps, validation included: it may be due just where the run was stopped."""
+    run = Run(tmp_path, in_step(k, action))
+    with pytest.raises((SystemExit, RewardError)):
+        run.fit(val_check_interval=interval)
+    Run(tmp_path).fit(ckpt_path=run.last, val_check_interval=interval)
+    assert metrics(tmp_path) == undisturbed_metrics(interval)
+
+
+@pytest.mark.parametrize("happening", [lambda _: None, in_step(0, fail), in_step(0, press())], ids=["end", "failure", "ctrl_c"])
+def test_the_handlers_of_the_program_come_back(tmp_path, happening) -> None:
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
-    Run(tmp_path).fit(1)
+    with contextlib.suppress(RewardError, SystemExit):
+        Run(tmp_path, happening).fit(1)
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
 
 

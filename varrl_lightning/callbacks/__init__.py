@@ -17,7 +17,6 @@ __all__ = ["Checkpoints", "Monitors", "RunProgress", "SafeStop", "SampleGrids", 
 def default_callbacks(checkpoint_every_n_steps: int = 50) -> list[Callback]:
     """Everything that the command line leaves in a run folder, which is the Trainer's `default_root_dir`.
 
-    The order matters: `SafeStop` comes last, so that when it stops the run all others have seen the step; Lightning itself moves
-    `Checkpoints` behind it.
+    The order matters: when a run is stopped, the bar ends first, then the state is saved, and nothing is evaluated any more.
     """
-    return [RunProgress(), Monitors(), SampleGrids(), Summary(), SafeStop(), Checkpoints(checkpoint_every_n_steps)]
+    return [RunProgress(), SafeStop(), Monitors(), SampleGrids(), Summary(), Checkpoints(checkpoint_every_n_steps)]

@@ -19,15 +19,26 @@ class Position:
 
     Args:
         loader_states: the training loader's own state, when it has one.
+        validation_due: whether validation follows this batch and has not run yet.
     """
 
     loader_states: list[Any] | None = None
+    validation_due: bool = False
 
     @classmethod
-    def of(cls, trainer: L.Trainer) -> Position:
-        """The position of the loader now."""
-        state = trainer.fit_loop.on_save_checkpoint()
-        return cls(copy.deepcopy(state.get("combined_loader")))
+    def after_batch(cls, trainer: L.Trainer) -> Position:
+        """The position at the end of a batch."""
+        loop: Any = trainer.fit_loop
+        return cls(_loader_states(trainer), loop.epoch_loop._should_check_val_fx(loop._data_fetcher))
+
+    @classmethod
+    def at_start(cls, trainer: L.Trainer) -> Position:
+        """The position before the first batch."""
+        return cls(_loader_states(trainer))
+
+
+def _loader_states(trainer: L.Trainer) -> list[Any] | None:
+    return copy.deepcopy(trainer.fit_loop.on_save_checkpoint().get("combined_loader"))
 
 
 def rewind(checkpoint: dict[str, Any], batches_per_epoch: int | float, updates_done: int, position: Position) -> None:
@@ -45,8 +56,9 @@ def rewind(checkpoint: dict[str, Any], batches_per_epoch: int | float, updates_d
     batch["is_last_batch"] = bool(done) and in_epoch == batches_per_epoch
     for part in epoch.values():
         _set(part, epochs, behind=("processed", "completed"))
-    _forget(loops["epoch_loop.val_loop.batch_progress"])
-    loops["epoch_loop.state_dict"]["_batches_that_stepped"] = max(done - 1, 0)
+    _reset_validation(loops["epoch_loop.val_loop.batch_progress"], position.validation_due)
+    # Counts a batch when its validation is over; one is added on loading, another after validation.
+    loops["epoch_loop.state_dict"]["_batches_that_stepped"] = done - 2
     steps = loops["epoch_loop.manual_optimization.optim_step_progress"]
     _set(steps["total"], updates_done)
     checkpoint["epoch"], checkpoint["global_step"] = max(epochs - 1, 0), updates_done
@@ -68,7 +80,8 @@ def _set(counters: dict[str, int], value: int, behind: tuple[str, ...] = ()) -> 
         counters[name] = max(value - (name in behind), 0)
 
 
-def _forget(progress: dict[str, Any]) -> None:
-    _set(progress["total"], 0)
+def _reset_validation(progress: dict[str, Any], due: bool) -> None:
+    """To a validation that has begun its first batch, if it is due: that one is run on resuming, any other is taken for done."""
+    _set(progress["total"], int(due), behind=("processed", "completed"))
     _set(progress["current"], 0)
     progress["is_last_batch"] = False

@@ -41,10 +41,15 @@ class SafeStop(Callback):
     # --- signals ------------------------------------------------------------------------------------------------------------
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:  # noqa: ARG002
-        """Listen to Ctrl-C and SIGTERM; only the main thread of a program can."""
+        """Remember who listens to Ctrl-C and SIGTERM, before Lightning does; only a program's main thread can listen."""
         if stage == "fit" and threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._former[number] = signal.signal(number, self._on_signal)
+            self._former = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:  # noqa: ARG002
+        """Listen in their place; note where the loader stands."""
+        self._position = Position.at_start(trainer)
+        for number in self._former:
+            signal.signal(number, self._on_signal)
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:  # noqa: ARG002
         """Give the signals back."""
@@ -64,15 +69,12 @@ class SafeStop(Callback):
 
     # --- the training step --------------------------------------------------------------------------------------------------
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:  # noqa: ARG002
-        """Note where the loader stands; from here on there is something to save."""
-        self._position, self._running = Position.of(trainer), True
-
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:  # noqa: ARG002
-        """Remember the state before the step."""
+        """Stop if that was asked for in the last step; remember the state before this one."""
+        self._leave_step()
         mend_counters(trainer, pl_module.rollouts_done)
         self._rollback = Rollback(trainer)
-        self._in_step = True
+        self._in_step = self._running = True
 
     def on_before_optimizer_step(
         self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer  # noqa: ARG002
@@ -84,11 +86,26 @@ class SafeStop(Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int  # noqa: ARG002
     ) -> None:
-        """The step is done: forget the state before it, and stop if that was asked for."""
-        self._in_step, self._rollback = False, None
-        self._position = Position.of(trainer)
+        """The step is done: forget the state before it. Its metrics are not logged yet, so it is too early to stop."""
+        self._rollback, self._position = None, Position.after_batch(trainer)
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:  # noqa: ARG002
+        """Stop if that was asked for in the last step; a resumed run begins with this validation."""
+        self._leave_step()
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:  # noqa: ARG002
+        """Stop if that was asked for in the last step, rather than evaluate what it has come to."""
+        self._leave_step()
+
+    def _leave_step(self) -> None:
+        self._in_step = False
         if self._wanted is not None:
             raise SystemExit(128 + self._wanted)
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:  # noqa: ARG002
+        """Nothing is due any more."""
+        if self._position is not None:
+            self._position.validation_due = False
 
     # --- saving -------------------------------------------------------------------------------------------------------------
 
@@ -119,7 +136,7 @@ class SafeStop(Callback):
 
     def _return(self, trainer: L.Trainer) -> bool:
         """Back to the state before a step that did not finish; False where weights have moved and there is no copy."""
-        if not self._in_step or self._rollback is None:
+        if self._rollback is None:
             return True
         moved = trainer.lightning_module.updates_done != self._rollback.counters["updates_done"]
         if moved and self._rollback.weights is None:

@@ -55,7 +55,7 @@ class SampleGrids(Callback):
         if self.every_n_validations and self._validations % self.every_n_validations == 0:
             self._write(trainer, pl_module)
 
-    def on_fit_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+    def on_train_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         """The grid after training."""
         self._write(trainer, pl_module)
 

@@ -50,7 +50,7 @@ class Summary(Callback):
             say(f"Evaluating {len(prompts)} prompts before the first step ...")
             self.before = measure(pl_module, prompts)
 
-    def on_fit_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+    def on_train_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Evaluate after the last step; write the summary, draw the figures, end the console with the table."""
         if dry(trainer):
             return
