@@ -183,7 +183,7 @@ def test_no_images_no_scores() -> None:
 
 def without_type_checks(code: str) -> str:
     """What Python says at the end, in a process where annotations are not enforced."""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=True)
     return done.stdout
 
 
