@@ -84,6 +84,16 @@ def test_a_long_noisy_curve_is_smoothed_and_shown_as_well(tmp_path: Path) -> Non
     assert np.allclose(smooth.get_ydata()[20:-20], 0.5, atol=0.05)
 
 
+def test_the_numbers_of_before_and_after_frame_the_accuracy(tmp_path: Path) -> None:
+    write_metrics(tmp_path, "step,val/word_accuracy\n49,0.6\n99,0.7\n")
+    summary = {"word_accuracy_before": 0.5, "word_accuracy_after": 0.75, "greedy_word_accuracy_before": None, "steps": 100}
+    lines = curve_figures(Metrics(tmp_path / "metrics.csv"), summary)["word_accuracy"].axes[0].lines
+    assert {line.get_label(): (list(line.get_xdata()), list(line.get_ydata())) for line in lines} == {
+        "validation": ([49, 99], [0.6, 0.7]),
+        "before and after": ([0, 100], [0.5, 0.75]),
+    }
+
+
 def test_misread_words_are_marked_red_and_only_they(tmp_path: Path) -> None:
     for step, correct in ((0, False), (9, True)):
         save_samples(tmp_path / "samples" / "raw" / f"step_{step:06d}.png", samples(correct), step)

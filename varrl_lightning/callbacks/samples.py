@@ -18,7 +18,7 @@ from varrl_lightning.callbacks.prompts import evaluation_prompts
 from varrl_lightning.callbacks.run_folder import dry, run_folder
 from varrl_lightning.evaluation import Evaluation
 from varrl_lightning.figures.pictures import sample_grid, save_figure
-from varrl_lightning.figures.samples import Sample, save_samples
+from varrl_lightning.figures.samples import Sample, remove_samples, save_samples
 from varrl_lightning.types import Prompt
 
 
@@ -44,6 +44,8 @@ class SampleGrids(Callback):
         alike = [p for p in found if p.size == found[0].size]  # one grid, one size
         stride = max(len(alike) // self.count, 1)
         self._prompts = alike[::stride][: self.count]
+        if trainer.is_global_zero and not dry(trainer):
+            remove_samples(run_folder(trainer), from_step=pl_module.rollouts_done + 1 if pl_module.rollouts_done else 0)
         if pl_module.rollouts_done == 0:
             self._write(trainer, pl_module)
 

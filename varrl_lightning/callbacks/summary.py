@@ -43,7 +43,10 @@ class Summary(Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Evaluate before the first step."""
-        if dry(trainer) or self.before or pl_module.rollouts_done:
+        if dry(trainer):
+            return
+        (run_folder(trainer) / "summary.json").unlink(missing_ok=True)  # it will be another when this run has ended
+        if self.before or pl_module.rollouts_done:
             return
         prompts = evaluation_prompts(trainer)
         if prompts:
@@ -98,7 +101,7 @@ def measure(module: Any, prompts: Sequence[Prompt]) -> dict[str, float | None]:
     greedy = _metrics(evaluate_by_size(module, prompts, module.sampling.greedy()))
     found = {name: drawn.get(name) for name in ("word_accuracy", "ned", "reward")}
     found["greedy_word_accuracy"] = greedy.get("word_accuracy")
-    return {name: value if value is not None and math.isfinite(value) else None for name, value in found.items()}
+    return {name: round(value, 6) if value is not None and math.isfinite(value) else None for name, value in found.items()}
 
 
 def _metrics(parts: list[Evaluation]) -> dict[str, float]:

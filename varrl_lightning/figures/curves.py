@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -13,11 +14,11 @@ from varrl_lightning.figures.tables import Curve, Metrics
 _COLORS = ("#0969da", "#bf8700", "#1a7f37", "#8250df", "#cf222e", "#57606a")
 
 
-def curve_figures(metrics: Metrics) -> dict[str, Figure]:
+def curve_figures(metrics: Metrics, summary: Mapping[str, Any] | None = None) -> dict[str, Figure]:
     """One figure a subject, by file name; subjects without any number are left out."""
     subjects: dict[str, tuple[str, str, Mapping[str, Curve]]] = {
         "reward": ("Reward of rollouts", "reward", _per_stage(metrics, "reward")),
-        "word_accuracy": ("Word accuracy", "share of words read right", _accuracy(metrics)),
+        "word_accuracy": ("Word accuracy", "share of words read right", _accuracy(metrics, summary or {})),
         "kl": ("KL to the reference", "nats per token", {"KL": metrics["kl"]}),
         "entropy": ("Entropy of the policy", "nats per token", _per_stage(metrics, "entropy")),
         "grad_norm": ("Gradient norm, before clipping", "norm", _per_stage(metrics, "grad_norm")),
@@ -37,8 +38,13 @@ def _per_stage(metrics: Metrics, name: str) -> dict[str, Curve]:
     return found if any(found.values()) else {name.replace("_", " "): metrics[name]}
 
 
-def _accuracy(metrics: Metrics) -> dict[str, Curve]:
-    return {"validation": metrics["val/word_accuracy"], "rollouts": metrics["word_accuracy"]}
+def _accuracy(metrics: Metrics, summary: Mapping[str, Any]) -> dict[str, Curve]:
+    curves = {"validation": metrics["val/word_accuracy"], "rollouts": metrics["word_accuracy"]}
+    for name, label in (("word_accuracy", "before and after"), ("greedy_word_accuracy", "before and after, greedy")):
+        before, after = summary.get(f"{name}_before"), summary.get(f"{name}_after")
+        if before is not None and after is not None:
+            curves[label] = Curve([0, summary["steps"]], [before, after])
+    return curves
 
 
 def _figure(
@@ -63,26 +69,36 @@ def _line(axes: Axes, curves: Mapping[str, Curve]) -> None:
     for (name, curve), color in zip(curves.items(), _COLORS * len(curves), strict=False):
         noisy = len(curve.steps) >= 40
         mark = "" if len(curve.steps) > 25 else "o"
-        axes.plot(curve.steps, curve.values, color=color, marker=mark, markersize=3.5, lw=1, alpha=0.25 if noisy else 1,
-                  label=None if noisy else name)
+        joined = not name.startswith("before and after")
+        axes.plot(
+            curve.steps,
+            curve.values,
+            color=color,
+            marker=mark,
+            markersize=3.5 if joined else 7,
+            linestyle="-" if joined else "none",
+            linewidth=1,
+            alpha=0.25 if noisy else 1,
+            label=None if noisy else name,
+        )
         if noisy:
             axes.plot(curve.steps, _smooth(curve.values), color=color, lw=1.8, label=name)
 
 
 def _filled(axes: Axes, curves: Mapping[str, Curve]) -> None:
-    """Parts that add up, on the steps that all of them have."""
+    """Parts that add up, on the steps that all of them have; moving means, since stages take turns in being long."""
     steps = sorted(set.intersection(*(set(c.steps) for c in curves.values())))
     if len(steps) < 2:
         _line(axes, curves)
         return
-    parts = [[dict(zip(c.steps, c.values, strict=True))[s] for s in steps] for c in curves.values()]
+    parts = [_smooth([dict(zip(c.steps, c.values, strict=True))[s] for s in steps]) for c in curves.values()]
     axes.stackplot(steps, parts, labels=list(curves), colors=_COLORS[: len(parts)], alpha=0.8)
     axes.set_ylim(bottom=0)
 
 
 def _smooth(values: list[float]) -> np.ndarray:
     """Mean over a window of a twentieth of the curve, cut off at both ends."""
-    half = max(1, len(values) // 40)
+    half = len(values) // 40
     total = np.concatenate(([0.0], np.cumsum(values)))
     index = np.arange(len(values))
     first, last = np.maximum(index - half, 0), np.minimum(index + half + 1, len(values))

@@ -14,7 +14,7 @@ from varrl_lightning.figures.tables import Metrics, read_summary
 def draw_figures(run: Path) -> list[Path]:
     """Write `figures/*.png` from metrics.csv, summary.json and samples/raw, as far as they exist; return what was written."""
     written = []
-    for name, figure in curve_figures(Metrics(run / "metrics.csv")).items():
+    for name, figure in curve_figures(Metrics(run / "metrics.csv"), read_summary(run)).items():
         written.append(run / "figures" / f"{name}.png")
         save_figure(figure, written[-1])
     picture = _before_after(run)

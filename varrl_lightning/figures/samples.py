@@ -82,3 +82,11 @@ def load_samples(path: Path) -> tuple[int, list[Sample]]:
 def sample_files(run: Path) -> list[Path]:
     """The bare samples of a run, first step first."""
     return sorted((run / "samples" / "raw").glob("step_*.png"))
+
+
+def remove_samples(run: Path, from_step: int) -> None:
+    """Remove what another run has left in the folder, or this one from steps that it repeats: they would be taken for its end."""
+    for path in [*(run / "samples").glob("step_*.png"), *sample_files(run)]:
+        number = path.stem.removeprefix("step_")
+        if number.isdecimal() and int(number) >= from_step:
+            path.unlink()
