@@ -38,7 +38,7 @@ class Character:
 class LineReader:
     """Recognises images of single lines, without looking for them first.
 
-    About 2.5 ms for a 24 x 64 image on two threads. An image's result does not depend on the others in the call. The
+    About 3 ms for a 24 x 64 image on two threads. An image's result does not depend on the others in the call. The
     session is opened on first use in each process, so that the reader can be pickled and forked.
 
     Args:
