@@ -3,7 +3,9 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 
-from varrl_lightning.loggers import FLUSH_EVERY, MetricsCSV
+import pytest
+
+from varrl_lightning.loggers import FLUSH_EVERY, MetricsCSV, run_loggers
 
 
 def rows(folder: Path) -> list[dict[str, str]]:
@@ -83,3 +85,23 @@ def test_a_run_that_resumes_with_a_validation_keeps_the_step_before_it(tmp_path:
         ("1", "1.0", ""),
         ("1", "", "9.0"),
     ]
+
+
+def test_what_a_stage_has_no_number_for_is_an_empty_cell(tmp_path: Path) -> None:
+    logger = MetricsCSV(tmp_path)
+    logger.log_metrics({"prefix/reward": 0.5, "suffix/reward": float("nan")}, 0)
+    logger.log_metrics({"prefix/reward": float("nan"), "suffix/reward": float("inf")}, 1)
+    logger.save()
+    assert rows(tmp_path) == [
+        {"step": "0", "prefix/reward": "0.5", "suffix/reward": ""},
+        {"step": "1", "prefix/reward": "", "suffix/reward": "inf"},
+    ]
+
+
+def test_tensorboard_is_spared_nan(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    csv_logger, events = run_loggers(tmp_path)
+    assert isinstance(csv_logger, MetricsCSV)
+    events.log_metrics({"prefix/reward": 0.5, "suffix/reward": float("nan")}, 0)
+    events.finalize("success")
+    assert "NaN" not in caplog.text
+    assert list((tmp_path / "tensorboard").glob("events*"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,11 +18,20 @@ FLUSH_EVERY = 20
 
 def run_loggers(folder: str | Path, resume: bool = False) -> list[Logger]:
     """What every run logs to: `metrics.csv`, which a resumed run goes on with, and `tensorboard/`."""
-    return [MetricsCSV(folder, resume), TensorBoardLogger(folder, name="tensorboard", version="")]
+    return [MetricsCSV(folder, resume), Events(folder, name="tensorboard", version="")]
+
+
+class Events(TensorBoardLogger):
+    """TensorBoard events without NaN, which marks what a stage has no number for; TensorBoard would complain of each."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Write what is finite."""
+        super().log_metrics({name: value for name, value in metrics.items() if math.isfinite(value)}, step)
 
 
 class MetricsCSV(Logger):
-    """A row for each step, and one for each validation, in `metrics.csv`.
+    """A row for each step, and one for each validation, in `metrics.csv`; an empty cell for NaN.
 
     Lightning's CSVLogger would delete what a resumed run has left.
 
@@ -65,7 +75,7 @@ class MetricsCSV(Logger):
             if len(self._pending) >= FLUSH_EVERY:
                 self.save()
             self._pending.append({"step": step})
-        self._pending[-1].update({name: float(value) for name, value in metrics.items()})
+        self._pending[-1].update({name: float(value) for name, value in metrics.items() if not math.isnan(value)})
 
     def _begin(self, step: int, metrics: Mapping[str, float]) -> None:
         """Keep what was logged before this; a validation comes after the training step of its number."""

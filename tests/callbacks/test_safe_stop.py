@@ -28,11 +28,17 @@ class Run:
 
     def __init__(self, folder: Path, happening: Hook = lambda _: None, **options: Any) -> None:
         self.module = small_module(
-            reward=Watched(lambda: happening(self.module)),
+            reward=Watched(lambda: self.note(happening)),
             lr_scheduler=lambda optimizer: torch.optim.lr_scheduler.LinearLR(optimizer, total_iters=6),
             **options,
         )
         self.folder = folder
+        self.validated: list[int] = []
+
+    def note(self, happening: Hook) -> None:
+        if self.module.trainer.validating:
+            self.validated.append(self.module.rollouts_done)
+        happening(self.module)
 
     def fit(self, steps: int = STEPS, ckpt_path: str | None = None, **options: Any) -> Run:
         options |= {"logger": MetricsCSV(self.folder, resume=ckpt_path is not None)}
@@ -202,6 +208,8 @@ def test_a_failure_between_two_updates_of_a_rollout_takes_the_first_back(tmp_pat
     with pytest.raises(RuntimeError, match="out of memory"):
         run.fit()
     assert (run.module.rollouts_done, run.module.updates_done) == (2, 4)
+    steps = torch.load(run.last, weights_only=True)["loops"]["fit_loop"]["epoch_loop.manual_optimization.optim_step_progress"]
+    assert steps["total"] == {"ready": 4, "completed": 4}  # what max_steps counts
     assert torch.equal(resumed(run, updates_per_rollout=2), undisturbed(2))
 
 
@@ -266,8 +274,9 @@ def test_the_metrics_go_on_as_well(tmp_path, undisturbed_metrics, interval, k, a
     run = Run(tmp_path, in_step(k, action))
     with pytest.raises((SystemExit, RewardError)):
         run.fit(val_check_interval=interval)
-    Run(tmp_path).fit(ckpt_path=run.last, val_check_interval=interval)
+    rest = Run(tmp_path).fit(ckpt_path=run.last, val_check_interval=interval)
     assert metrics(tmp_path) == undisturbed_metrics(interval)
+    assert run.validated + rest.validated == [step for step in range(1, STEPS + 1) if ((step - 1) % 3 + 1) % interval == 0]
 
 
 @pytest.mark.parametrize("happening", [lambda _: None, in_step(0, fail), in_step(0, press())], ids=["end", "failure", "ctrl_c"])
