@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from varrl_lightning.__main__ import main
 from varrl_lightning.cli import VarrlCLI
 from varrl_lightning.config_errors import ConfigError, explain
 from varrl_lightning.config_files import find_config, resolve_configs, shipped_configs
+from varrl_lightning.types import Prompt
 
 WriteConfig = Callable[..., str]
 
@@ -148,6 +149,8 @@ def test_an_unknown_key_is_explained_however_it_was_given(key: str, said: str) -
         ({"model.alpha": float("nan")}, "alpha must be >= 0 and finite"),
         ({"model.sampling": {"top_p": 0.0}}, "top_p must be in (0, 1], got 0.0"),
         ({"model.seed": 7}, "model.seed follows seed_everything"),
+        ({"trainer.gradient_clip_val": 0.5}, "use model.max_grad_norm"),
+        ({"trainer.accumulate_grad_batches": 4}, "use model.micro_batch_size"),
     ],
 )
 def test_a_wrong_configuration_is_one_message_and_status_2(
@@ -175,6 +178,11 @@ def test_a_wrong_argument_is_said_alike(
 ) -> None:
     assert main(["fit", "--config", write(), *arguments]) == 2
     assert said in capsys.readouterr().err
+
+
+def test_without_a_configuration_one_is_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["fit"]) == 2
+    assert "Give a configuration: --config configs/quickstart.yaml" in capsys.readouterr().err
 
 
 def test_yaml_that_is_none_is_refused_with_its_line(write: WriteConfig, capsys: pytest.CaptureFixture[str]) -> None:
@@ -302,6 +310,28 @@ def test_fit_leaves_a_run_that_the_other_commands_leave_alone(write: WriteConfig
     again = ["fit", "--config", str(run / "config.yaml"), "--ckpt_path", str(run / "checkpoints/last.ckpt")]
     assert main([*again, "--trainer.max_steps=3"]) == 0
     assert json.loads((run / "summary.json").read_text())["steps"] == 3
+
+
+class Failing:
+    """A reward that works for the first rollout."""
+
+    calls = 0
+
+    def __call__(self, images: torch.Tensor, prompts: Sequence[Prompt]) -> torch.Tensor:
+        Failing.calls += 1
+        if len(images) == 8 and Failing.calls > 4:
+            raise RuntimeError("no connection")
+        return images.mean(dim=(1, 2, 3))
+
+
+def test_a_reward_that_fails_in_training_ends_with_a_message_and_a_checkpoint(
+    write: WriteConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["fit", "--config", write({"model.reward": "test_cli.Failing", "trainer.max_steps": 20})]) == 1
+    error = capsys.readouterr().err
+    assert "varrl: the reward 'Failing' raised RuntimeError: no connection" in error
+    assert "Traceback" not in error
+    assert Path("runs/t/checkpoints/last.ckpt").is_file()
 
 
 def test_predict_draws_the_prompts_of_the_command_line(write: WriteConfig, capsys: pytest.CaptureFixture[str]) -> None:

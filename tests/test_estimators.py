@@ -48,7 +48,7 @@ def _branch_tokens(policy: TabularPolicy, states: Tensor, stop: int) -> list[Ten
     return policy.tokens_of((states[:, None] // places) % policy.vocab_size)[:stop]
 
 
-def _expected_update(policy: TabularPolicy, stage: Stage, ratio: Literal["token", "scale_sum"]) -> list[Tensor]:
+def _expected_update(policy: TabularPolicy, stage: Stage, ratio: Literal["token", "scale_mean", "scale_sum"]) -> list[Tensor]:
     """Gradient of the tables, expected over all groups of A = 2 branches with K continuations each.
 
     Mean-only advantages times A / (A-1), alpha = 0, a full mask, no normaliser, no KL, the sampler's own score.
@@ -79,8 +79,6 @@ def _expected_update(policy: TabularPolicy, stage: Stage, ratio: Literal["token"
     lengths = policy.tree.lengths[stage.start : stage.stop]
     surrogate, _ = clipped_surrogate(log_prob, log_prob, advantages.flatten(), 0.2, 0.2, ratio=ratio, lengths=lengths)
     k = panw_weights(policy.schedule(), stage.start, stage.stop, alpha=0.0).double()
-    if ratio == "scale_sum":  # one term a scale: the ratio of its action
-        k = k / torch.tensor(lengths).repeat_interleave(torch.tensor(lengths))
     mask = torch.ones(A, sum(lengths)).double()
     loss = torch.zeros(()).double()
     for p, on, term in zip(probability, active, surrogate.unflatten(0, (-1, A)), strict=True):
@@ -116,10 +114,10 @@ STAGES = [
 ]
 
 
-@pytest.mark.parametrize("ratio", ["token", "scale_sum"])
+@pytest.mark.parametrize("ratio", ["token", "scale_mean", "scale_sum"])
 @pytest.mark.parametrize(("scales", "stage"), STAGES, ids=_name)
 def test_the_expected_update_is_the_gradient_of_the_expected_value(
-    scales: int, stage: Stage, ratio: Literal["token", "scale_sum"]
+    scales: int, stage: Stage, ratio: Literal["token", "scale_mean", "scale_sum"]
 ) -> None:
     policy = _categorical(scales)
     for update, exact in zip(_expected_update(policy, stage, ratio), _gradient_of_the_value(policy, stage), strict=True):

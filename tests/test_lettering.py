@@ -45,10 +45,11 @@ def test_sampler_and_teacher_forcing_agree(policy: LetteringPolicy, fork_at: int
     with torch.no_grad():
         forced = policy.span_features(state.cond.tensors, state.tokens, 0, 6, LETTERING)
         for drawn, features in zip(sampled_features(policy, state.cond, state), forced, strict=True):
-            torch.testing.assert_close(drawn, policy.logits(features), atol=1e-4, rtol=1e-5)
+            logits = policy.logits(features)
+            assert (drawn - logits).abs().max() <= 1e-5 * logits.abs().max()
         scored = policy(state.tokens, state.cond, 0, 6)
     for drawn, log_prob in zip(state.log_probs, scored.log_prob, strict=True):
-        torch.testing.assert_close(drawn, log_prob, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(drawn, log_prob, atol=5e-5, rtol=0)  # of logits up to 25, whose rounding this is
     torch.testing.assert_close(policy.decode(state.tokens, LETTERING), policy.decode_latent(state.latent), atol=1e-5, rtol=0)
 
 

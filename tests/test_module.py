@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -9,9 +10,10 @@ import torch
 from torch import Tensor
 
 from tests.tiny import PROMPTS, LeftBright, tiny_loader, tiny_module, tiny_policy, tiny_trainer, weights
+from varrl_lightning.evaluation import Evaluation
 from varrl_lightning.module import RunStoppedError
 from varrl_lightning.rewards.base import RewardError
-from varrl_lightning.types import Prompt, Sampling, Score, Scores, Stage
+from varrl_lightning.types import Prompt, Sampling, Score, Scores, Stage, as_prompts
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*does not have many workers.*", "ignore:You defined a `validation_step`")
 
@@ -66,46 +68,6 @@ def test_a_stage_leaves_the_parameters_of_other_scales_alone() -> None:
     assert moved == [True] * 4 + [False] * 2
 
 
-OPTIONS = [
-    {"score": "guided", "sampling": Sampling(cfg=2.0, top_k=8)},
-    {"score": Score("guided", unconditional_gradient="detached"), "sampling": Sampling(cfg=2.0, top_k=8)},
-    {"score": "sampler", "sampling": Sampling(cfg=2.0, top_k=8, top_p=0.9, temperature=0.7)},
-    {"score": "corrected"},
-    {"updates_per_rollout": 3, "kl_old_coef": 1.0},
-    {"updates_per_rollout": 2, "ratio": "scale_mean"},
-    {"updates_per_rollout": 2, "ratio": "scale_sum"},
-    {"normaliser": "batch"},
-    {"normaliser": "constant", "normaliser_constant": 10.0},
-    {"normaliser": "none"},
-    {"alpha": 0.0},
-    {"kl_coef": 1.0},
-    {"kl_coef": 1.0, "kl_estimator": "k1"},
-    {"kl_coef": 1.0, "kl_estimator": "k2"},
-    {"kl_coef": 1.0, "kl_estimator": "k3"},
-    {"advantage_scale": "none"},
-    {"advantage_scale": "batch"},
-    {"suffix_starts": 4, "alternation": ["suffix"]},
-    {"alternation": ["prefix*2", "suffix"]},
-    {"first_scale": "shared"},
-    {"num_continuations": 1},
-    {"eta": 0.01},
-    {"max_grad_norm": 1e-3, "optimizer": lambda p: torch.optim.SGD(p, lr=1.0)},
-    {"stages": [Stage(0, 2, 4, 2, name="coarse"), Stage(2, 4, 4, 2, name="middle"), Stage(4, 6, 4, name="fine")]},
-]
-
-
-@pytest.fixture(scope="module")
-def default_weights() -> Tensor:
-    return fitted(max_steps=4)
-
-
-@pytest.mark.parametrize("options", OPTIONS, ids=lambda o: ",".join(f"{k}={v}" for k, v in o.items())[:60])
-def test_every_option_acts_and_trains(options: dict, default_weights: Tensor) -> None:
-    found = fitted(max_steps=4, **options)
-    assert torch.isfinite(found).all()
-    assert not torch.equal(found, default_weights)
-
-
 def test_the_two_sums_of_several_rewards_differ() -> None:
     class Top:
         def __call__(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
@@ -113,21 +75,6 @@ def test_the_two_sums_of_several_rewards_differ() -> None:
 
     reward = {"left": {"reward": LeftBright(), "weight": 1.0}, "top": {"reward": Top(), "weight": 0.5}}
     assert not torch.equal(fitted(reward=reward), fitted(reward=reward, combine="standardised_sum"))
-
-
-def test_a_mask_keeps_gradients_to_what_it_covers() -> None:
-    class LeftHalf:
-        def __call__(self, rollout, scores, policy) -> Tensor:
-            mask = rollout.images.new_zeros(len(rollout.images), *rollout.images.shape[-2:])
-            mask[..., : mask.shape[-1] // 2] = 1
-            return mask
-
-    full = fitted(max_steps=4)
-    assert not torch.equal(full, fitted(max_steps=4, mask_source=LeftHalf()))
-    assert torch.equal(full, fitted(max_steps=4, mask_source=LeftHalf(), mask_outside=1.0))
-    chained, direct = (fitted(max_steps=4, mask_source=LeftHalf(), mask_propagation=how) for how in ("chained", "direct"))
-    assert torch.isfinite(chained).all()
-    assert torch.isfinite(direct).all()
 
 
 def test_groups_without_variance_only_feel_the_kl() -> None:
@@ -154,7 +101,15 @@ def test_groups_without_variance_only_feel_the_kl() -> None:
         ({"alpha": float("nan")}, "alpha must be >= 0 and finite, got nan"),
         ({"alpha": -0.5}, "alpha must be >= 0 and finite, got -0.5"),
         ({"clip_low": 1.5}, r"clip_low must be in \[0, 1\]"),
-        ({"kl_coef": -0.1}, "kl_coef and kl_old_coef must be >= 0, got -0.1"),
+        ({"kl_coef": -0.1}, "kl_coef and kl_old_coef must be >= 0 and finite, got -0.1"),
+        ({"kl_coef": float("inf")}, "kl_coef and kl_old_coef must be >= 0 and finite, got inf"),
+        ({"mask_threshold": 1.0}, r"mask_threshold must be in \[0, 1\), got 1.0"),
+        ({"mask_dilation": -1}, "mask_dilation must be 0 or more pixels, got -1"),
+        ({"mask_outside": 1.5}, r"mask_outside must be in \[0, 1\], got 1.5"),
+        ({"normaliser": "constant", "normaliser_constant": -1.0}, "normaliser_constant must be > 0, got -1.0"),
+        ({"score": Score("guided", Sampling(top_k=4))}, "score.sampling is the module's own sampling"),
+        ({"stages": [Stage(4, 6, 4, 2)]}, "ends with the last scale, where continuations is 1"),
+        ({"stages": [Stage(0, 4, 4, 2, starts=2)]}, "starts with nothing drawn, where starts is 1"),
         ({"ratio": "bit"}, "this policy's tokens have no bits"),
         ({"normaliser": "constant"}, "normaliser_constant goes with normaliser 'constant'"),
         ({"alternation": ["prefix", "sufix"]}, "sufix"),
@@ -340,3 +295,62 @@ def test_logged_names(tmp_path) -> None:
     assert not expected - found
     shares = [float(trainer.callback_metrics[f"k_share/scale_{t}"]) for t in range(4)]
     assert sum(shares) == pytest.approx(1)
+
+
+def test_a_prompt_that_comes_twice_in_a_batch_is_drawn_twice() -> None:
+    first, second, other = tiny_module()(['"STONE"', '"STONE"', '"RIVER"'])
+    assert (first - second).abs().max() > 0.05
+    torch.testing.assert_close(other, tiny_module()(['"RIVER"'])[0], atol=1e-3, rtol=0)
+
+
+def test_columns_of_a_default_collate_are_read() -> None:
+    batch = {"prompt": ['"STONE"', '"RIVER"'], "id": torch.tensor([3, 4]), "label": torch.tensor([0, 1]), "epoch": 3}
+    assert [(p.text, p.id, p.label) for p in as_prompts(batch)] == [('"STONE"', "3", 0), ('"RIVER"', "4", 1)]
+
+
+def test_rows_of_a_stage_hold_no_numbers_of_another() -> None:
+    rows: list[dict[str, float]] = []
+    module = tiny_module(alternation=["prefix", "suffix"])
+    module.log_dict = lambda metrics, **_: rows.append(dict(metrics))  # type: ignore[method-assign, assignment]
+    tiny_trainer(max_steps=3).fit(module, tiny_loader())
+    _, first_prefix, _, suffix, _, prefix = rows
+    assert math.isfinite(first_prefix["prefix/entropy"])
+    assert math.isnan(suffix["prefix/entropy"])
+    assert math.isnan(prefix["suffix/entropy"])
+    assert math.isnan(prefix["entropy/scale_5"])
+
+
+def test_the_learning_rate_that_is_logged_is_the_one_that_was_used() -> None:
+    module = tiny_module(lr_scheduler=lambda o: torch.optim.lr_scheduler.ExponentialLR(o, 0.5))
+    trainer = tiny_trainer(max_steps=1)
+    trainer.fit(module, tiny_loader())
+    assert float(trainer.callback_metrics["lr"]) == pytest.approx(1e-3)
+
+
+def test_evaluations_of_several_sizes_are_merged() -> None:
+    small, large = (
+        Evaluation(PROMPTS[:1], torch.zeros(1, 3, 8, side), torch.ones(1), {}, [["STONE"]]).without_images() for side in (8, 16)
+    )
+    assert Evaluation.merge([small, large]).metrics() == {"reward": 1.0, "word_accuracy": 1.0, "ned": pytest.approx(1.0)}
+
+
+@pytest.mark.parametrize("gradient", ["flows", "detached"])
+def test_a_detached_unconditional_half_gives_the_head_no_gradient(gradient: str) -> None:
+    policy, sampling = tiny_policy(), Sampling(cfg=3.0)
+    cond = policy.encode_prompts(PROMPTS[:2])
+    tokens = policy.sample(policy.begin(cond, sampling, torch.arange(2)), 2).tokens
+    score = Score("guided", sampling, gradient)  # type: ignore[arg-type]
+    torch.cat(policy(tokens, cond, 0, 2, score=score).log_prob, dim=1).sum().backward()
+    found = policy.transformer.head.weight.grad.clone()
+
+    policy.zero_grad()
+    total = torch.zeros(())
+    schedule = policy.schedule()
+    conditional, unconditional = (policy.span_features(x, tokens, 0, 2, schedule) for x in (cond.tensors, cond.unconditional))
+    for c, u, drawn in zip(conditional, unconditional, tokens, strict=True):
+        u_logits = policy.logits(u.detach() if gradient == "detached" else u)
+        u_logits = u_logits.detach() if gradient == "detached" else u_logits
+        logits = 3.0 * policy.logits(c) - 2.0 * u_logits
+        total = total + logits.log_softmax(-1).gather(-1, drawn[..., None]).sum()
+    total.backward()
+    torch.testing.assert_close(found, policy.transformer.head.weight.grad, atol=1e-5, rtol=1e-4)

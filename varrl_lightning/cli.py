@@ -25,6 +25,7 @@ from varrl_lightning.module import VARGRPO
 from varrl_lightning.prediction import save_images
 from varrl_lightning.types import Prompt
 
+OWN_AFFAIR = {"gradient_clip_val": "max_grad_norm", "accumulate_grad_batches": "micro_batch_size"}
 SEEDED = {"model.seed": "seed_everything", "data.seed": "seed_everything"}
 
 
@@ -83,6 +84,9 @@ class VarrlCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Only `fit` writes a run; the other commands would overwrite it."""
         config = self.config[self.subcommand].trainer
+        for name, instead in OWN_AFFAIR.items():
+            if config[name] not in (None, 1):
+                raise ConfigError(f"trainer.{name} is not for a module that optimises by hand; use model.{instead}")
         if self.subcommand != "fit":
             self.save_config_callback = None
             config.logger = config.logger or False
@@ -111,11 +115,24 @@ class VarrlCLI(LightningCLI):
         """All prompts and the checkpoint fit the model, or nothing is written."""
         with said_as(StartError, ValueError, OSError):
             self.datamodule.setup("fit")
+            self._check_trainer(len(self.datamodule.train_dataloader()))
             self.model.check_prompts([p for prompts in self.datamodule.prompts.values() for p in prompts])
         self._check_checkpoint()
         costs = cycle_costs(self.model.cycle, self.model.policy.schedule(), self.datamodule.batch_size)
         if self.trainer.is_global_zero:
             Console().print(cost_table(costs))
+
+    def _check_trainer(self, batches: int) -> None:
+        """What the Trainer would refuse too, but after the run folder has been written."""
+        trainer = self.trainer
+        if trainer.world_size > 1:
+            raise StartError(f"this version trains on one process, got {trainer.world_size}; set trainer.devices to 1")
+        interval = trainer.val_check_interval
+        if isinstance(interval, int) and interval > batches and trainer.check_val_every_n_epoch is not None:
+            raise StartError(
+                f"trainer.val_check_interval is {interval} steps, but a pass over the training prompts has {batches}. "
+                "Lower it, or set trainer.check_val_every_n_epoch to null, so that it counts across passes."
+            )
 
     def before_validate(self) -> None:
         """The validation prompts fit."""

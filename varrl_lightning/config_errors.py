@@ -39,6 +39,8 @@ def explain(message: str, known: Iterable[str]) -> str:
         if classes:
             return _unknown_argument(key, classes[-1], owner[1] if owner else "")
         return _unknown_key(f"{owner[1]}.{key}" if owner else key, set(known)) or message
+    if "arguments are required" in message:
+        message += "\nGive a configuration: --config configs/quickstart.yaml, or the config.yaml of a run's folder."
     return "\n".join(line for line in message.splitlines() if not _NOISE.match(line))
 
 

@@ -43,6 +43,17 @@ class CreditOptions:
 
     def __post_init__(self) -> None:
         check_choices(self)
+        if not 0 <= self.mask_threshold < 1:
+            raise ValueError(f"mask_threshold must be in [0, 1), got {self.mask_threshold}")
+        if not 0 <= self.mask_outside <= 1:
+            raise ValueError(f"mask_outside must be in [0, 1], got {self.mask_outside}")
+        if self.mask_dilation < 0:
+            raise ValueError(f"mask_dilation must be 0 or more pixels, got {self.mask_dilation}")
+        if (self.normaliser == "constant") != (self.normaliser_constant is not None):
+            given = f"{self.normaliser!r} with {self.normaliser_constant}"
+            raise ValueError(f"normaliser_constant goes with normaliser 'constant', got {given}")
+        if self.normaliser_constant is not None and not self.normaliser_constant > 0:
+            raise ValueError(f"normaliser_constant must be > 0, got {self.normaliser_constant}")
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lightning.pytorch import LightningDataModule
+from lightning.pytorch.trainer.states import TrainerFn
 
 from varrl_lightning.prompts import OverlapError, PromptFileError, check_disjoint, load_prompts
 from varrl_lightning.types import Prompt
@@ -198,8 +199,10 @@ class PromptDataModule(LightningDataModule):
         assert self._training is not None
         return self._training
 
-    def val_dataloader(self) -> EvaluationBatches:
-        """Validation prompts, once."""
+    def val_dataloader(self) -> EvaluationBatches | list[Any]:
+        """Validation prompts, once; nothing when fitting goes without."""
+        if "validation" not in self.prompts and self.trainer is not None and self.trainer.state.fn == TrainerFn.FITTING:
+            return []
         return EvaluationBatches(self._given("validation"), self.eval_batch_size)
 
     def test_dataloader(self) -> EvaluationBatches:

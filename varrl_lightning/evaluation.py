@@ -9,10 +9,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from varrl_lightning.algorithms.noise import row_key
 from varrl_lightning.metrics.text import NormalizedEditDistance, WordAccuracy
 from varrl_lightning.policies.base import VARPolicy
 from varrl_lightning.rewards.weighted import WeightedRewards
+from varrl_lightning.rollout import prompt_keys
 from varrl_lightning.types import Prompt, Sampling, Scores
 
 EVALUATION_UPDATE = -1
@@ -37,7 +37,7 @@ class Evaluation:
 
     def without_images(self) -> Evaluation:
         """The scores alone, to be kept while the images are not."""
-        return replace(self, images=self.images[:0], scores={})
+        return replace(self, images=self.images.new_zeros(0, 3, 1, 1), scores={})
 
     @staticmethod
     def merge(parts: Sequence[Evaluation]) -> Evaluation:
@@ -74,11 +74,11 @@ def draw(
     if len({p.size for p in prompts}) > 1:
         raise ValueError("prompts of one size are needed, to stack their images; draw each size by itself")
     images = []
+    keys = prompt_keys(seed, EVALUATION_UPDATE, prompts, policy.device)
     for first in range(0, len(prompts), images_at_once):
-        chunk = prompts[first : first + images_at_once]
-        keys = [row_key(seed, EVALUATION_UPDATE, p.id) for p in chunk]
-        cond = policy.encode_prompts(chunk)
-        state = policy.begin(cond, sampling, torch.tensor(keys, dtype=torch.int64, device=policy.device))
+        rows = slice(first, first + images_at_once)
+        cond = policy.encode_prompts(prompts[rows])
+        state = policy.begin(cond, sampling, keys[rows])
         latent = policy.sample(state, len(cond.schedule)).latent
         images.append(policy.decode_latent(latent).float().clamp(0, 1))
     return torch.cat(images)

@@ -15,6 +15,7 @@ import lightning as L
 import torch
 from jaxtyping import Float
 from lightning.pytorch.core.optimizer import LightningOptimizer
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -79,14 +80,14 @@ class VARGRPO(L.LightningModule):
         mask_missing: a branch without regions takes `group_union` or `ones`.
         mask_outside: weight of tokens outside the mask, in [0, 1].
         mask_dilation: pixels by which the pixel mask is widened.
-        mask_threshold: a pixel is on from here, in (0, 1].
+        mask_threshold: a pixel is on above this, in [0, 1).
         score: which distribution is trained: `model`, `sampler`, `guided`, `corrected`, or a `Score`.
         sampling: how rollouts and evaluations are drawn; the policy's own default when None.
         optimizer: from parameters to an optimizer; the paper's AdamW when None.
         lr_scheduler: from an optimizer to a schedule, stepped once per rollout.
         max_grad_norm: gradients are clipped to this norm; None for no clipping.
         micro_batch_size: branches in one backward pass; None for all.
-        images_at_once: images drawn at one time, rounded up to whole prompts; None for all.
+        images_at_once: images drawn at one time, in whole prompts and at least one; None for all (64 in evaluation).
         max_bad_steps: this many non-finite steps in a row stop the run.
         seed: of all noise.
         eval_seed: of validation, test and before/after pictures.
@@ -145,17 +146,11 @@ class VARGRPO(L.LightningModule):
         _check(group_size >= 2, f"group_size must be at least 2, to have something to compare, got {group_size}")
         _check(num_continuations >= 1, f"num_continuations (K) must be at least 1, got {num_continuations}")
         _check(updates_per_rollout >= 1, f"updates_per_rollout must be at least 1, got {updates_per_rollout}")
-        _check(0 <= mask_outside <= 1, f"mask_outside must be in [0, 1], got {mask_outside}")
-        _check(0 < mask_threshold <= 1, f"mask_threshold must be in (0, 1], got {mask_threshold}")
         _check(max_bad_steps >= 1, f"max_bad_steps must be at least 1, got {max_bad_steps}")
         _check(max_grad_norm is None or max_grad_norm > 0, f"max_grad_norm must be > 0, got {max_grad_norm}")
         for name, size in (("micro_batch_size", micro_batch_size), ("images_at_once", images_at_once)):
             _check(size is None or size >= 1, f"{name} must be at least 1, got {size}")
         _check(ratio != "bit" or policy.bits is not None, "ratio 'bit' is for bitwise families; this policy's tokens have no bits")
-        _check(
-            (normaliser == "constant") == (normaliser_constant is not None),
-            f"normaliser_constant goes with normaliser 'constant', got {normaliser!r} with {normaliser_constant}",
-        )
         self.policy = policy
         self.rewards = WeightedRewards.from_spec(reward)
         self.mask_source = build(MASK_SOURCES, mask_source)
@@ -177,6 +172,8 @@ class VARGRPO(L.LightningModule):
             kl_mask=kl_mask,
         )
         self.sampling = sampling or policy.default_sampling
+        if isinstance(score, Score) and score.sampling not in (Sampling(), self.sampling):
+            raise ValueError(f"score.sampling is the module's own sampling: set `sampling` in its place, got {score.sampling}")
         self.score = replace(score, sampling=self.sampling) if isinstance(score, Score) else Score(score, self.sampling)  # type: ignore[arg-type]
         self.objective = Objective(
             score=self.score,
@@ -201,6 +198,7 @@ class VARGRPO(L.LightningModule):
         self._reference = (reference or policy.frozen_copy(),) if kl_coef > 0 else (None,)
         self._loss_is_finite = True
         self._grad_norm = float("nan")
+        self._logged_names: set[str] = set()
         self._batch_scores: dict[str, list[Evaluation]] = {}
 
     def _cycle(
@@ -217,7 +215,10 @@ class VARGRPO(L.LightningModule):
         if stages is not None:
             _check(len(stages) > 0, "stages must hold at least one stage, got none")
             for stage in stages:
-                _check(stage.stop <= len(schedule), f"stage {stage} ends after the last of {len(schedule)} scales")
+                last = stage.stop == len(schedule)
+                _check(stage.stop <= len(schedule), f"{stage} ends after the last of {len(schedule)} scales")
+                _check(not last or stage.continuations == 1, f"{stage} ends with the last scale, where continuations is 1")
+                _check(stage.start > 0 or stage.starts == 1, f"{stage} starts with nothing drawn, where starts is 1")
             return tuple(stages)
         m = schedule.resolve_m(m)
         if m == len(schedule):
@@ -271,7 +272,7 @@ class VARGRPO(L.LightningModule):
         self._stop_if_steps_keep_failing()  # last, so that the state that is saved is that of a whole step
 
     def _stop_if_nothing_was_scored(self, scores: Mapping[str, Scores]) -> None:
-        if not any(bool(s.usable.any()) for s in scores.values()):
+        if not bool(self.rewards.total(scores).usable.any()):
             raise RunStoppedError(
                 f"no reward gave a score to any of the {len(next(iter(scores.values())).values)} images of rollout "
                 f"{self.rollouts_done} ({', '.join(scores)}); the state before it is saved. Check the reward (doctor runs it), "
@@ -294,9 +295,9 @@ class VARGRPO(L.LightningModule):
             self._loss_is_finite = bool(torch.isfinite(total))
             optimizer.step()  # clips, or drops a non-finite gradient, in on_before_optimizer_step
             self.updates_done += 1
+        lr = optimizer.param_groups[0]["lr"]
         for scheduler in _as_list(self.lr_schedulers()):
             scheduler.step()
-        lr = optimizer.param_groups[0]["lr"]
         return meter.compute() | {"loss": float(total), "grad_norm": self._grad_norm, "lr": lr}
 
     def _micro_losses(
@@ -364,19 +365,23 @@ class VARGRPO(L.LightningModule):
         if accuracy is not None:
             shown["word_accuracy"] = metrics[accuracy]
         self.log_dict(shown, prog_bar=True, batch_size=size)
-        self.log_dict(metrics, batch_size=size)
         whole = {name: value for name, value in (shown | metrics).items() if "/scale_" not in name}
-        self.log_dict({f"{stage.name}/{name}": value for name, value in whole.items()}, batch_size=size)
+        metrics |= {f"{stage.name}/{name}": value for name, value in whole.items()}
+        # Lightning repeats the last value of a name that a step does not log; another stage's numbers are not this one's.
+        absent = dict.fromkeys(self._logged_names - metrics.keys(), math.nan)
+        self._logged_names |= metrics.keys()
+        self.log_dict(metrics | absent, batch_size=size)
 
     # --- evaluation and drawing ---------------------------------------------------------------------------------------------
 
     def forward(self, prompts: Any) -> Float[Tensor, "N 3 H W"]:
         """One image per prompt (of any form that a batch may have), RGB in [0, 1], at the fixed keys of evaluation."""
-        return draw(self.policy, as_prompts(prompts), self.sampling, self.eval_seed)
+        return draw(self.policy, as_prompts(prompts), self.sampling, self.eval_seed, self.images_at_once or 64)
 
     def evaluate(self, prompts: Sequence[Prompt], sampling: Sampling | None = None) -> Evaluation:
         """Draw and score one image per prompt at fixed keys, so that two calls differ by the policy alone."""
-        return evaluate(self.policy, self.rewards, prompts, sampling or self.sampling, self.eval_seed)
+        images_at_once = self.images_at_once or 64
+        return evaluate(self.policy, self.rewards, prompts, sampling or self.sampling, self.eval_seed, images_at_once)
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:  # noqa: ARG002
         """Collect the scores of one batch."""
@@ -464,7 +469,8 @@ class VARGRPO(L.LightningModule):
         if saved is None:
             raise ValueError("this checkpoint was not written by VARGRPO: it has no counters. Expected a checkpoint of a fit run.")
         mine = None if self.reference is None else weights_digest(self.reference)
-        if None not in (saved["reference"], mine) and saved["reference"] != mine:
+        fitting = self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING
+        if fitting and None not in (saved["reference"], mine) and saved["reference"] != mine:
             raise ValueError(
                 f"the reference's weights differ from those that the run began with ({mine} against {saved['reference']}); "
                 "give the same base weights as then"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -36,8 +37,8 @@ class Objective:
         check_choices(self)
         if not (0 <= self.clip_low <= 1 and self.clip_high >= 0):
             raise ValueError(f"clip_low must be in [0, 1] and clip_high >= 0, got {self.clip_low} and {self.clip_high}")
-        if not (self.kl_coef >= 0 and self.kl_old_coef >= 0):
-            raise ValueError(f"kl_coef and kl_old_coef must be >= 0, got {self.kl_coef} and {self.kl_old_coef}")
+        if not (0 <= self.kl_coef < math.inf and 0 <= self.kl_old_coef < math.inf):
+            raise ValueError(f"kl_coef and kl_old_coef must be >= 0 and finite, got {self.kl_coef} and {self.kl_old_coef}")
 
     def __call__(
         self, new: LogProbs, old: LogProbs, drawn: Float[Tensor, "R L"], credit: Credit, rows: slice, lengths: Sequence[int]

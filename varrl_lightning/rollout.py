@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 import torch
@@ -14,8 +15,17 @@ from varrl_lightning.types import Prompt, Rollout, Sampling, Stage
 
 
 def prompt_keys(seed: int, update: int, prompts: Sequence[Prompt], device: torch.device) -> Int[Tensor, " P"]:
-    """The noise key of each prompt in one update; branches and continuations derive theirs from it."""
-    return torch.tensor([row_key(seed, update, p.id) for p in prompts], dtype=torch.int64, device=device)
+    """The noise key of each prompt in one update; branches and continuations derive theirs from it.
+
+    A prompt that comes again in the same batch gets another key, by how often it came before.
+    """
+    seen: Counter[str] = Counter()
+    keys = []
+    for prompt in prompts:
+        again = f" again {seen[prompt.id]}" if seen[prompt.id] else ""
+        keys.append(row_key(seed, update, prompt.id + again))
+        seen[prompt.id] += 1
+    return torch.tensor(keys, dtype=torch.int64, device=device)
 
 
 @torch.no_grad()
@@ -34,7 +44,7 @@ def sample_tree(
     Args:
         prompts: P prompts of one image size.
         keys: one per prompt; or a generator, whose draws depend on the order of the rows.
-        images_at_once: upper bound of the images in memory at one time, rounded up to whole prompts; None for all.
+        images_at_once: upper bound of the images drawn at one time, in whole prompts and at least one; None for all.
     """
     sizes = {p.size for p in prompts}
     if len(sizes) != 1:

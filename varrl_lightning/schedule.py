@@ -76,6 +76,8 @@ class Schedule:
             if not (m.endswith("px") and digits.isdigit()):
                 raise ValueError(f"m must be a number of scales or a resolution such as '256px', got {m!r}")
             return self.scales_up_to(int(digits))
+        if not isinstance(m, int):
+            raise ValueError(f"m must be a whole number of scales or a resolution such as '256px', got {m!r}")
         if not 1 <= m <= len(self):
             raise ValueError(f"m must be within [1, {len(self)}], the number of scales, got {m}")
         return m

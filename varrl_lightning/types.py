@@ -315,6 +315,9 @@ def check_choices(options: Any) -> None:
             raise ValueError(f"{name} must be one of {', '.join(get_args(hint))}, got {value!r}")
 
 
+_COLUMNS = ("prompt", "text", "id", "words", "category", "label", "negative")
+
+
 def as_prompts(batch: Any) -> list[Prompt]:
     """Read a batch of somebody's own DataModule as prompts.
 
@@ -331,7 +334,8 @@ def as_prompts(batch: Any) -> list[Prompt]:
         if isinstance(column, str):
             return [_as_prompt(batch)]
         if isinstance(column, Sequence):
-            return [_as_prompt(dict(zip(batch, row, strict=True))) for row in zip(*batch.values(), strict=True)]
+            known = {key: batch[key] for key in _COLUMNS if isinstance(batch.get(key), (Sequence, Tensor))}
+            return [_as_prompt(dict(zip(known, row, strict=True))) for row in zip(*known.values(), strict=True)]
     if isinstance(batch, (list, tuple)) and batch:
         if all(isinstance(item, (Prompt, str, Mapping)) for item in batch):
             return [_as_prompt(item) for item in batch]
@@ -348,7 +352,9 @@ def _as_prompt(item: Any) -> Prompt:
     if isinstance(item, str):
         return Prompt(item)
     known = {f.name for f in fields(Prompt)}
-    line = {key: value for key, value in item.items() if key in known}
+    line = {key: value.tolist() if isinstance(value, Tensor) else value for key, value in item.items() if key in known}
+    if "id" in line:
+        line["id"] = str(line["id"])
     if "prompt" in item:
         line.setdefault("text", item["prompt"])
     return Prompt.from_mapping(line)

@@ -34,9 +34,12 @@ def clipped_surrogate(
 
         token:       r = pi(token) / pi_old(token)
         scale_mean:  r_t = exp(mean of the log-ratios of the scale's active tokens), the same for all tokens of scale t
-        scale_sum:   r_t = exp(their sum), the ratio of the whole action a_t
-        bit:         r of each bit, clipped bit by bit; the token's surrogate is the MEAN over its bits, so that its
-                     gradient at r = 1 is 1/D of the one of `token`
+        scale_sum:   r_t = exp(their sum), the ratio of the whole action a_t; its surrogate is shared out among these tokens,
+                     so that the sum over the scale counts it once
+        bit:         r of each bit, clipped bit by bit; the token's surrogate is the sum over its bits, so that its
+                     gradient at r = 1 is the one of `token`
+
+    At r = 1 the gradient is the same for all four, summed over a scale of equally weighted tokens.
 
     The second result holds, per token (per bit, averaged), the fraction clipped: `low` (r < 1 - clip_low with A < 0),
     `high` (r > 1 + clip_high with A > 0) and `region` (either).
@@ -61,11 +64,14 @@ def clipped_surrogate(
         log_ratio = bit_log_prob - old_bit_log_prob.detach()  # (R, L, D)
     else:
         log_ratio = (log_prob - old_log_prob.detach())[..., None]  # (R, L, 1)
+    share = torch.ones_like(log_prob)
     if ratio in ("scale_mean", "scale_sum"):
-        log_ratio = _scale_log_ratio(log_ratio.squeeze(-1), lengths, mask, ratio)[..., None]
+        log_ratio, active = _scale_log_ratio(log_ratio.squeeze(-1), lengths, mask, ratio)
+        log_ratio = log_ratio[..., None]
+        share = 1 / active if ratio == "scale_sum" else share
     r = log_ratio.clamp(max=_MAX_LOG_RATIO).exp()
     A = advantages.detach()[:, None, None]
-    surrogate = torch.minimum(r * A, r.clamp(1 - clip_low, 1 + clip_high) * A).mean(dim=-1)
+    surrogate = torch.minimum(r * A, r.clamp(1 - clip_low, 1 + clip_high) * A).sum(dim=-1) * share
     low = ((r < 1 - clip_low) & (A < 0)).to(surrogate.dtype).mean(dim=-1)
     high = ((r > 1 + clip_high) & (A > 0)).to(surrogate.dtype).mean(dim=-1)
     return surrogate, {"low": low, "high": high, "region": low + high}
@@ -141,16 +147,16 @@ def truncated_importance(
 
 def _scale_log_ratio(
     log_ratio: Float[Tensor, "R L"], lengths: Sequence[int] | None, mask: Float[Tensor, "R L"] | None, ratio: Ratio
-) -> Float[Tensor, "R L"]:
-    """Mean or sum of the active tokens' log-ratios within each scale, repeated over the scale's tokens."""
+) -> tuple[Float[Tensor, "R L"], Float[Tensor, "R L"]]:
+    """Mean or sum of the active tokens' log-ratios within each scale, and their number; repeated over the scale's tokens."""
     if lengths is None or sum(lengths) != log_ratio.shape[1]:
         raise ValueError(f"ratio {ratio!r} needs lengths that sum to {log_ratio.shape[1]} tokens, got {lengths}")
     on = torch.ones_like(log_ratio) if mask is None else (mask > 0).to(log_ratio.dtype)
-    scales = []
+    scales, counts = [], []
     for values, active in zip(torch.split(log_ratio, list(lengths), 1), torch.split(on, list(lengths), 1), strict=True):
         # Not `values * active`: a token that is off may hold anything, also -inf.
         joint = torch.where(active > 0, values, 0.0).sum(dim=1, keepdim=True)
-        if ratio == "scale_mean":
-            joint = joint / active.sum(dim=1, keepdim=True).clamp(min=1)
-        scales.append(joint.expand_as(values))
-    return torch.cat(scales, dim=1)
+        count = active.sum(dim=1, keepdim=True).clamp(min=1)
+        scales.append((joint / count if ratio == "scale_mean" else joint).expand_as(values))
+        counts.append(count.expand_as(values))
+    return torch.cat(scales, dim=1), torch.cat(counts, dim=1)

@@ -1,6 +1,6 @@
 """The policy interface: a next-scale generator that can be sampled, forked and scored.
 
-A family subclasses `VARPolicy` and says six things: its schedule, how prompts are encoded, how the key/value cache begins, the
+A family subclasses `VARPolicy` and says nine things: its schedule, how prompts are encoded, how the key/value cache begins, the
 features of the next scale given the cache, the features of a span of scales by teacher forcing, and how tokens become a latent and
 an image. Sampling, guidance, truncation, log-probabilities, entropy and the KL are written here once, for all families.
 """
@@ -271,6 +271,8 @@ class VARPolicy(nn.Module, ABC):
         logits = self.logits(halves[0]).float()
         if score.guided:
             unconditional = self.logits(halves[1]).float()
+            if score.unconditional_gradient == "detached":  # the head is shared, so that detached features are not enough
+                unconditional = unconditional.detach()
             cfg = score.sampling.cfg
             assert cfg is not None
             logits = guided_logits(logits, unconditional, cfg, self.guidance, scale, len(schedule))
@@ -348,8 +350,6 @@ class VARPolicy(nn.Module, ABC):
         def score_chunk(index: slice) -> tuple[Tensor, ...]:
             anchor_chunk = None if anchor is None else [h.flatten(0, 1)[index] for h in anchor]
             chunk = [h.flatten(0, 1)[index] for h in halves]
-            if score.unconditional_gradient == "detached":
-                chunk[1:] = [h.detach() for h in chunk[1:]]
             return self._score_chunk(chunk, tokens.flatten(0, 1)[index], scale, schedule, score, anchor_chunk, reference)
 
         parts = []
