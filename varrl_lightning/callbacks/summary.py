@@ -62,8 +62,6 @@ class Summary(Callback):
         if prompts:
             say(f"Evaluating {len(prompts)} prompts after the last step ...")
             after = measure(pl_module, prompts)
-        for logger in trainer.loggers:
-            logger.save()
         if trainer.is_global_zero:
             summary = self._summary(pl_module, after, len(prompts))
             run = run_folder(trainer)
