@@ -46,7 +46,7 @@ class Summary(Callback):
         if dry(trainer):
             return
         (run_folder(trainer) / "summary.json").unlink(missing_ok=True)  # it will be another when this run has ended
-        if self.before or pl_module.rollouts_done:
+        if pl_module.rollouts_done:
             return
         prompts = evaluation_prompts(trainer)
         if prompts:
