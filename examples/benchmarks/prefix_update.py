@@ -65,7 +65,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=7)
     options = parser.parse_args()
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
-    compare("matrix products dominate", width=768, depth=6, rows=16, m=options.m, repeats=options.repeats)
+    compare("matrix products dominate", width=768, depth=6, rows=32, m=options.m, repeats=options.repeats)
     compare("embedded size", width=128, depth=4, rows=64, m=options.m, repeats=options.repeats)
 
 
