@@ -335,7 +335,8 @@ def test_a_reward_that_fails_in_training_ends_with_a_message_and_a_checkpoint(
 
 
 def test_predict_draws_the_prompts_of_the_command_line(write: WriteConfig, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["predict", "--config", write(), "--prompt", '"HELLO"', "--prompt", '"HELLO"', "--output", "out/words"]) == 0
+    twice = ["--prompt", '"HELLO"', "--prompt", '"HELLO"', "--data.eval_batch_size=1", "--output", "out/words"]
+    assert main(["predict", "--config", write(), *twice]) == 0
     assert "2 pictures in out/words" in capsys.readouterr().out
     first, second = Path("out/words/0001_HELLO.png"), Path("out/words/0002_HELLO.png")
     with Image.open(first) as picture:
