@@ -4,7 +4,6 @@ import json
 import math
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from PIL import Image
@@ -23,7 +22,7 @@ def write_metrics(run: Path, text: str) -> None:
 
 def samples(correct: bool | None, size: tuple[int, int] = (24, 64)) -> list[Sample]:
     image = np.full((*size, 3), 200, dtype=np.uint8)
-    read = None if correct is None else ("STONE",) if correct else ("STOVE", "$^$")
+    read = None if correct is None else ("STONE",) if correct else ("STOVE", "$1 ~")
     return [Sample(image, '"STONE"', ("STONE",), read, correct, math.nan if correct is None else float(correct))] * 10
 
 
@@ -118,7 +117,7 @@ def test_samples_survive_the_file(tmp_path: Path) -> None:
     save_samples(tmp_path / "a.png", samples(False), 12)
     step, loaded = load_samples(tmp_path / "a.png")
     assert step == 12
-    assert [(s.text, s.wanted, s.read, s.correct) for s in loaded] == [('"STONE"', ("STONE",), ("STOVE", "$^$"), False)] * 10
+    assert [(s.text, s.wanted, s.read, s.correct) for s in loaded] == [('"STONE"', ("STONE",), ("STOVE", "$1 ~"), False)] * 10
     assert all((s.image == 200).all() and s.image.shape == (24, 64, 3) for s in loaded)
 
 
@@ -150,8 +149,10 @@ def test_what_is_wrong_with_the_folder_is_said(tmp_path: Path, capsys: pytest.Ca
     assert "holds no samples" in capsys.readouterr().err
 
 
-def test_the_figures_and_settings_of_the_program_stay_as_they_are(tmp_path: Path) -> None:
+def test_no_figure_of_pyplot_is_opened(tmp_path: Path) -> None:
+    import sys
+
     write_metrics(tmp_path, "step,reward\n0,1\n")
-    before = plt.get_fignums(), dict(plt.rcParams)
+    before = sys.modules.get("matplotlib.pyplot")
     report.main([str(tmp_path)])
-    assert (plt.get_fignums(), dict(plt.rcParams)) == before
+    assert sys.modules.get("matplotlib.pyplot") is before

@@ -46,7 +46,7 @@ class Summary(Callback):
         if dry(trainer):
             return
         (run_folder(trainer) / "summary.json").unlink(missing_ok=True)  # it will be another when this run has ended
-        if pl_module.rollouts_done:
+        if self.before or pl_module.rollouts_done:
             return
         prompts = evaluation_prompts(trainer)
         if prompts:
@@ -62,6 +62,8 @@ class Summary(Callback):
         if prompts:
             say(f"Evaluating {len(prompts)} prompts after the last step ...")
             after = measure(pl_module, prompts)
+        for logger in trainer.loggers:
+            logger.save()
         if trainer.is_global_zero:
             summary = self._summary(pl_module, after, len(prompts))
             run = run_folder(trainer)
