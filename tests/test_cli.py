@@ -271,7 +271,9 @@ def test_what_the_user_writes_wins_over_a_checkpoint(write: WriteConfig, monkeyp
 # --- runs ---------------------------------------------------------------------------------------------------------------------
 
 
-def test_print_config_is_accepted_again(write: WriteConfig, capsys: pytest.CaptureFixture[str]) -> None:
+def test_print_config_is_accepted_again(
+    write: WriteConfig, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     optimizer = _named("torch.optim.AdamW", lr=0.001)
     scheduler = _named("torch.optim.lr_scheduler.LinearLR", total_iters=7)
     config = write({"model.optimizer": optimizer, "model.lr_scheduler": scheduler, "model.score": "sampler"})
@@ -282,9 +284,11 @@ def test_print_config_is_accepted_again(write: WriteConfig, capsys: pytest.Captu
     with pytest.raises(SystemExit, match="0"):
         main(["fit", "--config", "again.yaml", "--print_config"])
     assert capsys.readouterr().out == printed
-    tree = yaml.safe_load(printed)
-    assert tree["model"]["sampling"]["top_k"] == 3
-    assert tree["model"]["lr_scheduler"]["init_args"]["total_iters"] == 7
+    monkeypatch.setattr(VarrlCLI, "_run_subcommand", lambda self, name: None)
+    model = VarrlCLI(["fit", "--config", "again.yaml"]).model
+    assert (model.sampling.top_k, model.score.kind, model.seed) == (3, "sampler", 0)
+    (built,), (schedule,) = model.configure_optimizers()
+    assert (built.defaults["lr"], schedule.total_iters) == (0.001, 7)
 
 
 def test_one_seed_is_everybodys(write: WriteConfig, monkeypatch: pytest.MonkeyPatch) -> None:
