@@ -10,7 +10,7 @@ import torch
 from tabular import Tree
 from torch import Tensor, nn
 
-from varrl_lightning.policies.base import Cond, KVCache, VARPolicy
+from varrl_lightning.policies.base import Cache, Cond, VARPolicy
 from varrl_lightning.schedule import Schedule
 from varrl_lightning.types import Prompt
 
@@ -56,23 +56,20 @@ class TabularPolicy(VARPolicy):
         table = torch.tensor([1 + (p.label or 0) for p in prompts])
         return Cond(self._schedule, {"table": table}, {"table": torch.zeros_like(table)})
 
-    def start_cache(self, inputs: dict[str, Tensor], schedule: Schedule) -> KVCache:
+    def start_cache(self, inputs: dict[str, Tensor], schedule: Schedule) -> Cache:
         nothing = torch.zeros(inputs["table"].shape[0], 0)
-        return [(nothing, nothing)]
+        return Cache([(nothing, nothing)])
 
-    def step_features(
-        self, inputs: dict[str, Tensor], cache: KVCache, latent: Tensor, scale: int, schedule: Schedule
-    ) -> tuple[Tensor, KVCache]:
+    def scale_features(
+        self, inputs: dict[str, Tensor], cache: Cache, latents: list[Tensor], first: int, schedule: Schedule
+    ) -> tuple[list[Tensor], Cache]:
         # The past comes from the cache and only the newest scale from the latent, so that both must be forked rightly.
-        begin, end = (schedule.offsets[s] for s in (max(scale - 1, 0), scale))
-        history = torch.cat((cache[0][0], latent[:, begin:end]), dim=1)
-        return self._features(inputs, history, scale), [(history, history)]
-
-    def span_features(
-        self, inputs: dict[str, Tensor], tokens: list[Tensor], start: int, stop: int, schedule: Schedule
-    ) -> list[Tensor]:
-        drawn = torch.cat([self._numbers(x) for x in tokens[: stop - 1]] or [torch.zeros(len(inputs["table"]), 0)], dim=1)
-        return [self._features(inputs, drawn[:, : schedule.offsets[t]], t) for t in range(start, stop)]
+        history, features = cache.layers[0][0], []
+        for scale, latent in enumerate(latents, start=first):
+            begin, end = (schedule.offsets[s] for s in (max(scale - 1, 0), scale))
+            history = torch.cat((history, latent[:, begin:end]), dim=1)
+            features.append(self._features(inputs, history, scale))
+        return features, Cache([(history, history)])
 
     def logits(self, features: Tensor) -> Tensor:
         return features if self.bits is None else features.unflatten(-1, (self.bits, 2))

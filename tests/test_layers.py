@@ -13,10 +13,10 @@ import varrl_lightning
 
 PACKAGE = Path(varrl_lightning.__file__).parent
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("schedule", "weights", "class_path", "rendering"),
-    ("types",),
+    ("schedule", "weight_files", "layout", "class_path", "rendering"),
+    ("types", "weights"),
     ("algorithms", "arithmetic", "prompts"),
-    ("registry", "tokenizers", "metrics"),
+    ("registry", "tokenizers", "text_encoders", "metrics"),
     ("policies",),
     ("rewards", "mask_sources"),
     ("rollout",),

@@ -31,7 +31,7 @@ def sampled_features(policy: LetteringPolicy, cond: Cond, state: State) -> list[
     inputs = cond.tensors
     cache, latent, logits = policy.start_cache(inputs, LETTERING), policy.initial_latent(len(cond), LETTERING), []
     for t, tokens in enumerate(state.tokens):
-        features, cache = policy.step_features(inputs, cache, latent, t, LETTERING)
+        (features,), cache = policy.scale_features(inputs, cache, [latent], t, LETTERING)
         logits.append(policy.logits(features))
         latent = policy.accumulate(latent, tokens, t, LETTERING)
     return logits

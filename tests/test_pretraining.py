@@ -8,9 +8,10 @@ import pytest
 import torch
 import yaml
 
-from varrl_lightning.policies.lettering import ASSETS, LETTERING, RANKS, LetteringPolicy, load_strictly
+from varrl_lightning.policies.lettering import ASSETS, LETTERING, RANKS, LetteringPolicy
 from varrl_lightning.pretraining import PolicyPretraining, main
 from varrl_lightning.tokenizers.multiscale_vq import MultiScaleVQ
+from varrl_lightning.weights import load_strictly, read_tensors
 from varrl_lightning.word_pictures import WordBatches, WordPictures, read_words
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -44,7 +45,7 @@ def test_a_shipped_config_runs_and_exports_what_loads(part: str, tmp_path: Path,
     monkeypatch.setattr(sys, "argv", ["pretraining", *tiny(f"pretrain_{part}", tmp_path)])
     main()
     if part == "tokenizer":
-        load_strictly(MultiScaleVQ(LETTERING, ranks=RANKS), tmp_path / "out.safetensors")
+        load_strictly(MultiScaleVQ(LETTERING, ranks=RANKS), read_tensors(tmp_path / "out.safetensors"), source="out")
     else:
         LetteringPolicy.from_pretrained(tmp_path / "out.safetensors")
 

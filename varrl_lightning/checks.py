@@ -109,7 +109,7 @@ def sampler_is_teacher_forcing(model: VARGRPO, rollouts: Sequence[Rollout]) -> F
     gaps: Gaps = {}
     for rollout in rollouts:
         _compare(gaps, rollout, rollout.log_probs, _log_probs(model, rollout, Score("sampler", model.sampling)))
-    advice = "It begins at scale {}. Compare span_features with step_features there: cache, positions, latent."
+    advice = "It begins at scale {}. Compare what scale_features gives there for one scale and for all: cache, positions, latent."
     return _agreement("sampler", "difference to teacher forcing", gaps, TWO_PATHS, advice)
 
 

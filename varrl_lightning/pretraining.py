@@ -23,10 +23,10 @@ from varrl_lightning.policies.lettering import (
     LetteringPolicy,
     LetteringTransformer,
     letters_of,
-    load_strictly,
 )
 from varrl_lightning.tokenizers.fitting import fit_codes
 from varrl_lightning.tokenizers.multiscale_vq import MultiScaleVQ
+from varrl_lightning.weights import load_strictly, read_tensors
 from varrl_lightning.word_pictures import Batch, WordPictures
 
 
@@ -181,7 +181,7 @@ class PolicyPretraining(Pretraining):
         super().__init__(lr, warmup, weight_decay, export, export_at)
         self.drop, self.stops, self.weights = drop, tuple(stops), tuple(weights)
         vq = MultiScaleVQ(LETTERING, ranks=RANKS)
-        load_strictly(vq, tokenizer)
+        load_strictly(vq, read_tensors(tokenizer), source=str(tokenizer))
         self.policy = LetteringPolicy(LetteringTransformer(vq.vocab_size, vq.channels), vq)
         self.trained = self.policy.transformer
 

@@ -172,26 +172,44 @@ class Sampling:
     """How tokens are drawn.
 
     Args:
-        cfg: guidance strength in the family's own form (`VARPolicy.guidance`); None for no guidance.
+        cfg: guidance strength in the family's own form (`VARPolicy.guidance`), one number or one per scale; None for no guidance.
         top_k: keep the k likeliest tokens, ties included; 0 keeps all; 1 is greedy.
         top_p: keep the smallest set with this probability mass, in (0, 1].
-        temperature: divides the logits, > 0.
+        temperature: divides the logits, > 0; one number or one per scale.
     """
 
-    cfg: float | None = None
+    cfg: float | tuple[float, ...] | None = None
     top_k: int = 0
     top_p: float = 1.0
-    temperature: float = 1.0
+    temperature: float | tuple[float, ...] = 1.0
 
     def __post_init__(self) -> None:
-        if self.cfg is not None and not math.isfinite(self.cfg):
+        if self.cfg is not None and not all(map(math.isfinite, _numbers(self.cfg))):
             raise ValueError(f"cfg must be finite, or null for no guidance, got {self.cfg}")
         if self.top_k < 0:
             raise ValueError(f"top_k must be 0 (off) or positive, got {self.top_k}")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p must be in (0, 1], got {self.top_p}")
-        if not (self.temperature > 0 and math.isfinite(self.temperature)):
+        if not all(x > 0 and math.isfinite(x) for x in _numbers(self.temperature)):
             raise ValueError(f"temperature must be positive and finite, got {self.temperature}")
+
+    def check(self, scales: int) -> None:
+        """Check that what is said per scale is said for every scale.
+
+        Raises:
+            ValueError: names the setting and both numbers.
+        """
+        for name, value in (("cfg", self.cfg), ("temperature", self.temperature)):
+            if isinstance(value, tuple) and len(value) != scales:
+                raise ValueError(f"sampling.{name} must be one number or one for each of the {scales} scales, got {len(value)}")
+
+    def cfg_at(self, scale: int) -> float | None:
+        """Guidance strength of one scale."""
+        return self.cfg[scale] if isinstance(self.cfg, tuple) else self.cfg
+
+    def temperature_at(self, scale: int) -> float:
+        """Temperature of one scale."""
+        return self.temperature[scale] if isinstance(self.temperature, tuple) else self.temperature
 
     def greedy(self) -> Sampling:
         """The same guidance, always the likeliest token."""
@@ -313,6 +331,10 @@ def check_choices(options: Any) -> None:
         value = getattr(options, name)
         if get_origin(hint) is Literal and value not in get_args(hint):
             raise ValueError(f"{name} must be one of {', '.join(get_args(hint))}, got {value!r}")
+
+
+def _numbers(value: float | tuple[float, ...]) -> tuple[float, ...]:
+    return value if isinstance(value, tuple) else (value,)
 
 
 _COLUMNS = ("prompt", "text", "id", "words", "category", "label", "negative")

@@ -1,8 +1,8 @@
 """The policy interface: a next-scale generator that can be sampled, forked and scored.
 
-A family subclasses `VARPolicy` and says nine things: its schedule, how prompts are encoded, how the key/value cache begins, the
-features of the next scale given the cache, the features of a span of scales by teacher forcing, and how tokens become a latent and
-an image. Sampling, guidance, truncation, log-probabilities, entropy and the KL are written here once, for all families.
+A family subclasses `VARPolicy` and says eight things: its schedule, how prompts are encoded, how the cache begins, the features of
+consecutive scales given the cache, their logits, and how tokens become a latent and an image. Sampling, teacher forcing, guidance,
+truncation, log-probabilities, entropy and the KL are written here once, for all families.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -23,8 +23,39 @@ from varrl_lightning.algorithms.sampling import guided_logits, inverse_cdf, trun
 from varrl_lightning.schedule import Schedule
 from varrl_lightning.types import LogProbs, Prompt, Sampling, Score
 
-KVCache = list[tuple[Tensor, Tensor]]
-"""Keys and values of each layer, rows (guidance half, row) along dimension 0."""
+KeysValues = tuple[Tensor, Tensor]
+"""Keys and values of one layer, (R, heads, positions, d / heads)."""
+
+
+@dataclass(frozen=True)
+class Cache:
+    """What need not be computed again for the next scale; rows (guidance half, row) along dimension 0.
+
+    Args:
+        layers: of each layer's self-attention, all positions so far; grows with the scales.
+        cross: of each layer's cross-attention to the prompt; stays.
+        condition: what the transformer made of the prompt as a whole, (R, ...); stays.
+    """
+
+    layers: list[KeysValues]
+    cross: list[KeysValues] = field(default_factory=list)
+    condition: Tensor | None = None
+
+    def map(self, f: Callable[[Tensor], Tensor]) -> Cache:
+        """The cache of other rows."""
+        layers, cross = ([(f(key), f(value)) for key, value in pairs] for pairs in (self.layers, self.cross))
+        return Cache(layers, cross, None if self.condition is None else f(self.condition))
+
+
+@runtime_checkable
+class Anchor(Protocol):
+    """What a KL is taken to: a frozen policy, or a view of one."""
+
+    def span_halves(self, tokens: list[Tensor], cond: Cond, start: int, stop: int, score: Score) -> list[list[Tensor]]:
+        """See `VARPolicy.span_halves`."""
+
+    def on_support(self, halves: list[Tensor], support: Tensor, scale: int, schedule: Schedule, score: Score) -> Tensor:
+        """See `VARPolicy.on_support`."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +107,7 @@ class State:
         sampling: how tokens are drawn.
         keys: noise key of each row, or a generator that draws for all.
         latent: fp32 latent accumulated so far, rows without guidance halves.
-        cache: keys and values of all positions before the next scale.
+        cache: of the prompt and of all scales before the next one.
         tokens: drawn scales; as long as the state is deep.
         log_probs: log-probability of each drawn token under the sampler.
     """
@@ -85,7 +116,7 @@ class State:
     sampling: Sampling
     keys: Int[Tensor, " R"] | torch.Generator
     latent: Float[Tensor, "R ..."]
-    cache: KVCache
+    cache: Cache
     tokens: list[Int[Tensor, "R _n ..."]] = field(default_factory=list)
     log_probs: list[Float[Tensor, "R _n"]] = field(default_factory=list)
 
@@ -118,7 +149,7 @@ class State:
             sampling=self.sampling,
             keys=keys,
             latent=repeat(self.latent),
-            cache=[(repeat_halves(key), repeat_halves(value)) for key, value in self.cache],
+            cache=self.cache.map(repeat_halves),
             tokens=[repeat(x) for x in self.tokens],
             log_probs=[repeat(x) for x in self.log_probs],
         )
@@ -139,6 +170,8 @@ class VARPolicy(nn.Module, ABC):
 
     vocab_size: int
     bits: int | None = None
+    scales_attend: bool = True
+    """False where scales know of each other by the latent alone: teacher forcing then runs `[start, stop)` only."""
     guidance: Literal["ramp", "constant"] = "ramp"
     default_sampling: Sampling = Sampling()
 
@@ -168,24 +201,26 @@ class VARPolicy(nn.Module, ABC):
         """
 
     @abstractmethod
-    def start_cache(self, inputs: dict[str, Tensor], schedule: Schedule) -> KVCache:
-        """The cache before scale 0: keys and values of the prompt's own positions, or empty ones."""
-
-    @abstractmethod
-    def step_features(
-        self, inputs: dict[str, Tensor], cache: KVCache, latent: Tensor, scale: int, schedule: Schedule
-    ) -> tuple[Float[Tensor, "R n d"], KVCache]:
-        """Features of every position of one scale, given the cache; and the cache with this scale appended.
+    def start_cache(self, inputs: dict[str, Tensor], schedule: Schedule) -> Cache:
+        """The cache before scale 0: what the transformer makes of the prompt; part of the graph under teacher forcing.
 
         Args:
-            inputs: `Cond.halves`; rows of `inputs` and `cache` include the guidance halves, and so do those of `latent`.
+            inputs: `Cond.halves`, rows with the guidance halves.
         """
 
     @abstractmethod
-    def span_features(
-        self, inputs: dict[str, Tensor], tokens: list[Tensor], start: int, stop: int, schedule: Schedule
-    ) -> list[Float[Tensor, "R _n d"]]:
-        """Teacher-forced features of scales `[start, stop)`; reads `tokens[:stop - 1]` and runs nothing after `stop`."""
+    def scale_features(
+        self, inputs: dict[str, Tensor], cache: Cache, latents: list[Tensor], first: int, schedule: Schedule
+    ) -> tuple[list[Float[Tensor, "R _n d"]], Cache]:
+        """Features of every position of consecutive scales, and the cache with these scales appended.
+
+        The sampler asks for one scale at a time, teacher forcing for all at once: both run the same code.
+
+        Args:
+            inputs: `Cond.halves`; rows of all arguments include the guidance halves.
+            cache: of everything before scale `first`.
+            latents: the fp32 latent before each of the scales `first`, `first + 1`, ...
+        """
 
     @abstractmethod
     def logits(self, features: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
@@ -202,6 +237,10 @@ class VARPolicy(nn.Module, ABC):
     @abstractmethod
     def decode_latent(self, latent: Tensor) -> Float[Tensor, "R 3 H W"]:
         """RGB in [0, 1] of a latent of any depth; differentiable."""
+
+    def published(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The transformer's tensors as the family's own checkpoints hold them, with what its code computes and yet stores."""
+        return tensors
 
     # --- what holds for all families ----------------------------------------------------------------------------------------
 
@@ -235,6 +274,7 @@ class VARPolicy(nn.Module, ABC):
         """The empty state s_0 of each row of `cond`; a generator in place of keys draws as `torch.multinomial` does."""
         if isinstance(keys, Tensor) and keys.shape != (len(cond),):
             raise ValueError(f"one noise key per row is needed: {len(cond)} rows, keys of shape {tuple(keys.shape)}")
+        sampling.check(len(cond.schedule))
         inputs = cond.halves(sampling.cfg is not None)
         latent = self.initial_latent(len(cond), cond.schedule)
         return State(cond, sampling, keys, latent, self.start_cache(inputs, cond.schedule))
@@ -250,9 +290,9 @@ class VARPolicy(nn.Module, ABC):
     def _draw_scale(self, state: State, inputs: dict[str, Tensor]) -> State:
         scale, schedule = state.scale, state.cond.schedule
         latent = state.latent if state.halves == 1 else torch.cat((state.latent, state.latent))
-        features, cache = self.step_features(inputs, state.cache, latent, scale, schedule)
+        features, cache = self.scale_features(inputs, state.cache, [latent], scale, schedule)
         score = Score("sampler", state.sampling)
-        logits = self._score_logits(_split(features, state.halves), scale, schedule, score)
+        logits = self._score_logits(_split(features[0], state.halves), scale, schedule, score)
         log_probs = logits.log_softmax(dim=-1)
         tokens = _draw(log_probs.exp(), state.keys, scale)
         log_prob = log_probs.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
@@ -273,12 +313,12 @@ class VARPolicy(nn.Module, ABC):
             unconditional = self.logits(halves[1]).float()
             if score.unconditional_gradient == "detached":  # the head is shared, so that detached features are not enough
                 unconditional = unconditional.detach()
-            cfg = score.sampling.cfg
+            cfg = score.sampling.cfg_at(scale)
             assert cfg is not None
             logits = guided_logits(logits, unconditional, cfg, self.guidance, scale, len(schedule))
         if score.kind == "sampler":
             s = score.sampling
-            logits = truncate(logits, s.top_k, s.top_p, s.temperature, keep=tokens)
+            logits = truncate(logits, s.top_k, s.top_p, s.temperature_at(scale), keep=tokens)
         return logits
 
     def forward(
@@ -289,7 +329,7 @@ class VARPolicy(nn.Module, ABC):
         stop: int,
         *,
         score: Score | None = None,
-        reference: VARPolicy | None = None,
+        reference: Anchor | None = None,
     ) -> LogProbs:
         """Log-probability, entropy and exact KL of the tokens of scales `[start, stop)`, by teacher forcing.
 
@@ -300,14 +340,14 @@ class VARPolicy(nn.Module, ABC):
         Args:
             tokens: at least scales `[0, stop)`.
             score: what is scored; the plain model when None.
-            reference: a frozen policy of the same family; no KL when None.
+            reference: a frozen policy of the same family, or a view of this one; no KL when None.
         """
         score = score or Score()
-        features = self._span_halves(tokens, cond, start, stop, score)
+        features = self.span_halves(tokens, cond, start, stop, score)
         anchors: Iterator[list[Tensor] | None] = iter([None] * (stop - start))
         if reference is not None:
             with torch.no_grad():
-                anchors = iter(reference._span_halves(tokens, cond, start, stop, score))
+                anchors = iter(reference.span_halves(tokens, cond, start, stop, score))
         columns: list[tuple[Tensor, ...]] = []
         for scale, halves, anchor in zip(range(start, stop), features, anchors, strict=True):
             columns.append(self._score_scale(halves, tokens[scale], scale, cond.schedule, score, anchor, reference))
@@ -321,7 +361,22 @@ class VARPolicy(nn.Module, ABC):
             bit_log_prob=None if self.bits is None else log_prob,
         )
 
-    def _span_halves(self, tokens: list[Tensor], cond: Cond, start: int, stop: int, score: Score) -> list[list[Tensor]]:
+    def span_features(
+        self, inputs: dict[str, Tensor], tokens: list[Tensor], start: int, stop: int, schedule: Schedule
+    ) -> list[Float[Tensor, "R _n d"]]:
+        """Teacher-forced features of scales `[start, stop)`; reads `tokens[:stop - 1]` and runs nothing after `stop`.
+
+        Scales before `start` are run too, since the trained ones see their keys and values, unless scales do not attend.
+        """
+        rows = next(iter(inputs.values())).shape[0]
+        latents = [self.initial_latent(rows, schedule)]
+        for t in range(stop - 1):
+            latents.append(self.accumulate(latents[-1], tokens[t], t, schedule))
+        first = 0 if self.scales_attend else start
+        features, _ = self.scale_features(inputs, self.start_cache(inputs, schedule), latents[first:], first, schedule)
+        return features[start - first :]
+
+    def span_halves(self, tokens: list[Tensor], cond: Cond, start: int, stop: int, score: Score) -> list[list[Tensor]]:
         """For each scale of the span, the features of the conditional half, and under guidance of the unconditional one."""
         if not score.guided:
             return [[f] for f in self.span_features(cond.tensors, tokens, start, stop, cond.schedule)]
@@ -342,7 +397,7 @@ class VARPolicy(nn.Module, ABC):
         schedule: Schedule,
         score: Score,
         anchor: list[Tensor] | None,
-        reference: VARPolicy | None,
+        reference: Anchor | None,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """(log_prob, entropy, kl, reference log_prob) of one scale, a chunk of tokens after the other."""
         rows, n = tokens.shape[:2]
@@ -368,7 +423,7 @@ class VARPolicy(nn.Module, ABC):
         schedule: Schedule,
         score: Score,
         anchor: list[Tensor] | None,
-        reference: VARPolicy | None,
+        reference: Anchor | None,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         logits = self._score_logits(halves, scale, schedule, score, tokens)
         support = torch.isfinite(logits)
@@ -380,18 +435,18 @@ class VARPolicy(nn.Module, ABC):
             nothing = torch.zeros_like(entropy)
             return log_prob, entropy, nothing, nothing
         with torch.no_grad():
-            anchor_log_probs = reference._on_support(anchor, support, scale, schedule, score)
+            anchor_log_probs = reference.on_support(anchor, support, scale, schedule, score)
         kl = _token_sum((probabilities * (log_probs - anchor_log_probs)).sum(-1))
         return log_prob, entropy, kl, _token_sum(_at(anchor_log_probs, tokens))
 
-    def _on_support(
+    def on_support(
         self, halves: list[Tensor], support: Bool[Tensor, "*rows V"], scale: int, schedule: Schedule, score: Score
     ) -> Float[Tensor, "*rows V"]:
         """Log-probabilities renormalised on another policy's support, 0 outside it."""
         untruncated = replace(score, kind="guided") if score.kind == "sampler" else score
         logits = self._score_logits(halves, scale, schedule, untruncated)
         if score.kind == "sampler":
-            logits = logits / score.sampling.temperature
+            logits = logits / score.sampling.temperature_at(scale)
         return logits.masked_fill(~support, -torch.inf).log_softmax(dim=-1).masked_fill(~support, 0.0)
 
     def decode(self, tokens: list[Int[Tensor, "R _n ..."]], schedule: Schedule) -> Float[Tensor, "R 3 H W"]:

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from jaxtyping import Bool, Float, Int
-from safetensors.torch import load_file
+from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from varrl_lightning.policies.base import Cond, KVCache, VARPolicy
+from varrl_lightning.policies.base import Cache, Cond, KeysValues, VARPolicy
+from varrl_lightning.policies.layers import scalewise_attention
 from varrl_lightning.rendering import HEIGHT, LETTER_PITCH, WIDTH
 from varrl_lightning.schedule import Schedule
 from varrl_lightning.tokenizers.multiscale_vq import MultiScaleVQ
 from varrl_lightning.types import Prompt, Sampling
-from varrl_lightning.weights import differences
+from varrl_lightning.weights import load_strictly, read_tensors
 
 LETTERING = Schedule(((1, 1), (1, 2), (1, 4), (2, 8), (3, 16), (6, 16)), stride=(4, 4))
 """m = 5: the first five scales (71 tokens) decide the word, the sixth (96 tokens) sharpens its strokes."""
@@ -47,15 +46,13 @@ class Block(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
 
     def forward(
-        self, x: Float[Tensor, "R n d"], past: tuple[Tensor, Tensor] | None, mask: Bool[Tensor, "n L"] | None
-    ) -> tuple[Float[Tensor, "R n d"], tuple[Tensor, Tensor]]:
-        """Attend to `past` and to `x` itself; return the keys and values of both, (R, heads, L, d / heads)."""
+        self, x: Float[Tensor, "R n d"], lengths: Sequence[int], past: KeysValues | None
+    ) -> tuple[Float[Tensor, "R n d"], KeysValues]:
+        """Attend to `past` and, scale by scale, to `x` itself; return the keys and values of both, (R, heads, L, d / heads)."""
         q, k, v = self.qkv(self.norm1(x)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        if past is not None:
-            k, v = torch.cat((past[0], k), dim=2), torch.cat((past[1], v), dim=2)
-        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)  # (R, heads, n, d / heads)
+        attended, kept = scalewise_attention(q, k, v, lengths, past)  # (R, heads, n, d / heads)
         x = x + self.out(attended.transpose(1, 2).flatten(2))
-        return x + self.mlp(self.norm2(x)), (k, v)
+        return x + self.mlp(self.norm2(x)), kept
 
 
 class LetteringTransformer(nn.Module):
@@ -101,14 +98,14 @@ class LetteringTransformer(nn.Module):
         return embedded
 
     def run(
-        self, x: Float[Tensor, "R n d"], cache: KVCache | None = None, mask: Bool[Tensor, "n L"] | None = None
-    ) -> tuple[Float[Tensor, "R n d"], KVCache]:
-        """All layers; positions see the cache and, unless masked, each other."""
-        grown: KVCache = []
+        self, x: Float[Tensor, "R n d"], lengths: Sequence[int], cache: Cache | None = None
+    ) -> tuple[Float[Tensor, "R n d"], Cache]:
+        """All layers; positions see the cache, all earlier scales and their own."""
+        grown = []
         for layer, block in enumerate(self.blocks):
-            x, kept = block(x, None if cache is None else cache[layer], mask)
+            x, kept = block(x, lengths, None if cache is None else cache.layers[layer])
             grown.append(kept)
-        return x, grown
+        return x, Cache(grown)
 
     def leave(self, x: Float[Tensor, "R n d"], scale: int) -> Float[Tensor, "R n e"]:
         """Features of one scale, ready for `head`."""
@@ -146,8 +143,10 @@ class LetteringPolicy(VARPolicy):
             ValueError: when a file has missing, unexpected or misshaped tensors; the message lists them.
         """
         policy = cls()
-        load_strictly(policy.transformer, ASSETS / "transformer.safetensors" if str(path) == "embedded" else Path(path))
-        load_strictly(policy.tokenizer, ASSETS / "tokenizer.safetensors" if tokenizer is None else Path(tokenizer))
+        weights = ASSETS / "transformer.safetensors" if str(path) == "embedded" else path
+        codes = ASSETS / "tokenizer.safetensors" if tokenizer is None else tokenizer
+        load_strictly(policy.transformer, read_tensors(weights), source=str(weights))
+        load_strictly(policy.tokenizer, read_tensors(codes), source=str(codes))
         return policy
 
     def schedule(self, size: tuple[int, int] | None = None) -> Schedule:
@@ -172,37 +171,25 @@ class LetteringPolicy(VARPolicy):
         letters = torch.tensor([letters_of(p.words[0]) for p in prompts], device=self.device)
         return Cond(LETTERING, {"letters": letters}, {"letters": torch.full_like(letters, NO_WORD)})
 
-    def start_cache(self, inputs: dict[str, Tensor], schedule: Schedule) -> KVCache:  # noqa: ARG002
+    def start_cache(self, inputs: dict[str, Tensor], schedule: Schedule) -> Cache:  # noqa: ARG002
         """Keys and values of the letters."""
-        return self.transformer.run(self.transformer.prefix(inputs["letters"]))[1]
+        letters = self.transformer.prefix(inputs["letters"])
+        return self.transformer.run(letters, [SLOTS])[1]
 
-    def step_features(
+    def scale_features(
         self,
         inputs: dict[str, Tensor],  # noqa: ARG002
-        cache: KVCache,
-        latent: Tensor,
-        scale: int,
-        schedule: Schedule,  # noqa: ARG002
-    ) -> tuple[Float[Tensor, "R n e"], KVCache]:
-        """Features of one scale, whose positions see the letters, all coarser scales and each other."""
-        x = self.transformer.picture(self.tokenizer.next_input(latent, scale), scale)
-        x, cache = self.transformer.run(x, cache)
-        return self.transformer.leave(x, scale), cache
-
-    def span_features(
-        self, inputs: dict[str, Tensor], tokens: list[Tensor], start: int, stop: int, schedule: Schedule
-    ) -> list[Float[Tensor, "R _n e"]]:
-        """The letters and scales `[0, stop)` in one pass under the block-causal mask."""
-        parts = [self.transformer.prefix(inputs["letters"])]
-        latent = self.initial_latent(len(parts[0]), schedule)
-        for t in range(stop):
-            if t:
-                latent = self.accumulate(latent, tokens[t - 1], t - 1, schedule)
-            parts.append(self.transformer.picture(self.tokenizer.next_input(latent, t), t))
-        lengths = [part.shape[1] for part in parts]
-        x, _ = self.transformer.run(torch.cat(parts, dim=1), mask=_block_causal(lengths).to(latent.device))
-        scales = x.split(lengths, dim=1)[1:]
-        return [self.transformer.leave(scales[t], t) for t in range(start, stop)]
+        cache: Cache,
+        latents: list[Tensor],
+        first: int,
+        schedule: Schedule,
+    ) -> tuple[list[Float[Tensor, "R _n e"]], Cache]:
+        """Features of consecutive scales, whose positions see the letters, all coarser scales and each other."""
+        scales = range(first, first + len(latents))
+        parts = [self.transformer.picture(self.tokenizer.next_input(x, t), t) for t, x in zip(scales, latents, strict=True)]
+        lengths = schedule.lengths[first : scales.stop]
+        x, cache = self.transformer.run(torch.cat(parts, dim=1), lengths, cache)
+        return [self.transformer.leave(part, t) for t, part in zip(scales, x.split(lengths, dim=1), strict=True)], cache
 
     def logits(self, features: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
         """Logits over the codes of the features' own scale."""
@@ -220,21 +207,3 @@ class LetteringPolicy(VARPolicy):
     def decode_latent(self, latent: Tensor) -> Float[Tensor, "R 3 H W"]:
         """RGB in [0, 1] of a latent of any depth."""
         return self.tokenizer.decode_latent(latent)
-
-
-def load_strictly(module: nn.Module, path: Path) -> None:
-    """Load a safetensors file into a module, in the module's own dtypes.
-
-    Raises:
-        ValueError: when the file's tensors are not exactly the module's; the message lists what differs.
-    """
-    found: Mapping[str, Tensor] = load_file(path)
-    problems = differences(found, module.state_dict())
-    if problems:
-        raise ValueError(f"{path} does not fit {type(module).__name__}:\n  " + "\n  ".join(problems))
-    module.load_state_dict(found)
-
-
-def _block_causal(lengths: Sequence[int]) -> Bool[Tensor, "L L"]:
-    block = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
-    return block[:, None] >= block[None, :]

@@ -1,0 +1,204 @@
+"""VAR against what the public code computed with the same weights, and what only ours has to keep."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from parity.rules import TOKENIZER, TRANSFORMER, abridged, layout, picture, weights, window
+from torch import Tensor
+
+from varrl_lightning.policies.var import IMAGENET, ImageNetVARPolicy
+from varrl_lightning.schedule import VAR_256, VAR_512
+from varrl_lightning.types import Prompt, Sampling, Score
+
+DATA = Path(__file__).parent.parent / "parity" / "data"
+VARIANTS = sorted(path.stem for path in DATA.glob("var_*.pt"))
+LOGITS = 1e-5
+"""Of the largest logit."""
+PROMPTS = [Prompt("goldfish", id="a", label=3), Prompt("hen", id="b", label=7)]
+
+
+def write(folder: Path, data: dict[str, Any]) -> tuple[Path, Path]:
+    """The two files as they are published."""
+    for name, seed in (("transformer", TRANSFORMER), ("tokenizer", TOKENIZER)):
+        torch.save(weights(data["layouts"][name], seed), folder / f"{name}.pth")
+    return folder / "transformer.pth", folder / "tokenizer.pth"
+
+
+@pytest.fixture(scope="module", params=VARIANTS)
+def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], ImageNetVARPolicy]:
+    data = torch.load(DATA / f"{request.param}.pt", weights_only=True)
+    transformer, tokenizer = write(tmp_path_factory.mktemp("weights"), data)
+    return data, ImageNetVARPolicy.from_pretrained(transformer, tokenizer, num_heads=data["config"]["num_heads"])
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> tuple[Path, Path]:
+    return write(tmp_path, torch.load(DATA / "var_l2norm.pt", weights_only=True))
+
+
+def relative(found: Tensor, wanted: Tensor) -> float:
+    return float((found - wanted).detach().abs().max() / wanted.abs().max())
+
+
+def logits_of(policy: ImageNetVARPolicy, inputs: dict[str, Tensor], tokens: list[Tensor], stop: int) -> Tensor:
+    features = policy.span_features(inputs, tokens, 0, stop, policy.schedule())
+    return torch.cat([policy.logits(x) for x in features], dim=1)
+
+
+def test_all_variants_are_there() -> None:
+    assert len(VARIANTS) == 7
+
+
+def test_teacher_forced_logits_and_log_probs(case: tuple[dict[str, Any], ImageNetVARPolicy]) -> None:
+    data, policy = case
+    teacher, cond = data["teacher"], policy.encode_prompts(PROMPTS)
+    tokens = data["sampling"][teacher["case"]]["tokens"]
+    with torch.no_grad():
+        assert relative(logits_of(policy, cond.tensors, tokens, len(tokens)), teacher["cond"]) < LOGITS
+        assert relative(logits_of(policy, cond.unconditional, tokens, len(tokens)), teacher["uncond"]) < LOGITS
+        scored = policy(tokens, cond, 0, len(tokens))
+    assert relative(torch.cat(scored.log_prob, dim=1), teacher["log_prob"]) < LOGITS
+
+
+def test_truncated_passes(case: tuple[dict[str, Any], ImageNetVARPolicy]) -> None:
+    """Scales [0, m) alone give what the public code's own truncated pass gives."""
+    data, policy = case
+    tokens, cond = data["sampling"][data["teacher"]["case"]]["tokens"], policy.encode_prompts(PROMPTS)
+    for m, wanted in data["teacher"]["prefix"].items():
+        with torch.no_grad():
+            assert relative(logits_of(policy, cond.tensors, tokens[:m], m), wanted) < LOGITS
+
+
+def test_sampling_draws_the_same_tokens_and_image(case: tuple[dict[str, Any], ImageNetVARPolicy]) -> None:
+    data, policy = case
+    cond = policy.encode_prompts(PROMPTS)
+    for drawn in data["sampling"]:
+        sampling = Sampling(cfg=drawn["cfg"], top_k=drawn["top_k"], top_p=drawn["top_p"] or 1.0)
+        state = policy.begin(cond, sampling, torch.Generator().manual_seed(drawn["seed"]))
+        state = policy.sample(state, len(policy.schedule()))
+        assert all(torch.equal(ours, theirs) for ours, theirs in zip(state.tokens, drawn["tokens"], strict=True))
+        torch.testing.assert_close(window(policy.decode_latent(state.latent)), drawn["image"], atol=1e-4, rtol=0)
+
+
+def test_guided_logits(case: tuple[dict[str, Any], ImageNetVARPolicy]) -> None:
+    data, policy = case
+    cond, schedule = policy.encode_prompts(PROMPTS), policy.schedule()
+    for drawn in data["sampling"]:
+        score = Score("guided", Sampling(cfg=drawn["cfg"]))
+        with torch.no_grad():
+            halves = policy.span_halves(drawn["tokens"], cond, 0, len(schedule), score)
+            for scale, wanted in drawn["guided"].items():
+                assert relative(policy._score_logits(halves[scale], scale, schedule, score), wanted) < 2 * LOGITS
+
+
+@pytest.mark.parametrize("guided", [False, True])
+def test_gradients(case: tuple[dict[str, Any], ImageNetVARPolicy], guided: bool) -> None:
+    data, policy = case
+    drawn = data["sampling"][data["teacher"]["case"]]
+    score = Score("guided", Sampling(cfg=drawn["cfg"])) if guided else Score()
+    policy.zero_grad()
+    scored = policy(drawn["tokens"], policy.encode_prompts(PROMPTS), 0, len(policy.schedule()), score=score)
+    torch.cat(scored.log_prob, dim=1).mean().backward()
+    wanted = data["teacher"]["guided_gradients" if guided else "gradients"]
+    assert {name for name, _ in policy.transformer.named_parameters()} == set(wanted)
+    for name, parameter in policy.transformer.named_parameters():
+        assert parameter.grad is not None
+        found = abridged(parameter.grad)
+        assert found["norm"] == pytest.approx(wanted[name]["norm"], rel=1e-4), name
+        torch.testing.assert_close(found["entries"], wanted[name]["entries"], atol=1e-4 * wanted[name]["norm"], rtol=1e-4, msg=name)
+
+
+def test_tokenizer_encodes_and_decodes_alike(case: tuple[dict[str, Any], ImageNetVARPolicy]) -> None:
+    data, policy = case
+    schedule, wanted = policy.schedule(), data["tokenizer"]
+    tokens = policy.tokenizer.encode(picture(2, schedule.image_size[0]), schedule)
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(tokens, wanted["tokens"], strict=True))
+    for depth, image in enumerate(wanted["decoded"], start=1):
+        torch.testing.assert_close(window(policy.decode(tokens[:depth], schedule)), image, atol=1e-4, rtol=0)
+
+
+def test_export_has_the_published_names_and_values(case: tuple[dict[str, Any], ImageNetVARPolicy]) -> None:
+    data, policy = case
+    exported = policy.published(policy.transformer.state_dict())
+    wanted = weights(data["layouts"]["transformer"], TRANSFORMER)
+    assert exported.keys() == wanted.keys()
+    for name, tensor in wanted.items():
+        torch.testing.assert_close(exported[name], tensor, msg=name)
+    assert layout(exported)["computed"].keys() == data["layouts"]["transformer"]["computed"].keys()
+
+
+def test_sizes_of_the_published_models_are_read(files: tuple[Path, Path]) -> None:
+    """Without the stored levels the number of positions tells 256 from 512 pixels, and anything else must be said."""
+    _, tokenizer = files
+    tensors = torch.load(files[0], weights_only=True)
+    levels = tensors.pop("lvl_1L")
+    for known in (VAR_256, VAR_512):
+        tensors["pos_1LC"] = torch.zeros(1, known.offsets[-1], 64)
+        tensors["lvl_embed.weight"] = torch.zeros(10, 64)
+        torch.save(tensors, files[0])
+        assert ImageNetVARPolicy.from_pretrained(files[0], tokenizer).schedule() == known
+    tensors["pos_1LC"] = torch.zeros(1, levels.numel(), 64)
+    torch.save(tensors, files[0])
+    with pytest.raises(ValueError, match=r"66 positions, which fits no published VAR; give `sides`"):
+        ImageNetVARPolicy.from_pretrained(files[0], tokenizer)
+
+
+def test_conditions_are_not_dropped(files: tuple[Path, Path]) -> None:
+    """The public forward pass drops conditions at random even in evaluation, which moved logits by up to 4."""
+    policy = ImageNetVARPolicy.from_pretrained(*files)
+    cond = policy.encode_prompts(PROMPTS)
+    tokens = policy.sample(policy.begin(cond, Sampling(), torch.tensor([1, 2])), 5).tokens
+    policy.train()
+    with torch.no_grad():
+        passes = [logits_of(policy, cond.tensors, tokens, 5) for _ in range(20)]
+    assert all(torch.equal(passes[0], other) for other in passes[1:])
+
+
+@pytest.mark.parametrize(
+    ("prompt", "message"),
+    [
+        (Prompt("x", label=10), r"label must be in \[0, 10\), got 10"),
+        (Prompt("x", label=-1), r"label must be in \[0, 10\), got -1"),
+        (Prompt("goldfisch"), r"got 'goldfisch'. Did you mean 'goldfish'"),
+        (Prompt("qqqq"), r"give a `label` in \[0, 10\), or a class name as the text, got 'qqqq'$"),
+        (Prompt("hen", size=(512, 512)), r"pictures of \(96, 96\) pixels only, got \(512, 512\)"),
+    ],
+)
+def test_prompts_it_cannot_draw(files: tuple[Path, Path], prompt: Prompt, message: str) -> None:
+    policy = ImageNetVARPolicy.from_pretrained(*files)
+    with pytest.raises(ValueError, match=message):
+        policy.encode_prompts([prompt])
+
+
+def test_a_class_is_named_or_numbered(files: tuple[Path, Path]) -> None:
+    policy = ImageNetVARPolicy.from_pretrained(*files)
+    cond = policy.encode_prompts([Prompt("Goldfish "), Prompt("anything", label=1)])
+    assert cond.tensors["label"].tolist() == [1, 1]
+    assert cond.unconditional["label"].tolist() == [10, 10]
+    names = IMAGENET.read_text().splitlines()
+    assert len(names) == len(set(names)) == 1000
+    assert (names[0], names[207], names[999]) == ("tench", "golden retriever", "toilet tissue")
+
+
+def test_wrong_files_are_named(files: tuple[Path, Path]) -> None:
+    transformer, tokenizer = files
+    with pytest.raises(ValueError, match=r"is no transformer of VAR's layout: it has no head.weight"):
+        ImageNetVARPolicy.from_pretrained(tokenizer, tokenizer)
+    with pytest.raises(ValueError, match=r"is no VQ-VAE of VAR's layout: it has no quantize.embedding.weight"):
+        ImageNetVARPolicy.from_pretrained(transformer, transformer)
+    with pytest.raises(ValueError, match=r"num_heads is 3, but .* has 4 heads"):
+        ImageNetVARPolicy.from_pretrained(transformer, tokenizer, num_heads=3)
+    with pytest.raises(ValueError, match="dtype must be one of float32, bfloat16, float16, got 'fp32'"):
+        ImageNetVARPolicy.from_pretrained(transformer, tokenizer, dtype="fp32")
+
+
+def test_a_tokenizer_of_other_sizes_is_refused(files: tuple[Path, Path]) -> None:
+    tensors = torch.load(files[1], weights_only=True)
+    tensors["quantize.embedding.weight"] = tensors["quantize.embedding.weight"][:60].clone()
+    torch.save(tensors, files[1])
+    with pytest.raises(ValueError, match="trained on 64 codes of 8 channels, but the tokenizer has 60 of 8"):
+        ImageNetVARPolicy.from_pretrained(*files)
