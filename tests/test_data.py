@@ -14,8 +14,6 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from varrl_lightning.data import EvaluationBatches, OverlapError, PromptDataModule, PromptFileError, TrainingBatches
 from varrl_lightning.types import Prompt
 
-pytestmark = pytest.mark.filterwarnings("ignore:You have overridden `transfer_batch_to_device`")
-
 PROMPTS = [Prompt(text=f"prompt {i}") for i in range(11)]
 
 
@@ -53,9 +51,6 @@ class Recorder(LightningModule):
     def predict_step(self, batch: list[Prompt], batch_idx: int) -> int:
         self.validation_step(batch, batch_idx)
         return len(batch)
-
-    def transfer_batch_to_device(self, batch: Any, device: Any, dataloader_idx: int) -> Any:
-        return batch
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.SGD(self.parameters(), lr=0.1)

@@ -253,6 +253,15 @@ def test_bf16_autocast_trains_and_leaves_the_weights_in_fp32() -> None:
     assert torch.isfinite(weights(module)).all()
 
 
+def test_bf16_weights_train_and_stay_bf16() -> None:
+    module = tiny_module(kl_coef=0.01, score="sampler", optimizer=lambda p: torch.optim.AdamW(p, lr=0.1))
+    before = weights(module).clone()
+    tiny_trainer(max_steps=4, precision="bf16-true").fit(module, tiny_loader())
+    assert weights(module).dtype == torch.bfloat16
+    assert torch.isfinite(weights(module)).all()
+    assert (weights(module) != before.bfloat16()).any()
+
+
 def test_the_same_run_twice_is_the_same_run_and_another_seed_is_not() -> None:
     assert torch.equal(fitted(max_steps=4), fitted(max_steps=4))
     assert not torch.equal(fitted(max_steps=4), fitted(max_steps=4, seed=1))

@@ -34,7 +34,7 @@ def tiny(name: str, tmp_path: Path) -> list[str]:
     config["data"] |= {"batches": 8, "batch_size": 80}
     config["trainer"] |= {"max_steps": 3, "limit_val_batches": 1, "val_check_interval": 3, "logger": False}
     config["trainer"] |= {"callbacks": None, "enable_checkpointing": False, "enable_progress_bar": False}
-    config["trainer"] |= {"enable_model_summary": False}
+    config["trainer"] |= {"enable_model_summary": False, "default_root_dir": str(tmp_path)}
     file = tmp_path / "config.yaml"
     file.write_text(yaml.safe_dump(config))
     return ["fit", "--config", str(file)]

@@ -24,7 +24,6 @@ BUILD_ERRORS = (ValueError, TypeError, ImportError, OSError, PluginError, Miscon
 
 NOISE = (
     ".*does not have many workers",  # to read a list that is in memory
-    "You have overridden `transfer_batch_to_device`",  # in the module and in the data, to the same effect
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",
     "Be aware that when using `ckpt_path`, callbacks",  # of fit, which validate, test and predict have no use for
 )

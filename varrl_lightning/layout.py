@@ -9,7 +9,7 @@ import torch
 
 
 def numbered(names: Iterable[str], prefix: str) -> int:
-    """How many parts are numbered 0, 1, 2, ... right after a prefix: 2 for `blocks.` where there are `blocks.0.x` and `blocks.1.x`."""
+    """How many parts are numbered 0, 1, 2, ... right after a prefix: 2 for `blocks.` with `blocks.0.x` and `blocks.1.x`."""
     found = {name[len(prefix) :].split(".")[0] for name in names if name.startswith(prefix)}
     return next(i for i in count() if str(i) not in found)
 

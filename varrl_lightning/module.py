@@ -423,16 +423,10 @@ class VARGRPO(L.LightningModule):
             return optimizer
         return [optimizer], [self.lr_scheduler_factory(optimizer)]
 
-    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:  # noqa: ARG002
-        """Leave the batch where it is: prompts hold no tensors, and Lightning cannot rebuild frozen dataclasses."""
-        return batch
-
     def setup(self, stage: str) -> None:  # noqa: ARG002
-        """Silence two warnings of Lightning's about what is meant to be so."""
+        """Silence a warning of Lightning's about what is meant to be so."""
         # A policy stays in evaluation mode for good, so that nothing drops out.
         warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode")
-        # The module's own way of moving prompts serves every datamodule.
-        warnings.filterwarnings("ignore", message="You have overridden `transfer_batch_to_device` in `LightningModule`")
 
     def on_fit_start(self) -> None:
         """Bring the reference to the policy's device: outside the module tree, nobody else does.

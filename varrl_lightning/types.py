@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import FrozenInstanceError, dataclass, field, fields, replace
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import torch
@@ -42,8 +42,20 @@ def quoted_words(text: str) -> tuple[str, ...]:
     return tuple(found)
 
 
-@dataclass(frozen=True)
-class Box:
+class Immutable:
+    """Refuses to be changed, as a frozen dataclass does.
+
+    Lightning walks through the dataclasses in a batch and assigns every field again, also where nothing has changed: that is allowed.
+    """
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if name in self.__dict__ and self.__dict__[name] != value:
+            raise FrozenInstanceError(f"cannot change {name} of a {type(self).__name__}; use dataclasses.replace")
+        object.__setattr__(self, name, value)
+
+
+@dataclass(unsafe_hash=True)
+class Box(Immutable):
     """A rectangle in pixels, `x0 <= x < x1` and `y0 <= y < y1`, origin at the top left."""
 
     x0: float
@@ -52,8 +64,8 @@ class Box:
     y1: float
 
 
-@dataclass(frozen=True)
-class Prompt:
+@dataclass(unsafe_hash=True)
+class Prompt(Immutable):
     """One line of a prompt file.
 
     Args:

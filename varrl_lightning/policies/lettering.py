@@ -94,7 +94,7 @@ class LetteringTransformer(nn.Module):
         y = (torch.arange(h, device=latents.device) + 0.5) / h
         x = (torch.arange(w, device=latents.device) + 0.5) / w
         places = self._at(x.repeat(h), y.repeat_interleave(w))
-        embedded: Tensor = self.latent(latents) + places + self.scale.weight[scale]
+        embedded: Tensor = self.latent(latents.to(places.dtype)) + places + self.scale.weight[scale]
         return embedded
 
     def run(
