@@ -13,12 +13,13 @@ import varrl_lightning
 
 PACKAGE = Path(varrl_lightning.__file__).parent
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("schedule", "weight_files", "layout", "class_path", "rendering"),
-    ("types", "weights"),
+    ("schedule", "layout", "class_path", "rendering", "hub"),
+    ("types", "weight_files"),
+    ("weights",),
     ("algorithms", "arithmetic", "prompts"),
     ("registry", "tokenizers", "text_encoders", "metrics"),
     ("policies",),
-    ("rewards", "mask_sources"),
+    ("rewards", "mask_sources", "lora"),
     ("rollout",),
     ("credit",),
     ("objective", "evaluation", "diagnostics"),
@@ -30,6 +31,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("cli", "report"),
     ("checks",),
     ("doctor",),
+    ("export",),
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 LIGHTNING_FROM = LEVEL["data"]

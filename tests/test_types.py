@@ -13,7 +13,7 @@ PROMPT = Prompt('a sign "OPEN"', regions=(Box(0, 0, 4, 4),), label=3)
 
 
 def test_a_prompt_cannot_be_changed() -> None:
-    with pytest.raises(FrozenInstanceError, match="cannot change label of a Prompt; use dataclasses.replace"):
+    with pytest.raises(FrozenInstanceError, match=r"cannot change label of a Prompt; use dataclasses.replace"):
         PROMPT.label = 4
     with pytest.raises(FrozenInstanceError, match="cannot change x0 of a Box"):
         PROMPT.regions[0].x0 = 1.0

@@ -9,11 +9,18 @@ if TYPE_CHECKING:
     from importlib.metadata import version
 
     from varrl_lightning.data import PromptDataModule
+    from varrl_lightning.lora import add_lora
     from varrl_lightning.module import VARGRPO
     from varrl_lightning.policies.base import VARPolicy
+    from varrl_lightning.policies.infinity import InfinityPolicy
     from varrl_lightning.policies.lettering import LetteringPolicy
+    from varrl_lightning.policies.llm_prefix import LLMPrefixPolicy
+    from varrl_lightning.policies.switti import SwittiPolicy
+    from varrl_lightning.policies.tokenflow import TokenFlowPolicy
+    from varrl_lightning.policies.var import ImageNetVARPolicy
     from varrl_lightning.rewards.base import Reward
     from varrl_lightning.schedule import Schedule
+    from varrl_lightning.text_encoders import ClipPair, EncodedTexts, T5Text
     from varrl_lightning.types import Box, LogProbs, Prompt, Rollout, Sampling, Score, Scores, Stage
 
     __version__ = version("varrl-lightning")
@@ -22,15 +29,27 @@ _HOMES = {
     "VARGRPO": "module",
     "PromptDataModule": "data",
     "VARPolicy": "policies.base",
+    "ImageNetVARPolicy": "policies.var",
+    "InfinityPolicy": "policies.infinity",
+    "LLMPrefixPolicy": "policies.llm_prefix",
     "LetteringPolicy": "policies.lettering",
+    "SwittiPolicy": "policies.switti",
+    "TokenFlowPolicy": "policies.tokenflow",
+    "add_lora": "lora",
     "Reward": "rewards.base",
     "Schedule": "schedule",
+    **dict.fromkeys(("ClipPair", "EncodedTexts", "T5Text"), "text_encoders"),
     **dict.fromkeys(("Box", "LogProbs", "Prompt", "Rollout", "Sampling", "Score", "Scores", "Stage"), "types"),
 }
 
 __all__ = [
     "VARGRPO",
     "Box",
+    "ClipPair",
+    "EncodedTexts",
+    "ImageNetVARPolicy",
+    "InfinityPolicy",
+    "LLMPrefixPolicy",
     "LetteringPolicy",
     "LogProbs",
     "Prompt",
@@ -42,8 +61,12 @@ __all__ = [
     "Score",
     "Scores",
     "Stage",
+    "SwittiPolicy",
+    "T5Text",
+    "TokenFlowPolicy",
     "VARPolicy",
     "__version__",
+    "add_lora",
 ]
 
 

@@ -14,6 +14,7 @@ COMMANDS = {
     "test": ("cli", "draw and score the test prompts, by the sampler and greedily"),
     "predict": ("cli", "draw images: --prompt '\"HELLO\"' (or --data.predict FILE) --output FOLDER"),
     "doctor": ("doctor", "check a config before training: plugins, weights, ratio, sampler, dropout, reward"),
+    "export": ("export", "write a run's policy as one file in its family's published layout"),
     "report": ("report", "draw the figures of a run folder again"),
 }
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
+from torch import Tensor
 
+from varrl_lightning.lora import is_adapter
 from varrl_lightning.weights import differences
 
 SHOWN = 10
@@ -18,19 +21,43 @@ class CheckpointError(ValueError):
     """A checkpoint cannot be read, or holds something else than the model."""
 
 
-def check_checkpoint(path: str | Path, model: L.LightningModule) -> None:
+def check_checkpoint(path: str | Path, model: L.LightningModule, wanted: Mapping[str, Tensor]) -> None:
     """Read a checkpoint and compare it with the model; the model's weights stay as they are, its counters move.
 
     A folder is a sharded checkpoint, which only its strategy can read: it is left to that.
+
+    Args:
+        wanted: the tensors that a checkpoint of the model holds.
 
     Raises:
         CheckpointError: when it is no checkpoint, or has missing, unexpected or misshaped tensors; lists them.
         ValueError: whatever the model's `on_load_checkpoint` objects to.
     """
+    if not Path(path).is_dir():
+        _fitting(path, model, wanted)
+
+
+def load_checkpoint(path: str | Path, model: L.LightningModule, wanted: Mapping[str, Tensor]) -> None:
+    """Check a checkpoint as above, and load its weights into the model.
+
+    Raises:
+        CheckpointError: as above, and for a folder.
+        ValueError: as above.
+    """
     if Path(path).is_dir():
-        return
+        raise CheckpointError(f"{path} is a folder: a sharded checkpoint, which this version reads only to go on training")
+    model.load_state_dict(_fitting(path, model, wanted)["state_dict"])
+
+
+def _fitting(path: str | Path, model: L.LightningModule, wanted: Mapping[str, Tensor]) -> dict[str, Any]:
     checkpoint = _read(path)
-    problems = differences(checkpoint["state_dict"], model.state_dict())
+    held, expected = (any(map(is_adapter, names)) for names in (checkpoint["state_dict"], wanted))
+    if held != expected:
+        raise CheckpointError(
+            f"{path} holds {'an' if held else 'no'} adapter, the policy of this configuration has {'none' if held else 'one'}. "
+            "Use the config.yaml that lies in the checkpoint's run folder."
+        )
+    problems = differences(checkpoint["state_dict"], wanted)
     if problems:
         more = [f"... and {len(problems) - SHOWN} more"] if len(problems) > SHOWN else []
         raise CheckpointError(
@@ -39,6 +66,7 @@ def check_checkpoint(path: str | Path, model: L.LightningModule) -> None:
             + "\nUse the config.yaml that lies in the checkpoint's run folder."
         )
     model.on_load_checkpoint(checkpoint)
+    return checkpoint
 
 
 def _read(path: str | Path) -> dict[str, Any]:

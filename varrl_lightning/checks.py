@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from varrl_lightning.lora import base_tensors
 from varrl_lightning.module import VARGRPO
 from varrl_lightning.policies.base import VARPolicy
 from varrl_lightning.registry import MASK_SOURCES, build
@@ -74,8 +75,9 @@ def weights_are_strict(load: Callable[[], VARPolicy]) -> Finding:
 
 def fingerprints(policy: VARPolicy) -> Weights:
     """Two sums of every tensor of a policy and of its frozen parts: enough to tell weights apart without keeping them."""
-    parts = {"transformer": policy.transformer, **policy._frozen[0]}
-    tensors = {f"{part}.{name}": t for part, module in parts.items() for name, t in module.state_dict().items()}
+    frozen = {f"{part}.{name}": t for part, module in policy._frozen[0].items() for name, t in module.state_dict().items()}
+    # Without an adapter, which begins at random, as it should: in product with zero.
+    tensors = {f"transformer.{name}": t for name, t in base_tensors(policy).items()} | frozen
     return {name: _sums(t.double().flatten()) for name, t in tensors.items()}
 
 

@@ -170,7 +170,7 @@ class VarrlCLI(LightningCLI):
         path = self.config_init[self.subcommand].ckpt_path
         if path not in (None, "best", "last", "hpc") and not str(path).startswith("registry"):
             with said_as(StartError, ValueError, OSError):
-                check_checkpoint(path, self.model)
+                check_checkpoint(path, self.model, self.model.saved_tensors())
 
 
 def _missing(trainer: Any) -> list[Callback]:

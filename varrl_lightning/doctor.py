@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from jsonargparse import ArgumentParser, Namespace
 
-from varrl_lightning.checkpointing import check_checkpoint
+from varrl_lightning.checkpointing import load_checkpoint
 from varrl_lightning.checks import (
     Finding,
     draw_stages,
@@ -82,8 +82,7 @@ def examine(config: ParsedConfig) -> Iterator[Finding]:
         prompts = next(iter(data.train_dataloader()))[:PROMPTS]
         model.check_prompts(prompts)
         if checkpoint := config.get("ckpt_path"):
-            check_checkpoint(checkpoint, model)
-            model.load_state_dict(torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"])
+            load_checkpoint(checkpoint, model, model.saved_tensors())
     with torch.no_grad():
         rollouts = draw_stages(model, prompts)
         yield ratio_is_one(model, rollouts)

@@ -24,15 +24,19 @@ from varrl_lightning.algorithms.stages import cycle
 from varrl_lightning.credit import Credit, CreditOptions, assign_credit
 from varrl_lightning.diagnostics import TokenMeter, credit_metrics, reward_metrics
 from varrl_lightning.evaluation import Evaluation, draw, evaluate
+from varrl_lightning.lora import AdapterOff, adapter_settings, base_tensors, has_adapter, is_adapter
 from varrl_lightning.objective import Objective, detached, flat
-from varrl_lightning.policies.base import VARPolicy
+from varrl_lightning.policies.base import Anchor, VARPolicy
 from varrl_lightning.registry import MASK_SOURCES, build
 from varrl_lightning.rewards.weighted import WeightedRewards
 from varrl_lightning.rollout import prompt_keys, sample_tree
 from varrl_lightning.types import LogProbs, Prompt, Rollout, Sampling, Score, Scores, Stage, as_prompts
+from varrl_lightning.weights import differences
 
 OptimizerFactory = Callable[[Iterable[Any]], Optimizer]
 LRSchedulerFactory = Callable[[Optimizer], LRScheduler]
+DIGESTED = 4096
+"""Entries of a tensor that tell it from another."""
 PPPS = ("prefix", "prefix", "prefix", "suffix")
 
 
@@ -52,7 +56,8 @@ class VARGRPO(L.LightningModule):
 
     Args:
         policy: the generator; everything in its `transformer` that requires a gradient is trained.
-        reference: anchor of the KL; a frozen copy of the policy as given when None and a KL is asked for.
+        reference: anchor of the KL; when None and a KL is asked for, a frozen copy of the policy as given, or the policy with its
+            adapter off.
         reward: a plugin's name, a class path, `{class_path, init_args}`, an object, or several: `{name: weight}`.
         mask_source: where images were judged, a plugin's name or as above; `full` masks nothing.
         m: the middle step, a number of scales or a resolution such as `256px`; T means plain GRPO.
@@ -195,7 +200,8 @@ class VARGRPO(L.LightningModule):
         self.bad_steps = 0
         self.bad_steps_in_a_row = 0
         # A tuple keeps the frozen reference out of the module tree: no state dict, no strategy, no optimizer.
-        self._reference = (reference or policy.frozen_copy(),) if kl_coef > 0 else (None,)
+        self._reference = (reference or _frozen(policy),) if kl_coef > 0 else (None,)
+        self._digest: str | None = None
         self._loss_is_finite = True
         self._grad_norm = float("nan")
         self._logged_names: set[str] = set()
@@ -235,7 +241,7 @@ class VARGRPO(L.LightningModule):
         return self.cycle[self.rollouts_done % len(self.cycle)]
 
     @property
-    def reference(self) -> VARPolicy | None:
+    def reference(self) -> Anchor | None:
         """The frozen anchor of the KL, if there is one."""
         return self._reference[0]
 
@@ -439,38 +445,65 @@ class VARGRPO(L.LightningModule):
                 f"VARGRPO trains on one process in this version, got {self.trainer.world_size}; set --trainer.devices 1 "
                 "(and --trainer.num_nodes 1)"
             )
-        if self.reference is not None:
+        if isinstance(self.reference, VARPolicy):
             self.reference.to(self.device)
 
+    def saved_tensors(self) -> dict[str, Tensor]:
+        """What a checkpoint holds of the weights: all of them, or those of the adapter alone where there is one."""
+        state: dict[str, Tensor] = self.state_dict()
+        return {name: x for name, x in state.items() if is_adapter(name)} if has_adapter(self.policy) else state
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Counters and the identity of the reference: all that a resumed run needs beside weights and optimizer."""
+        """Counters and the identity of the frozen weights: all that a resumed run needs beside trained weights and optimizer."""
+        if has_adapter(self.policy):
+            checkpoint["state_dict"] = {name: x for name, x in checkpoint["state_dict"].items() if is_adapter(name)}
         checkpoint["varrl"] = {
             "rollouts_done": self.rollouts_done,
             "updates_done": self.updates_done,
             "bad_steps": self.bad_steps,
             "bad_steps_in_a_row": self.bad_steps_in_a_row,
             "seed": self.seed,
-            "reference": None if self.reference is None else weights_digest(self.reference),
+            "adapter": adapter_settings(self.policy),
+            "reference": self._frozen_digest(),
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore the counters.
+        """Restore the counters; complete the weights where the checkpoint holds an adapter alone.
 
         Raises:
-            ValueError: when the reference is another than the one the run began with: the KL would change its anchor.
+            ValueError: when the frozen weights are others than those the run began with: an adapter would sit on a wrong base, or
+                the KL would change its anchor.
         """
         saved = checkpoint.get("varrl")
         if saved is None:
             raise ValueError("this checkpoint was not written by VARGRPO: it has no counters. Expected a checkpoint of a fit run.")
-        mine = None if self.reference is None else weights_digest(self.reference)
-        fitting = self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING
-        if fitting and None not in (saved["reference"], mine) and saved["reference"] != mine:
+        adapter = adapter_settings(self.policy)
+        if saved.get("adapter") != adapter:
             raise ValueError(
-                f"the reference's weights differ from those that the run began with ({mine} against {saved['reference']}); "
-                "give the same base weights as then"
+                f"the checkpoint has {_described(saved.get('adapter'), 'no adapter', 'an adapter')}, but the policy has "
+                f"{_described(adapter, 'none', 'one')}; use the config.yaml of the run that wrote it"
             )
+        fitting = self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING
+        mine = self._frozen_digest() if adapter or fitting else None
+        if None not in (saved["reference"], mine) and saved["reference"] != mine:
+            raise ValueError(
+                f"the {'base' if adapter else 'reference'}'s weights differ from those that the run began with ({mine} against "
+                f"{saved['reference']}); give the same base weights as then"
+            )
+        if adapter:
+            if problems := differences(checkpoint["state_dict"], self.saved_tensors()):
+                raise ValueError("the checkpoint does not fit the policy's adapter:\n  " + "\n  ".join(problems))
+            checkpoint["state_dict"] = {**self.state_dict(), **checkpoint["state_dict"]}
         for name in ("rollouts_done", "updates_done", "bad_steps", "bad_steps_in_a_row"):
             setattr(self, name, saved[name])
+
+    def _frozen_digest(self) -> str | None:
+        """A hash of the frozen weights: the adapter's base, else the reference."""
+        if self._digest is None and has_adapter(self.policy):
+            self._digest = weights_digest(base_tensors(self.policy))
+        elif self._digest is None and isinstance(self.reference, VARPolicy):
+            self._digest = weights_digest(self.reference.transformer.state_dict())
+        return self._digest
 
     @property
     def _world_size(self) -> int:
@@ -483,13 +516,22 @@ class VARGRPO(L.LightningModule):
         return summed
 
 
-def weights_digest(policy: VARPolicy) -> str:
-    """A short hash of a policy's weights, in fp32, to tell two references apart."""
+def weights_digest(tensors: Mapping[str, Tensor]) -> str:
+    """A short hash of named weights, to tell two models apart: of names, shapes and some thousand entries of each tensor."""
     digest = hashlib.sha256()
-    for name, value in sorted(policy.transformer.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().float().contiguous().numpy().tobytes())
+    for name, value in sorted(tensors.items()):
+        step = max(1, value.numel() // DIGESTED)
+        digest.update(f"{name} {tuple(value.shape)}".encode())
+        digest.update(value.detach().flatten()[::step].cpu().float().numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+def _frozen(policy: VARPolicy) -> Anchor:
+    return AdapterOff(policy) if has_adapter(policy) else policy.frozen_copy()
+
+
+def _described(adapter: dict[str, float] | None, absent: str, present: str) -> str:
+    return absent if adapter is None else f"{present} of rank {adapter['rank']:g} and alpha {adapter['alpha']:g}"
 
 
 def _check(condition: bool, message: str) -> None:

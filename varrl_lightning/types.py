@@ -45,7 +45,7 @@ def quoted_words(text: str) -> tuple[str, ...]:
 class Immutable:
     """Refuses to be changed, as a frozen dataclass does.
 
-    Lightning walks through the dataclasses in a batch and assigns every field again, also where nothing has changed: that is allowed.
+    Lightning walks through the dataclasses in a batch and assigns every field again, unchanged: that is allowed.
     """
 
     def __setattr__(self, name: str, value: object) -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+
+from varrl_lightning.hub import download, hub_id, list_files
 
 TORCH_ENDINGS = (".pth", ".pt", ".bin", ".ckpt")
 ENDINGS = (".safetensors", *TORCH_ENDINGS)
@@ -15,7 +16,6 @@ INDEX = ".index.json"
 DEFAULTS = ("model.safetensors.index.json", "model.safetensors", "pytorch_model.bin.index.json", "pytorch_model.bin")
 """What a folder written by transformers is read from, the first of these that is there."""
 SHOWN = 20
-_HUB_ID = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(/(?P<rest>[\w.-]+(/[\w.-]+)*))?")
 
 
 @dataclass(frozen=True)
@@ -74,12 +74,6 @@ def some(names: Sequence[object]) -> str:
     return f"{shown} and {len(names) - SHOWN} more" if len(names) > SHOWN else shown or "nothing"
 
 
-def first_line(error: Exception) -> str:
-    """The type of an error and the first line of what it says."""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
-
-
 def _locate(path: str, filename: str | None) -> tuple[Place, str]:
     """The folder or repository, and the file or folder in it; the latter may be empty."""
     local = Path(path).expanduser()
@@ -91,17 +85,8 @@ def _locate(path: str, filename: str | None) -> tuple[Place, str]:
         if not local.name.endswith((INDEX, *ENDINGS)):
             raise ValueError(f"{path} has no ending of a weights file; expected {', '.join(ENDINGS)}, or an index *{INDEX}")
         return _folder(local.parent), local.name
-    nothing = f"no such file or folder: {path} (seen from {Path.cwd()})"
-    match = _HUB_ID.fullmatch(path)
-    if match is None or (match["rest"] is None and path.endswith((INDEX, *ENDINGS))):
-        raise FileNotFoundError(f"{nothing}; a repository of the hub would be owner/name or owner/name/file")
-    repo, owner = match["repo"], match["repo"].split("/")[0]
-    if Path(owner).is_dir():
-        raise FileNotFoundError(
-            f"{nothing}. It was read as a path because there is a folder {owner}; if the repository {repo} of the hub is meant, "
-            f"run `hf download {repo} --local-dir FOLDER` and give that folder"
-        )
-    return _repository(repo), filename or match["rest"] or ""
+    repo, inside = hub_id(path)
+    return Place(repo, partial(list_files, repo), partial(download, repo)), filename or inside
 
 
 def _only_file(place: Place, inside: str) -> str:
@@ -131,47 +116,3 @@ def _folder(folder: Path) -> Place:
         return folder / name
 
     return Place(str(folder), names, fetch)
-
-
-def _repository(repo: str) -> Place:
-    from huggingface_hub import HfApi, hf_hub_download, snapshot_download
-    from huggingface_hub.errors import RepositoryNotFoundError
-
-    def listed() -> list[str]:
-        try:
-            return HfApi().list_repo_files(repo)
-        except RepositoryNotFoundError:
-            raise
-        except Exception:  # out of reach, which the http client has its own errors for: what was downloaded before will do
-            return _folder(Path(snapshot_download(repo, local_files_only=True, allow_patterns=[]))).names()
-
-    def names() -> list[str]:
-        found: list[str] = _asked(repo, "", listed)
-        return found
-
-    def fetch(name: str) -> Path:
-        return Path(_asked(repo, name, lambda: hf_hub_download(repo, name)))
-
-    return Place(repo, names, fetch)
-
-
-def _asked(repo: str, name: str, ask: Callable[[], Any]) -> Any:
-    """The hub's answer; its refusals are explained in terms of what can be done."""
-    from huggingface_hub.errors import GatedRepoError, RemoteEntryNotFoundError, RepositoryNotFoundError
-
-    try:
-        return ask()
-    except Exception as error:  # OSError, ValueError and the http client's own errors
-        if isinstance(error, GatedRepoError):
-            why = f"is gated: agree to its terms at https://huggingface.co/{repo} and log in (`hf auth login`)"
-        elif isinstance(error, RepositoryNotFoundError):
-            why = "does not exist, or is private (`hf auth login`)"
-        elif isinstance(error, RemoteEntryNotFoundError):
-            why = f"has no file {name}"
-        else:
-            why = f"could not be reached, and {name or 'it'} was not downloaded before ({first_line(error)})"
-        download = " ".join(["hf download", *filter(None, (repo, name)), "--local-dir FOLDER"])
-        raise FileNotFoundError(
-            f"{repo} is no path here, and as a repository of the Hugging Face hub it {why}. To do without the hub: run "
-            f"`{download}` where there is a connection, and give that path here"
-        ) from error

@@ -16,7 +16,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from varrl_lightning.weight_files import INDEX, SHOWN, find_weights, first_line, read_index, some
+from varrl_lightning.hub import first_line
+from varrl_lightning.weight_files import INDEX, SHOWN, find_weights, read_index, some
 
 
 def read_tensors(path: str | Path, filename: str | None = None, nested: Sequence[str] = ()) -> dict[str, Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
@@ -31,18 +32,26 @@ def is_computed(name: str) -> bool:
     return name.rpartition(".")[-1] in COMPUTED
 
 
-def layout(state: Mapping[str, Tensor]) -> dict[str, Any]:
-    """What has to be kept of a public state dict so that `weights` makes it again: shapes, and the computed tensors."""
+def layout(state: Mapping[str, Tensor], factors: Mapping[str, float] | None = None) -> dict[str, Any]:
+    """What has to be kept of a public state dict so that `weights` makes it again.
+
+    Args:
+        factors: by patterns of names; the first that fits a name multiplies its tensor.
+    """
     return {
         "shapes": {name: tuple(tensor.shape) for name, tensor in state.items() if not is_computed(name)},
         "computed": {name: tensor.clone() for name, tensor in state.items() if is_computed(name)},
+        "factors": dict(factors or {}),
     }
 
 
 def weights(layout: Mapping[str, Any], seed: int) -> dict[str, Tensor]:
     """The tensors of a published file."""
-    seeded_ones = {name: tamed(name, seeded(name, shape, seed)) for name, shape in layout["shapes"].items()}
-    return seeded_ones | {name: tensor.clone() for name, tensor in layout["computed"].items()}
+    tensors = {name: tensor.clone() for name, tensor in layout["computed"].items()}
+    for name, shape in layout["shapes"].items():
+        factor = next((x for pattern, x in layout.get("factors", {}).items() if fnmatchcase(name, pattern)), 1.0)
+        tensors[name] = factor * tamed(name, seeded(name, shape, seed))
+    return tensors
 
 
 def picture(rows: int, side: int) -> Tensor:

@@ -179,6 +179,10 @@ def test_a_class_is_named_or_numbered(files: tuple[Path, Path]) -> None:
     cond = policy.encode_prompts([Prompt("Goldfish "), Prompt("anything", label=1)])
     assert cond.tensors["label"].tolist() == [1, 1]
     assert cond.unconditional["label"].tolist() == [10, 10]
+    policy.class_names[3:5] = ["Cardigan", "cardigan"]
+    assert policy.encode_prompts([Prompt("cardigan"), Prompt("Cardigan")]).tensors["label"].tolist() == [4, 3]
+    with pytest.raises(ValueError, match=r"got 'CARDIGAN'. That is the name of 3 \('Cardigan'\) and 4 \('cardigan'\)"):
+        policy.encode_prompts([Prompt("CARDIGAN")])
     names = IMAGENET.read_text().splitlines()
     assert len(names) == len(set(names)) == 1000
     assert (names[0], names[207], names[999]) == ("tench", "golden retriever", "toilet tissue")

@@ -21,7 +21,7 @@ from varrl_lightning.tokenizers.vqvae import VQVAE
 from varrl_lightning.types import Prompt, Sampling
 from varrl_lightning.weights import load_strictly, read_tensors
 
-IMAGENET = Path(__file__).parent.parent / "assets" / "imagenet_classes.txt"
+IMAGENET = Path(__file__).parent.parent / "assets" / "imagenet" / "classes.txt"
 """One name a line, in the order of the class ids 0-999."""
 COMPUTED = ("lvl_1L", "attn_bias_for_masking", "blocks.*.attn.zero_k_bias")
 """Stored by the public code, which computes them from its sizes."""
@@ -265,14 +265,19 @@ class ImageNetVARPolicy(VARPolicy):
             if 0 <= prompt.label < self.num_classes:
                 return prompt.label
             raise ValueError(f"prompt {prompt.id!r}: label must be in [0, {self.num_classes}), got {prompt.label}")
-        text = prompt.text.strip().lower()
-        names = [name.lower() for name in self.class_names[: self.num_classes]]
+        text, names = prompt.text.strip(), self.class_names[: self.num_classes]
         if text in names:
             return names.index(text)
-        close = difflib.get_close_matches(text, names, n=3)
+        alike = [label for label, name in enumerate(names) if name.lower() == text.lower()]
+        if len(alike) == 1:
+            return alike[0]
+        close = difflib.get_close_matches(text.lower(), [name.lower() for name in names], n=3)
+        hint = f". Did you mean {' or '.join(map(repr, close))}?" if close else ""
+        if alike:
+            hint = ". That is the name of " + " and ".join(f"{label} ({names[label]!r})" for label in alike)
         raise ValueError(
             f"prompt {prompt.id!r}: VAR draws classes; give a `label` in [0, {self.num_classes}), or a class name as the text, got "
-            f"{prompt.text!r}" + (f". Did you mean {' or '.join(map(repr, close))}?" if close else "")
+            f"{prompt.text!r}{hint}"
         )
 
     def start_cache(self, inputs: dict[str, Int[Tensor, " R"]], schedule: Schedule) -> Cache:  # noqa: ARG002

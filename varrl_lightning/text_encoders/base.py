@@ -1,0 +1,99 @@
+"""What a text encoder is: texts in, named tensors out, and nothing in it ever trains."""
+
+from __future__ import annotations
+
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from varrl_lightning.hub import download_matching, first_line, hub_id
+from varrl_lightning.layout import dtype_named
+from varrl_lightning.weight_files import some
+
+
+class TextEncoder(nn.Module, ABC):
+    """A frozen reader of texts; a subclass says `encode`."""
+
+    @abstractmethod
+    def encode(self, texts: list[str]) -> dict[str, Tensor]:
+        """Named tensors, rows along dimension 0; runs without gradients and outside autocast."""
+
+    @property
+    @abstractmethod
+    def device(self) -> torch.device:
+        """Where the results are."""
+
+    @torch.no_grad()
+    def forward(self, texts: Sequence[str]) -> dict[str, Tensor]:
+        """Encode texts; what is encoded does not depend on a Trainer's precision.
+
+        Raises:
+            TypeError: for a single string, whose letters would be read as texts.
+            ValueError: for no texts.
+        """
+        if isinstance(texts, str):
+            raise TypeError(f"a text encoder takes a list of texts, got the string {texts!r}")
+        if not texts:
+            raise ValueError("a text encoder takes at least one text, got none")
+        with torch.autocast(self.device.type, enabled=False):
+            return self.encode(list(texts))
+
+    def train(self, mode: bool = True) -> TextEncoder:  # noqa: ARG002
+        """Stay in evaluation mode."""
+        return super().train(False)
+
+
+def read_pretrained(path: str | Path, architecture: str, dtype: str) -> tuple[nn.Module, Any]:
+    """A frozen model of the transformers library and its tokenizer.
+
+    Args:
+        path: a folder as transformers writes it, or a hub id `owner/name`.
+        architecture: the model's class in transformers.
+        dtype: of its weights, `float32`, `bfloat16` or `float16`.
+
+    Raises:
+        FileNotFoundError: when there is no such folder, and no such repository within reach.
+        ValueError: when it holds something else, or not all weights; transformers would fill in random ones.
+    """
+    weights = dtype_named(dtype)
+    local = Path(path).expanduser()
+    there = local.is_dir()
+    folder = local if there else download_matching(hub_id(str(path))[0], ("*.json", "*.txt", "*.model"))
+    try:
+        tokenizer = _tokenizer(folder)
+        model, missing = _model(str(folder) if there else str(path), architecture, weights)
+    except Exception as error:  # OSError, ValueError, ImportError, and what a damaged file raises
+        raise ValueError(
+            f"{path} holds no {architecture} that transformers can read ({first_line(error)}); expected a folder with config.json, "
+            "the weights and the tokenizer's files, as `hf download owner/name --local-dir FOLDER` or `save_pretrained` write it"
+        ) from error
+    if missing:
+        raise ValueError(f"{path} is no whole {architecture}: it has no {some(missing)}")
+    return model.requires_grad_(False).eval(), tokenizer
+
+
+def _tokenizer(folder: Path) -> Any:
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    # What the model was trained with, read as it is: AutoTokenizer builds it anew from its vocabulary, without some normalisers.
+    verbatim = (folder / "tokenizer.json").is_file()
+    return (PreTrainedTokenizerFast if verbatim else AutoTokenizer).from_pretrained(str(folder))
+
+
+def _model(source: str, architecture: str, dtype: torch.dtype) -> tuple[nn.Module, list[str]]:
+    """The model, and the names of the weights that its files do not have."""
+    import transformers
+    from transformers.utils import logging as messages
+
+    verbosity = messages.get_verbosity()
+    messages.set_verbosity(logging.ERROR)  # its table of the weights of other parts (decoder, image encoder) fills screens
+    try:
+        model, report = getattr(transformers, architecture).from_pretrained(source, dtype=dtype, output_loading_info=True)
+    finally:
+        messages.set_verbosity(verbosity)
+    return model, sorted(report["missing_keys"])

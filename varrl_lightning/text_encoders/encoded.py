@@ -1,0 +1,102 @@
+"""Texts that were encoded beforehand: a text encoder that needs no model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from varrl_lightning.class_path import did_you_mean
+from varrl_lightning.hub import first_line
+from varrl_lightning.layout import dtype_named
+from varrl_lightning.text_encoders.base import TextEncoder
+
+PADDED = ("text", "mask")
+"""One row a token; texts of a batch are padded with zeros to the longest. Other tensors belong to the text as a whole."""
+
+
+class EncodedTexts(TextEncoder):
+    """Looks up what an encoder made of texts, in place of that encoder.
+
+    Args:
+        source: a file that `save` wrote, or for each text what an encoder makes of it, without the dimension of rows.
+
+    Raises:
+        FileNotFoundError: when there is no such file.
+        ValueError: when `save` did not write it, or the texts differ in the names of their tensors.
+    """
+
+    place: Tensor
+
+    def __init__(self, source: str | Path | Mapping[str, Mapping[str, Tensor]]) -> None:
+        super().__init__()
+        self.label = "the given mapping" if isinstance(source, Mapping) else str(source)
+        encoded = dict(source) if isinstance(source, Mapping) else _read(Path(source).expanduser())
+        names = {tuple(sorted(tensors)) for tensors in encoded.values()}
+        if len(names) != 1:
+            raise ValueError(f"{self.label} must hold the same tensors for each of its texts, at least one; got {sorted(names)}")
+        self.encoded = encoded
+        self.register_buffer("place", torch.empty(0), persistent=False)
+
+    @staticmethod
+    def save(encoder: nn.Module, texts: Sequence[str], path: str | Path, dtype: str = "float32") -> None:
+        """Encode each text once and write a file for `EncodedTexts`.
+
+        Args:
+            encoder: a text encoder.
+            texts: all prompts, negative prompts, and the empty text where guidance needs it; repeated ones are written once.
+            dtype: of the features in the file; they are read as fp32.
+        """
+        kept = dtype_named(dtype)
+        texts = list(dict.fromkeys(texts))
+        tensors: dict[str, Tensor] = {}
+        for index, text in enumerate(texts):
+            for name, x in encoder([text]).items():
+                tensors[f"{index}.{name}"] = x[0].to("cpu", kept if x.is_floating_point() else x.dtype).contiguous()
+        save_file(tensors, path, metadata={"texts": json.dumps(texts)})
+
+    @property
+    def device(self) -> torch.device:
+        """Where results go; what is looked up stays on the CPU."""
+        return self.place.device
+
+    def encode(self, texts: list[str]) -> dict[str, Tensor]:
+        """The tensors of each text, padded with zeros to the longest of the batch.
+
+        Raises:
+            ValueError: for a text that was not encoded; names it.
+        """
+        rows = [self._look_up(text) for text in texts]
+        return {name: self._batch([row[name] for row in rows], padded=name in PADDED) for name in rows[0]}
+
+    def _look_up(self, text: str) -> Mapping[str, Tensor]:
+        if text not in self.encoded:
+            raise ValueError(
+                f"the text {text!r} is not among the {len(self.encoded)} of {self.label}.{did_you_mean(text, self.encoded)} "
+                "Write a file with it by EncodedTexts.save(encoder, texts, path), or give the text encoder itself"
+            )
+        return self.encoded[text]
+
+    def _batch(self, rows: list[Tensor], padded: bool) -> Tensor:
+        batch = nn.utils.rnn.pad_sequence(rows, batch_first=True) if padded else torch.stack(rows)
+        return batch.to(self.device, torch.float32 if batch.is_floating_point() else batch.dtype)
+
+
+def _read(path: Path) -> dict[str, dict[str, Tensor]]:
+    if not path.is_file():
+        raise FileNotFoundError(f"no such file of encoded texts: {path}; write one by EncodedTexts.save(encoder, texts, path)")
+    try:
+        with safe_open(path, framework="pt") as file:
+            texts = json.loads((file.metadata() or {})["texts"])
+            encoded: dict[str, dict[str, Tensor]] = {text: {} for text in texts}
+            for key in file.keys():  # noqa: SIM118 (the file is no mapping)
+                index, _, name = key.partition(".")
+                encoded[texts[int(index)]][name] = file.get_tensor(key)
+    except (SafetensorError, KeyError, ValueError, IndexError) as error:
+        raise ValueError(f"{path} was not written by EncodedTexts.save ({first_line(error)})") from error
+    return encoded

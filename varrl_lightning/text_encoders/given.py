@@ -1,0 +1,26 @@
+"""A text encoder in any of the forms in which users give one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from torch import nn
+
+from varrl_lightning.text_encoders.encoded import EncodedTexts
+
+Given = list[str] | nn.Module | str | Path | None
+"""An encoder; a folder or hub id, or several where a family reads with several; a .safetensors file of encoded texts; or none."""
+
+
+def text_encoder_of(given: Given, load: Callable[..., nn.Module]) -> nn.Module | None:
+    """The encoder that is meant.
+
+    Args:
+        load: builds the family's own encoder of folders or hub ids.
+    """
+    if given is None or isinstance(given, nn.Module):
+        return given
+    if isinstance(given, (str, Path)):
+        return EncodedTexts(given) if str(given).endswith(".safetensors") else load(given)
+    return load(*given)
