@@ -206,3 +206,73 @@ def test_a_tokenizer_of_other_sizes_is_refused(files: tuple[Path, Path]) -> None
     torch.save(tensors, files[1])
     with pytest.raises(ValueError, match="trained on 64 codes of 8 channels, but the tokenizer has 60 of 8"):
         ImageNetVARPolicy.from_pretrained(*files)
+
+
+@pytest.mark.parametrize("fork_at", [0, 2, 4])
+@pytest.mark.parametrize("cfg", [None, 3.0])
+def test_drawn_and_taught_log_probs_agree_after_a_fork(
+    case: tuple[dict[str, Any], ImageNetVARPolicy], fork_at: int, cfg: float | None
+) -> None:
+    _, policy = case
+    sampling = Sampling(cfg=cfg, top_k=40, temperature=0.9)
+    cond, scales = policy.encode_prompts(PROMPTS), len(policy.schedule())
+    state = policy.sample(policy.begin(cond, sampling, torch.tensor([5, 6])), fork_at).fork(3)
+    state = policy.sample(state, scales)
+    with torch.no_grad():
+        scored = policy(state.tokens, cond.repeat(3), 0, scales, score=Score("sampler", sampling))
+    for drawn, taught in zip(state.log_probs, scored.log_prob, strict=True):
+        torch.testing.assert_close(drawn, taught, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(policy.decode(state.tokens, policy.schedule()), policy.decode_latent(state.latent), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("form", ["weights", "autocast"])
+def test_bf16(files: tuple[Path, Path], form: str) -> None:
+    """Drawn and taught log-probabilities differ by rounding, and both from fp32 by bf16's three digits."""
+    exact = ImageNetVARPolicy.from_pretrained(*files)
+    policy = ImageNetVARPolicy.from_pretrained(*files, dtype="bfloat16" if form == "weights" else "float32")
+    cond, scales = policy.encode_prompts(PROMPTS), len(policy.schedule())
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=form == "autocast"):
+        state = policy.sample(policy.begin(cond, Sampling(), torch.tensor([5, 6])), scales)
+        taught = torch.cat(policy(state.tokens, cond, 0, scales).log_prob, dim=1)
+        assert state.latent.dtype == torch.float32
+    assert (torch.cat(state.log_probs, dim=1) - taught).abs().max() < 0.02
+    with torch.no_grad():
+        wanted = torch.cat(exact(state.tokens, cond, 0, scales).log_prob, dim=1)
+    assert 1e-5 < (taught - wanted).abs().max() < 0.15
+
+
+def test_checkpointing_changes_no_gradient(files: tuple[Path, Path]) -> None:
+    gradients = []
+    for checkpointing in (False, True):
+        policy = ImageNetVARPolicy.from_pretrained(*files, gradient_checkpointing=checkpointing)
+        cond = policy.encode_prompts(PROMPTS)
+        tokens = policy.sample(policy.begin(cond, Sampling(), torch.tensor([1, 2])), 5).tokens
+        torch.cat(policy(tokens, cond, 1, 4).log_prob, dim=1).mean().backward()
+        gradients.append({name: p.grad for name, p in policy.transformer.named_parameters() if p.grad is not None})
+    assert gradients[0].keys() == gradients[1].keys()
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradient, gradients[1][name], atol=1e-7, rtol=1e-5, msg=name)
+
+
+@pytest.mark.parametrize("of", ["transformer", "tokenizer"])
+@pytest.mark.parametrize("change", ["missing", "extra", "renamed", "misshaped"])
+def test_a_file_that_does_not_fit_is_refused(files: tuple[Path, Path], of: str, change: str) -> None:
+    path = files[0] if of == "transformer" else files[1]
+    name = "blocks.1.attn.proj.weight" if of == "transformer" else "decoder.mid.block_1.conv1.weight"
+    tensors = torch.load(path, weights_only=True)
+    tensor = tensors.pop(name)
+    if change == "extra":
+        tensors |= {name: tensor, "one.more": torch.zeros(2)}
+    elif change == "renamed":
+        tensors["moved." + name] = tensor
+    elif change == "misshaped":
+        tensors[name] = tensor[:-1].clone()
+    torch.save(tensors, path)
+    expected = {
+        "missing": rf"missing {name} ",
+        "extra": r"unexpected one.more \[2\]",
+        "renamed": rf"(?s)missing {name} .*unexpected moved.{name}",
+        "misshaped": rf"misshaped {name}: \[\d+, .* in the file, \[\d+, .* in the model",
+    }
+    with pytest.raises(ValueError, match=expected[change]):
+        ImageNetVARPolicy.from_pretrained(*files)
