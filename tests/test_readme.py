@@ -58,8 +58,7 @@ def test_every_command_is_in_the_readme() -> None:
 
 def test_every_link_to_a_file_leads_somewhere() -> None:
     links = [link for link in re.findall(r"\]\(([^)]+)\)", README) if not link.startswith(("http", "#"))]
-    # The picture is written by the quick-start.
-    assert [link for link in links if not (ROOT / link).exists() and not link.endswith(".png")] == []
+    assert [link for link in links if not (ROOT / link).exists()] == []
     headings = {re.sub(r"[^\w -]", "", h).lower().replace(" ", "-") for h in re.findall(r"^#+ (.*)$", README, flags=re.MULTILINE)}
     assert [link for link in re.findall(r"\]\(#([^)]+)\)", README) if link not in headings] == []
 
