@@ -5,8 +5,8 @@
 
 A stage is drawn and decoded as in training (sampling with guidance, K = 2 continuations of a prefix), then its loss is carried back
 through the policy, a micro-batch after the other, with gradient checkpointing. The optimizer, the reference and the reward are left
-out: AdamW adds 12 bytes a trained parameter. Text features are random, 64 tokens of the encoder's width. Prints one row of a Markdown
-table for each stage.
+out: AdamW adds 12 bytes a trained parameter. Text features are random, 64 tokens of the encoder's width. Prints one row of a table
+in Markdown for each stage.
 """
 
 from __future__ import annotations
