@@ -148,6 +148,12 @@ def test_a_resumed_run_keeps_the_numbers_of_its_own_start(run: Finished, tmp_pat
     assert summary["reward_after"] != run.summary["reward_after"]
 
 
+def test_the_figures_show_the_last_steps_too(tmp_path: Path) -> None:
+    fit = trainer(tmp_path, [Summary(), SafeStop()], max_steps=1, enable_checkpointing=False, logger=run_loggers(tmp_path))
+    fit.fit(small_module(), datamodule=datamodule(tmp_path / "data"))
+    assert (tmp_path / "figures" / "reward.png").is_file()
+
+
 def test_a_new_run_does_not_mix_with_what_another_has_left(tmp_path: Path) -> None:
     for steps in (4, 2):
         fit = trainer(tmp_path, [SampleGrids(), Summary(), SafeStop()], max_steps=steps, enable_checkpointing=False)

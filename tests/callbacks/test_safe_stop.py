@@ -111,6 +111,28 @@ def test_ctrl_c_finishes_the_step_and_the_run_goes_on_exactly(tmp_path, undistur
     assert torch.equal(resumed(run), undisturbed(1))
 
 
+def test_the_same_trainer_goes_on_after_a_stop(tmp_path, undisturbed) -> None:
+    run = Run(tmp_path, in_step(3, press()))
+    fit = trainer(tmp_path, [SafeStop(), Checkpoints()], STEPS)
+    data = datamodule(tmp_path / "data")
+    with pytest.raises(SystemExit):
+        fit.fit(run.module, datamodule=data)
+    fit.fit(run.module, datamodule=data, ckpt_path=run.last)
+    assert torch.equal(weights(run.module), undisturbed(1))
+
+
+def test_a_failure_outside_of_a_fit_saves_nothing(tmp_path) -> None:
+    run = Run(tmp_path)
+    fit = trainer(tmp_path, [SafeStop(), Checkpoints()], 1)
+    data = datamodule(tmp_path / "data")
+    fit.fit(run.module, datamodule=data)
+    former = Path(run.last).stat().st_mtime_ns
+    run.note = lambda _: fail()  # type: ignore[method-assign]
+    with pytest.raises(RewardError):
+        fit.validate(run.module, datamodule=data)
+    assert Path(run.last).stat().st_mtime_ns == former
+
+
 def test_a_failure_before_the_first_step_leaves_nothing(tmp_path) -> None:
     module = small_module(reward=Watched(fail))
     fit = trainer(tmp_path / "run", [SafeStop(), Summary(), Checkpoints()])

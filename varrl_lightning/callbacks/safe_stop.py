@@ -42,6 +42,7 @@ class SafeStop(Callback):
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:  # noqa: ARG002
         """Remember who listens to Ctrl-C and SIGTERM, before Lightning does; only a program's main thread can listen."""
+        self._wanted, self._at_once, self._in_step = None, False, False  # a Trainer may be used again after a stop
         if stage == "fit" and threading.current_thread() is threading.main_thread():
             self._former = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
