@@ -64,11 +64,17 @@ def test_only_the_adapter_trains_and_is_saved(tmp_path: Path) -> None:
 
 def test_an_adapter_on_another_base_is_refused(tmp_path: Path) -> None:
     path = saved(fit(adapted(), 1), tmp_path / "a.ckpt")
-    other = adapted()
+    policy = tiny_policy()
     with torch.no_grad():
-        other.policy.transformer.blocks[0].qkv.base_layer.weight.mul_(1.001)
+        policy.transformer.blocks[0].qkv.weight.mul_(1.001)
+    other = tiny_module(add_lora(policy, rank=4), kl_coef=0.01)
     with pytest.raises(ValueError, match="the base's weights differ from those that the run began with"):
         fit(other, 2, path)
+
+
+def test_half_precision_everywhere_is_not_for_an_adapter(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match=r"precision 'bf16-true' rounds the adapter's weights away"):
+        tiny_trainer(max_steps=1, precision="bf16-true").fit(adapted(), tiny_loader())
 
 
 def test_an_adapter_of_other_settings_is_refused(tmp_path: Path) -> None:

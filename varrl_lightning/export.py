@@ -43,7 +43,9 @@ def export_policy(policy: VARPolicy, path: str | Path, dtype: torch.dtype | None
         raise ValueError(f"the output must end in {' or '.join(SUFFIXES)}, got {path}")
     if path.exists():
         raise ValueError(f"{path} exists; give another name, or remove it first")
-    tensors = {name: _portable(x, dtype) for name, x in policy.published(merged_tensors(policy)).items()}
+    trained = {name: _portable(x, dtype) for name, x in merged_tensors(policy).items()}
+    # What a family adds is no trained weight, and may need all its digits.
+    tensors = {name: _portable(x, None) for name, x in policy.published(trained).items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.part")
     if path.suffix == ".safetensors":

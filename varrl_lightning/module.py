@@ -28,6 +28,7 @@ from varrl_lightning.lora import AdapterOff, adapter_settings, base_tensors, has
 from varrl_lightning.objective import Objective, detached, flat
 from varrl_lightning.policies.base import Anchor, VARPolicy
 from varrl_lightning.registry import MASK_SOURCES, build
+from varrl_lightning.rewards.background import BackgroundScoring
 from varrl_lightning.rewards.weighted import WeightedRewards
 from varrl_lightning.rollout import prompt_keys, sample_tree
 from varrl_lightning.types import LogProbs, Prompt, Rollout, Sampling, Score, Scores, Stage, as_prompts
@@ -92,7 +93,8 @@ class VARGRPO(L.LightningModule):
         lr_scheduler: from an optimizer to a schedule, stepped once per rollout.
         max_grad_norm: gradients are clipped to this norm; None for no clipping.
         micro_batch_size: branches in one backward pass; None for all.
-        images_at_once: images drawn at one time, in whole prompts and at least one; None for all (64 in evaluation).
+        images_at_once: images drawn and decoded at one time, at least the K of one branch; None for all (64 in evaluation). Rewards
+            score one part while the next is drawn.
         max_bad_steps: this many non-finite steps in a row stop the run.
         seed: of all noise.
         eval_seed: of validation, test and before/after pictures.
@@ -201,11 +203,11 @@ class VARGRPO(L.LightningModule):
         self.bad_steps_in_a_row = 0
         # A tuple keeps the frozen reference out of the module tree: no state dict, no strategy, no optimizer.
         self._reference = (reference or _frozen(policy),) if kl_coef > 0 else (None,)
-        self._digest: str | None = None
         self._loss_is_finite = True
         self._grad_norm = float("nan")
         self._logged_names: set[str] = set()
         self._batch_scores: dict[str, list[Evaluation]] = {}
+        self._frozen_digest = self._digest_of_frozen()
 
     def _cycle(
         self,
@@ -261,19 +263,20 @@ class VARGRPO(L.LightningModule):
         """One stage: a rollout and `updates_per_rollout` optimizer steps on it."""
         prompts = as_prompts(batch)
         seconds: dict[str, float] = {}
-        with _timed(seconds, "rollout"):
-            keys = prompt_keys(self.seed, self.rollouts_done, prompts, self.policy.device)
-            rollout = sample_tree(self.policy, prompts, self.stage, self.sampling, keys, self.images_at_once)
-        with _timed(seconds, "reward"):
-            scores = self.rewards.score_all(rollout.images, rollout.image_prompts)
-            self._stop_if_nothing_was_scored(scores)
-            pixel_mask = self.mask_source(rollout, self.rewards.total(scores), self.policy)
+        with BackgroundScoring(self.rewards) as scoring:
+            with _timed(seconds, "rollout"):
+                keys = prompt_keys(self.seed, self.rollouts_done, prompts, self.policy.device)
+                rollout = sample_tree(self.policy, prompts, self.stage, self.sampling, keys, self.images_at_once, scoring.add)
+            with _timed(seconds, "reward"):
+                scores = scoring.result()
+        self._stop_if_nothing_was_scored(scores)
+        pixel_mask = self.mask_source(rollout, self.rewards.total(scores), self.policy)
         weights = {name: term.weight for name, term in self.rewards.terms.items()}
         credit = assign_credit(rollout, scores, weights, pixel_mask, self.credit_options, self._sum_over_ranks)
         with _timed(seconds, "update"):
             tokens = self._update(rollout, credit)
         metrics = reward_metrics(rollout, scores, credit, self.eta) | credit_metrics(rollout, credit, self.alpha) | tokens
-        self._log_step(rollout, metrics, seconds)
+        self._log_step(rollout, metrics | {"reward_seconds": scoring.seconds}, seconds)
         self.rollouts_done += 1
         self._stop_if_steps_keep_failing()  # last, so that the state that is saved is that of a whole step
 
@@ -438,12 +441,17 @@ class VARGRPO(L.LightningModule):
         """Bring the reference to the policy's device: outside the module tree, nobody else does.
 
         Raises:
-            RuntimeError: under more than one process, which this version does not train with.
+            RuntimeError: under more than one process, which this version does not train with, or with an adapter in half precision.
         """
         if self.trainer.world_size > 1:
             raise RuntimeError(
                 f"VARGRPO trains on one process in this version, got {self.trainer.world_size}; set --trainer.devices 1 "
                 "(and --trainer.num_nodes 1)"
+            )
+        if any(is_adapter(name) and p.dtype != torch.float32 for name, p in self.policy.named_parameters()):
+            raise RuntimeError(
+                f"precision {self.trainer.precision!r} rounds the adapter's weights away, which train in float32; use bf16-mixed, "
+                "and dtype: bfloat16 of the policy's from_pretrained to halve its base"
             )
         if isinstance(self.reference, VARPolicy):
             self.reference.to(self.device)
@@ -464,7 +472,7 @@ class VARGRPO(L.LightningModule):
             "bad_steps_in_a_row": self.bad_steps_in_a_row,
             "seed": self.seed,
             "adapter": adapter_settings(self.policy),
-            "reference": self._frozen_digest(),
+            "reference": self._frozen_digest,
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -484,7 +492,7 @@ class VARGRPO(L.LightningModule):
                 f"{_described(adapter, 'none', 'one')}; use the config.yaml of the run that wrote it"
             )
         fitting = self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING
-        mine = self._frozen_digest() if adapter or fitting else None
+        mine = self._frozen_digest if adapter or fitting else None
         if None not in (saved["reference"], mine) and saved["reference"] != mine:
             raise ValueError(
                 f"the {'base' if adapter else 'reference'}'s weights differ from those that the run began with ({mine} against "
@@ -497,13 +505,11 @@ class VARGRPO(L.LightningModule):
         for name in ("rollouts_done", "updates_done", "bad_steps", "bad_steps_in_a_row"):
             setattr(self, name, saved[name])
 
-    def _frozen_digest(self) -> str | None:
-        """A hash of the frozen weights: the adapter's base, else the reference."""
-        if self._digest is None and has_adapter(self.policy):
-            self._digest = weights_digest(base_tensors(self.policy))
-        elif self._digest is None and isinstance(self.reference, VARPolicy):
-            self._digest = weights_digest(self.reference.transformer.state_dict())
-        return self._digest
+    def _digest_of_frozen(self) -> str | None:
+        """A hash of the frozen weights as they were given, before a Trainer's precision: the adapter's base, else the reference."""
+        if has_adapter(self.policy):
+            return weights_digest(base_tensors(self.policy))
+        return weights_digest(self.reference.transformer.state_dict()) if isinstance(self.reference, VARPolicy) else None
 
     @property
     def _world_size(self) -> int:

@@ -16,7 +16,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import FrozenInstanceError, dataclass, field, fields, replace
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -24,22 +24,32 @@ from torch import Tensor
 
 from varrl_lightning.schedule import Schedule
 
-_QUOTED = re.compile(r"\"([^\"]+)\"|“([^”]+)”|(?<!\w)['‘](.+?)['’](?!\w)")
+T = TypeVar("T")
+_QUOTED = re.compile(
+    r"(?<!\d)\"([^\"]*)\""  # after a digit it means inches
+    r"|“([^”]+)”"
+    # The closing one follows a character and ends a word; a decade ('90s) opens nothing.
+    r"|(?<!\w)(?:'(?!\s|['’]|\d0s\b)|‘(?!\s))(.*?\S)['’](?!\w)"
+)
 _EDGE_COMMAS = " ,，"
 
 
 def quoted_words(text: str) -> tuple[str, ...]:
     """The strings that a prompt asks to be written, in order.
 
-    Double or curly quotes; single quotes only at word boundaries, so that `don't` stays whole; commas at the edges are stripped;
-    a string repeated inside an earlier one counts once.
+    Double or curly quotes; single quotes only at word boundaries, so that `don't` stays whole; commas at the edges are stripped,
+    since American usage puts the sentence's own inside; a string repeated inside an earlier one, as whole words, counts once.
     """
     found: list[str] = []
     for match in _QUOTED.finditer(text):
         words = next(g for g in match.groups() if g is not None).strip(_EDGE_COMMAS)
-        if words and not any(words in earlier for earlier in found):
+        if words and not any(_within(words, earlier) for earlier in found):
             found.append(words)
     return tuple(found)
+
+
+def _within(words: str, earlier: str) -> bool:
+    return re.search(rf"(?<!\w){re.escape(words)}(?!\w)", earlier) is not None
 
 
 class Immutable:
@@ -49,9 +59,13 @@ class Immutable:
     """
 
     def __setattr__(self, name: str, value: object) -> None:
-        if name in self.__dict__ and self.__dict__[name] != value:
+        new = name not in self.__dict__
+        if (new and name not in self.__dataclass_fields__) or (not new and self.__dict__[name] != value):  # type: ignore[attr-defined]
             raise FrozenInstanceError(f"cannot change {name} of a {type(self).__name__}; use dataclasses.replace")
         object.__setattr__(self, name, value)
+
+    def __delattr__(self, name: str) -> None:
+        raise FrozenInstanceError(f"cannot delete {name} of a {type(self).__name__}")
 
 
 @dataclass(unsafe_hash=True)
@@ -196,6 +210,9 @@ class Sampling:
     temperature: float | tuple[float, ...] = 1.0
 
     def __post_init__(self) -> None:
+        for name in ("cfg", "temperature"):
+            if isinstance(getattr(self, name), list):
+                object.__setattr__(self, name, tuple(getattr(self, name)))
         if self.cfg is not None and not all(map(math.isfinite, _numbers(self.cfg))):
             raise ValueError(f"cfg must be finite, or null for no guidance, got {self.cfg}")
         if self.top_k < 0:
@@ -314,6 +331,22 @@ class Scores:
         return finite if self.valid is None else finite & self.valid
 
 
+    @staticmethod
+    def join(parts: Sequence[Scores]) -> Scores:
+        """Scores of several batches of images as those of one; a component that a batch lacks is NaN there."""
+        names = dict.fromkeys(name for part in parts for name in part.components)
+        absent = [torch.full_like(part.values, torch.nan) for part in parts]
+        return Scores(
+            values=torch.cat([part.values for part in parts]),
+            components={
+                name: torch.cat([part.components.get(name, nan) for part, nan in zip(parts, absent, strict=True)]) for name in names
+            },
+            regions=_joined([part.regions for part in parts]),
+            valid=torch.cat([part.usable for part in parts]),
+            texts=_joined([part.texts for part in parts]),
+        )
+
+
 @dataclass(frozen=True)
 class LogProbs:
     """Per-token quantities of scales `[start, stop)`, lists over scales of (rows, n_t), in nats.
@@ -331,6 +364,13 @@ class LogProbs:
     kl: list[Float[Tensor, "R _n"]] | None = None
     reference_log_prob: list[Float[Tensor, "R _n"]] | None = None
     bit_log_prob: list[Float[Tensor, "R _n D"]] | None = None
+
+
+def _joined(parts: Sequence[Sequence[T] | None]) -> list[T] | None:
+    """All rows; none where a part has none: what is known of some images only is known of none."""
+    if any(part is None for part in parts):
+        return None
+    return [row for part in parts if part is not None for row in part]
 
 
 def check_choices(options: Any) -> None:

@@ -268,7 +268,12 @@ def test_only_the_trained_size_is_drawn(case: tuple[dict[str, Any], TokenFlowPol
         policy.encode_prompts([Prompt(TEXTS[0], size=(4, 4))])
 
 
-def test_published_names_are_kept(case: tuple[dict[str, Any], TokenFlowPolicy]) -> None:
+def test_published_names_are_kept(case: tuple[dict[str, Any], TokenFlowPolicy], tmp_path: Path) -> None:
+    """With the ids of the visual tokens, so that what is exported tells as much as what was loaded."""
     data, policy = case
-    state = policy.transformer.state_dict()
-    assert {name: tuple(x.shape) for name, x in policy.published(state).items()} == data["layouts"]["transformer"]["shapes"]
+    exported = policy.published(policy.transformer.state_dict())
+    shapes = {name: tuple(x.shape) for name, x in exported.items()}
+    assert shapes == data["layouts"]["transformer"]["shapes"] | {"image_token_start": (), "image_token_end": ()}
+    torch.save(exported, tmp_path / "exported.pth")
+    again = TokenFlowPolicy.from_pretrained(tmp_path / "exported.pth", policy.tokenizer, schedule=data["config"]["sides"])
+    assert again.transformer.visual_range == policy.transformer.visual_range

@@ -222,7 +222,15 @@ def test_drawn_and_taught_log_probs_agree_after_a_fork(
         scored = policy(state.tokens, cond.repeat(3), 0, scales, score=Score("sampler", sampling))
     for drawn, taught in zip(state.log_probs, scored.log_prob, strict=True):
         torch.testing.assert_close(drawn, taught, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(policy.decode(state.tokens, policy.schedule()), policy.decode_latent(state.latent), atol=1e-5, rtol=0)
+    decoded = policy.decode(state.tokens, policy.schedule())
+    torch.testing.assert_close(decoded, policy.decode_latent(state.latent), atol=1e-5, rtol=0)
+
+
+def test_keys_and_values_are_kept_in_bf16_under_autocast(files: tuple[Path, Path]) -> None:
+    policy = ImageNetVARPolicy.from_pretrained(*files)
+    with torch.autocast("cpu", torch.bfloat16):
+        state = policy.sample(policy.begin(policy.encode_prompts(PROMPTS), Sampling(), torch.tensor([5, 6])), 2)
+    assert {x.dtype for pair in state.cache.layers for x in pair} == {torch.bfloat16}
 
 
 @pytest.mark.parametrize("form", ["weights", "autocast"])

@@ -25,7 +25,7 @@ def panw_weights(schedule: Schedule, start: int, stop: int, alpha: float) -> Flo
         ValueError: when alpha is negative or the scales are not within the schedule.
     """
     lengths = _span(schedule, start, stop, alpha)
-    return torch.tensor([n**-alpha for n in lengths]).repeat_interleave(torch.tensor(lengths))
+    return torch.tensor([n**-alpha for n in lengths], dtype=torch.float32).repeat_interleave(torch.tensor(lengths))
 
 
 def scale_shares(schedule: Schedule, start: int, stop: int, alpha: float) -> list[float]:

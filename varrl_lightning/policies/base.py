@@ -130,28 +130,47 @@ class State:
         """2 under classifier-free guidance, else 1."""
         return 1 if self.sampling.cfg is None else 2
 
-    def fork(self, k: int) -> State:
-        """k independent continuations of each row, adjacent; they share everything drawn so far."""
+    def fork(self, k: int, first: int = 0) -> State:
+        """k independent continuations of each row, adjacent, which share everything drawn so far.
+
+        Args:
+            first: number of the first: a family may be drawn a part at a time, and each child is who it is.
+        """
+        keys = self.keys
+        if isinstance(keys, Tensor):
+            children = torch.arange(first, first + k, device=keys.device).repeat(keys.shape[0])
+            keys = fold(keys.repeat_interleave(k), children)
+        if k == 1:  # nothing is copied: the cache is the largest thing there is
+            return replace(self, keys=keys)
 
         def repeat(x: Tensor) -> Tensor:
             return x.repeat_interleave(k, dim=0)
 
-        def repeat_halves(x: Tensor) -> Tensor:
-            halves: Tensor = x.unflatten(0, (self.halves, -1))
-            return halves.repeat_interleave(k, dim=1).flatten(0, 1)
+        return self._map(repeat, self.cond.repeat(k), keys)
 
-        keys = self.keys
-        if isinstance(keys, Tensor):
-            children = torch.arange(k, device=keys.device).repeat(keys.shape[0])
-            keys = fold(repeat(keys), children)
+    def rows(self, index: slice) -> State:
+        """A contiguous range of rows."""
+        keys = self.keys[index] if isinstance(self.keys, Tensor) else self.keys
+        return self._map(lambda x: x[index], self.cond.rows(index), keys)
+
+    def finished(self) -> State:
+        """Without the cache, which only further scales would need."""
+        return replace(self, cache=Cache([]))
+
+    def _map(self, f: Callable[[Tensor], Tensor], cond: Cond, keys: Tensor | torch.Generator) -> State:
+        """The state of other rows, which `f` takes; the cache has them twice under guidance."""
+
+        def in_each_half(x: Tensor) -> Tensor:
+            return f(x) if self.halves == 1 else torch.cat([f(half) for half in x.chunk(2)])
+
         return State(
-            cond=self.cond.repeat(k),
+            cond=cond,
             sampling=self.sampling,
             keys=keys,
-            latent=repeat(self.latent),
-            cache=self.cache.map(repeat_halves),
-            tokens=[repeat(x) for x in self.tokens],
-            log_probs=[repeat(x) for x in self.log_probs],
+            latent=f(self.latent),
+            cache=self.cache.map(in_each_half),
+            tokens=[f(x) for x in self.tokens],
+            log_probs=[f(x) for x in self.log_probs],
         )
 
 
@@ -270,6 +289,7 @@ class VARPolicy(nn.Module, ABC):
         shared = {id(part): part for part in self._frozen[0].values()}
         return copy.deepcopy(self, shared).requires_grad_(False)
 
+    @torch.no_grad()
     def begin(self, cond: Cond, sampling: Sampling, keys: Int[Tensor, " R"] | torch.Generator) -> State:
         """The empty state s_0 of each row of `cond`; a generator in place of keys draws as `torch.multinomial` does."""
         if isinstance(keys, Tensor) and keys.shape != (len(cond),):

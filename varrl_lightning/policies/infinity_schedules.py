@@ -99,7 +99,7 @@ def rotary_angles(
     elif normalisation in (0, 2):
         stretch = [(last[0] / h, last[1] / w) if normalisation else (1.0, 1.0) for h, w in grids]
         maps = [
-            _waves((torch.arange(h) * y).round(), (torch.arange(w) * x).round(), head_dim)
+            _waves((torch.arange(h).float() * y).round(), (torch.arange(w).float() * x).round(), head_dim)
             for (h, w), (y, x) in zip(grids, stretch, strict=True)
         ]
     else:

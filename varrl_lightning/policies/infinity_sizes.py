@@ -63,6 +63,8 @@ class Sizes:
         flat = numbered(tensors, "blocks.")
         prefixes = [f"block_chunks.{i}.module." for i in range(numbered(tensors, "block_chunks."))]
         chunks = None if flat else tuple(numbered(tensors, prefix) for prefix in prefixes)
+        if chunks and len(set(chunks)) > 1:
+            raise ValueError(f"the chunks of {source} must have the same number of blocks each, got {chunks}; a block is missing")
         first = "blocks.0." if flat else "block_chunks.0.module.0."
         outside = ("cfg_uncond", "lvl_embed.weight", "word_embed.weight", "text_proj_for_sos.ca.mat_q")
         needed = (*outside, f"{first}ffn.fc1.weight")

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from varrl_lightning.layout import dtype_named
 from varrl_lightning.policies.base import Cache, Cond, VARPolicy
 from varrl_lightning.policies.language_model import PrefixTransformer, causal
 from varrl_lightning.policies.visual_language_model import VisualLanguageModel
@@ -97,7 +98,7 @@ class LLMPrefixPolicy(VARPolicy):
         with torch.device("meta"):
             decoder = AutoModel.from_config(config)  # type: ignore[no-untyped-call]
             transformer = VisualLanguageModel(decoder, *_sizes(vq, longest), len(longest), gradient_checkpointing)
-        load_strictly(transformer, tensors, str(path), dtype=getattr(torch, dtype))
+        load_strictly(transformer, tensors, str(path), dtype=dtype_named(dtype))
         return cls(transformer, vq, text_tokenizer(text_encoder), longest, negative, max_text_tokens)
 
     @classmethod
@@ -131,11 +132,11 @@ class LLMPrefixPolicy(VARPolicy):
 
         if isinstance(backbone, (str, Path)):
             text_encoder = backbone if text_encoder is None else text_encoder
-            backbone = AutoModelForCausalLM.from_pretrained(backbone, dtype=getattr(torch, dtype))
+            backbone = AutoModelForCausalLM.from_pretrained(backbone, dtype=dtype_named(dtype))
         vq = visual_tokenizer(tokenizer)
         longest = as_schedule(schedule, vq)
         transformer = VisualLanguageModel(backbone, *_sizes(vq, longest), len(longest), gradient_checkpointing, seed)
-        transformer.to(getattr(torch, dtype))
+        transformer.to(dtype_named(dtype))
         return cls(transformer, vq, text_tokenizer(text_encoder), longest, negative, max_text_tokens)
 
     def schedule(self, size: tuple[int, int] | None = None) -> Schedule:

@@ -64,7 +64,7 @@ def guidance_window(
 def crop_numbers(size: tuple[int, int], base: int = 512) -> list[int]:
     """Height and width of an image after its shorter side became `base`, then how far the central square lies from the top left."""
     sides = torch.tensor(size)
-    resized = (sides * (base / sides.min())).int()  # fp32, which may lose a pixel, as it did in training
+    resized = (sides.float() * (base / sides.min().float())).int()  # fp32, which may lose a pixel, as it did in training
     return torch.cat((resized, (resized - base) // 2)).clamp(min=0).tolist()
 
 
@@ -279,10 +279,13 @@ def _scales_attend(tensors: Mapping[str, Tensor], given: bool | None, source: st
 def _sides(tensors: Mapping[str, Tensor], given: Sequence[int] | None, found: Mapping[str, Any], source: str) -> tuple[int, ...]:
     """The given sides; else by the scale of each position, which the public code stores; else by the number of scales."""
     scales, places = found["scales"], found["places"]
+    stored = tuple(math.isqrt(n) for n in tensors["lvl_1L"].flatten().long().bincount().tolist()) if "lvl_1L" in tensors else None
+    if given is not None and stored not in (None, tuple(given)):
+        raise ValueError(f"sides {tuple(given)} were given, but {source} stores grids of sides {stored}")
     if given is not None:
         sides = tuple(given)
-    elif "lvl_1L" in tensors:
-        sides = tuple(math.isqrt(n) for n in tensors["lvl_1L"].flatten().long().bincount().tolist())
+    elif stored is not None:
+        sides = stored
     elif scales in PUBLISHED:
         sides = PUBLISHED[scales]
     else:

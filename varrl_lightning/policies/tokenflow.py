@@ -10,8 +10,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from varrl_lightning.layout import numbered
+from varrl_lightning.layout import dtype_named, numbered
 from varrl_lightning.policies.language_model import PrefixTransformer
+from varrl_lightning.policies.layers import outside_autocast
 from varrl_lightning.policies.llm_prefix import LLMPrefixPolicy, as_schedule, text_tokenizer, visual_tokenizer
 from varrl_lightning.schedule import Schedule
 from varrl_lightning.tokenizers.tokenflow_vq import TOKENFLOW_256
@@ -74,8 +75,7 @@ class TokenFlowTransformer(PrefixTransformer):
 
     def logits(self, features: Float[Tensor, "*rows d"]) -> Float[Tensor, "*rows V"]:
         """Logits over the visual tokens; the published sampler never draws a text token."""
-        logits: Tensor = self.lm_head(features)[..., self.visual_range]
-        return logits
+        return outside_autocast(self.lm_head, features)[..., self.visual_range]
 
 
 class TokenFlowPolicy(LLMPrefixPolicy):
@@ -144,7 +144,7 @@ class TokenFlowPolicy(LLMPrefixPolicy):
         with torch.device("meta"):
             llama = tokenflow_llama(config, channels, projections, len(scales), scales.offsets[-1])
             transformer = TokenFlowTransformer(llama, start, visual, gradient_checkpointing)
-        load_strictly(transformer, tensors, str(path), ignore=COMPUTED, dtype=getattr(torch, dtype))
+        load_strictly(transformer, tensors, str(path), ignore=COMPUTED, dtype=dtype_named(dtype))
         return cls(transformer, vq, text_encoder, scales, negative, max_text_tokens)
 
     def schedule(self, size: tuple[int, int] | None = None) -> Schedule:
@@ -152,6 +152,15 @@ class TokenFlowPolicy(LLMPrefixPolicy):
         if size not in (None, self.longest.image_size):
             raise ValueError(f"this model draws images of {self.longest.image_size} pixels only, got {size}")
         return self.longest
+
+    def published(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """With the ids of the first and the last visual token, as the public code stores them."""
+        visual = self.transformer.visual_range
+        return {
+            **tensors,
+            "image_token_start": torch.tensor(visual.start),
+            "image_token_end": torch.tensor(visual.stop - 1),
+        }
 
     def prefix_ids(self, text: str) -> list[int]:
         """Ids of a text, cut off after `max_text_tokens`, and of `<img>`.
@@ -178,7 +187,9 @@ def llama_config(tensors: Mapping[str, Tensor], source: str, rope_theta: float, 
     from transformers import LlamaConfig
 
     layer = "model.layers.0."
-    needed = ("model.embed_tokens.weight", "model.lvl_embed.weight", "model.pos_1LC", layer + "self_attn.qknorm.query_norm.weight")
+    outside = ("model.embed_tokens.weight", "model.lvl_embed.weight", "model.pos_1LC")
+    inside = ("self_attn.qknorm.query_norm.weight", "self_attn.q_proj.weight", "self_attn.k_proj.weight", "mlp.up_proj.weight")
+    needed = (*outside, *(layer + name for name in inside))
     absent = [name for name in needed if name not in tensors]
     if absent:
         raise ValueError(

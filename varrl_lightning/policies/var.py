@@ -45,7 +45,8 @@ class Attention(nn.Module):
     ) -> tuple[Float[Tensor, "R n d"], KeysValues]:
         """Attend to `past` and, scale by scale, to `x`; return the keys and values of both."""
         bias = torch.cat((self.q_bias, torch.zeros_like(self.q_bias), self.v_bias))
-        q, k, v = (self.mat_qkv(x) + bias).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        qkv = self.mat_qkv(x)
+        q, k, v = (qkv + bias.to(qkv.dtype)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         scale = 0.25 / math.sqrt(q.shape[-1])
         if self.normalised:
             scale = 1.0

@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from varrl_lightning.policies.language_model import PrefixTransformer
+from varrl_lightning.policies.layers import outside_autocast
 from varrl_lightning.schedule import Schedule
 
 OCTAVES = 8
@@ -67,13 +68,12 @@ class VisualLanguageModel(PrefixTransformer):
 
     def logits(self, features: Float[Tensor, "*rows d"]) -> Float[Tensor, "*rows V"]:
         """Logits over the visual vocabulary."""
-        logits: Tensor = self.head(features)
-        return logits
+        return outside_autocast(self.head, features)
 
     def _at(self, x: Float[Tensor, "R n d"], t: int, schedule: Schedule) -> Float[Tensor, "R n d"]:
-        centres = [(torch.arange(n, device=x.device) + 0.5) / n for n in schedule.grids[t]]
+        centres = [(torch.arange(n, device=x.device).float() + 0.5) / n for n in schedule.grids[t]]
         places = torch.cartesian_prod(*centres)  # (n, 2), rows first
-        angles = (places[..., None] * math.pi * 2.0 ** torch.arange(OCTAVES, device=x.device)).flatten(1)
+        angles = (places[..., None] * math.pi * 2.0 ** torch.arange(OCTAVES, device=x.device).float()).flatten(1)
         fourier = torch.cat((angles.sin(), angles.cos()), dim=-1).to(self.boi.dtype)
         which = torch.full((1,), t, device=x.device)
         embedded: Tensor = x + self.scale(which) + self.place(fourier)

@@ -68,7 +68,7 @@ def _as_scores(answer: Any, n: int, name: str) -> Scores:
         return answer
     if isinstance(answer, (list, tuple)):
         try:
-            answer = torch.tensor([torch.nan if value is None else float(value) for value in answer])
+            answer = torch.tensor([torch.nan if value is None else float(value) for value in answer], dtype=torch.float32)
         except (TypeError, ValueError) as error:
             raise RewardError(f"the reward {name!r} returned a list with {error}; expected numbers and None") from error
     if isinstance(answer, Tensor):

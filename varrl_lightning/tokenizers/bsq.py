@@ -83,7 +83,7 @@ class BSQTokenizer(nn.Module):
     def begin(self, rows: int, schedule: Schedule) -> Float[Tensor, "R d H W"]:
         """The latent before any scale: zero."""
         weight: Tensor = self.decoder.conv_in.weight
-        return torch.zeros(rows, self.channels, *self._grid(-1, schedule), device=weight.device)
+        return torch.zeros(rows, self.channels, *self._grid(-1, schedule), device=weight.device, dtype=torch.float32)
 
     def accumulate(
         self, latent: Float[Tensor, "R d H W"], tokens: Int[Tensor, "R n D"], t: int, schedule: Schedule

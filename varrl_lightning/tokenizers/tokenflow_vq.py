@@ -86,7 +86,8 @@ class TokenFlowVQ(nn.Module):
     def begin(self, rows: int, schedule: Schedule) -> Float[Tensor, "R E h w"]:
         """The latent before any scale: zero."""
         weight: Tensor = self.post_quant_conv.weight
-        return torch.zeros(rows, self.channels + self.halves[1], *schedule.grids[-1], device=weight.device)
+        channels = self.channels + self.halves[1]
+        return torch.zeros(rows, channels, *schedule.grids[-1], device=weight.device, dtype=torch.float32)
 
     def accumulate(
         self, latent: Float[Tensor, "R E h w"], tokens: Int[Tensor, "R n"], t: int, schedule: Schedule
@@ -272,7 +273,11 @@ def sizes(tensors: Mapping[str, Tensor], source: str) -> dict[str, object]:
         ValueError: when it is no tokenizer of TokenFlow with a CLIP teacher.
     """
     tower, pixels = "encoder_vqkd.conv1.weight", "quantize.embedding_vqgan.weight"
-    absent = [name for name in (tower, "encoder_vqkd.positional_embedding", pixels, "quant_conv.weight") if name not in tensors]
+    needed = [tower, "encoder_vqkd.positional_embedding", pixels, "quantize.embedding_vqkd.weight", "quant_conv.weight"]
+    for part in ("encoder", "decoder"):
+        levels = max(numbered(tensors, f"{part}.conv_blocks."), 1)
+        needed += [f"{part}.conv_blocks.{i}.res.0.conv1.weight" for i in range(levels)]
+    absent = [name for name in needed if name not in tensors]
     if absent:
         raise ValueError(
             f"{source} is no TokenFlow tokenizer with a CLIP teacher: it has no {', '.join(absent)}; it has {sorted(tensors)[:5]}, "

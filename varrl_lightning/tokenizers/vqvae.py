@@ -67,7 +67,7 @@ class Quantizer(nn.Module):
         margin = 1 / 3 / count if count == 4 else 1 / 2 / count
         # With 10 scales and 4 Phis some lie half-way between two ticks, where rounding decides: numpy's, as in training.
         ticks = np.linspace(margin, 1 - margin, count)
-        return phis[int(np.argmin(np.abs(ticks - scale / (scales - 1))))]
+        return phis[int(np.argmin(np.abs(ticks - scale / max(scales - 1, 1))))]
 
 
 class VQVAE(nn.Module):
@@ -135,7 +135,7 @@ class VQVAE(nn.Module):
     def begin(self, rows: int, schedule: Schedule) -> Float[Tensor, "R C H W"]:
         """The latent before any scale: zero."""
         weight: Tensor = self.quantize.embedding.weight
-        return torch.zeros(rows, self.channels, *schedule.grids[-1], device=weight.device)
+        return torch.zeros(rows, self.channels, *schedule.grids[-1], device=weight.device, dtype=torch.float32)
 
     def accumulate(
         self, latent: Float[Tensor, "R C H W"], tokens: Int[Tensor, "R n"], t: int, schedule: Schedule
@@ -193,13 +193,14 @@ def sizes(tensors: Mapping[str, Tensor], source: str) -> dict[str, object]:
     Raises:
         ValueError: when it has no codebook or no encoder, so that it is none of this family.
     """
-    needed = ("quantize.embedding.weight", "encoder.conv_in.weight", "quant_conv.weight")
+    levels = max(numbered(tensors, "encoder.down."), 1)
+    inside = [f"encoder.down.{i}.block.0.conv1.weight" for i in range(levels)]
+    needed = ("quantize.embedding.weight", "encoder.conv_in.weight", "quant_conv.weight", *inside)
     absent = [name for name in needed if name not in tensors]
     if absent:
         raise ValueError(f"{source} is no VQ-VAE of VAR's layout: it has no {', '.join(absent)}; it has {sorted(tensors)[:5]}, ...")
     vocab_size, channels = tensors["quantize.embedding.weight"].shape
     width = tensors["encoder.conv_in.weight"].shape[0]
-    levels = numbered(tensors, "encoder.down.")
     multipliers = [tensors[f"encoder.down.{i}.block.0.conv1.weight"].shape[0] // width for i in range(levels)]
     layout = "qresi_ls" if numbered(tensors, "quantize.quant_resi.qresi_ls.") else "qresi"
     phis = numbered(tensors, f"quantize.quant_resi.{layout}.") or int("quantize.quant_resi.qresi.weight" in tensors)
