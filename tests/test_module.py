@@ -9,11 +9,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.tabular_policy import TabularPolicy
 from tests.tiny import PROMPTS, LeftBright, tiny_loader, tiny_module, tiny_policy, tiny_trainer, weights
 from varrl_lightning.evaluation import Evaluation
-from varrl_lightning.module import RunStoppedError
+from varrl_lightning.module import VARGRPO, RunStoppedError
 from varrl_lightning.rewards.base import RewardError
-from varrl_lightning.types import Prompt, Sampling, Score, Scores, Stage, as_prompts
+from varrl_lightning.schedule import Schedule
+from varrl_lightning.types import Prompt, Sampling, SamplingChanges, Score, Scores, Stage, as_prompts
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*does not have many workers.*", "ignore:You defined a `validation_step`")
 
@@ -234,6 +236,32 @@ def test_several_such_steps_in_a_row_stop_the_run() -> None:
     assert torch.isfinite(weights(module)).all()
 
 
+def test_a_setting_of_the_sampler_leaves_the_others() -> None:
+    policy = tiny_policy()
+    policy.default_sampling = Sampling(cfg=2.0, top_k=5, temperature=0.7)
+    assert tiny_module(policy, sampling=SamplingChanges(top_k=3)).sampling == Sampling(cfg=2.0, top_k=3, temperature=0.7)
+    assert tiny_module(policy, sampling=Sampling(top_k=3)).sampling == Sampling(top_k=3)
+    assert tiny_module(policy, sampling=None).sampling == policy.default_sampling
+    with pytest.raises(ValueError, match=r"sampling.temperature must be one number or one for each of the 6 scales, got 2"):
+        tiny_module(policy, sampling=SamplingChanges(temperature=(1.0, 2.0)))
+
+
+class TwoSizes(TabularPolicy):
+    """Draws twice as many scales for a larger image."""
+
+    def schedule(self, size: tuple[int, int] | None = None) -> Schedule:
+        return Schedule(((1, 1), (1, 2), (1, 3), (1, 4))) if size == (64, 64) else super().schedule(size)
+
+
+def test_images_of_more_scales_than_the_stages_count_are_refused() -> None:
+    module = VARGRPO(TwoSizes(((1, 1), (1, 2))), reward=LeftBright(), mask_source="full", m=1)
+    prompts = [Prompt("small"), Prompt("large", size=(64, 64))]
+    with pytest.raises(ValueError, match=r"prompt 'large' asks for \(64, 64\) pixels, which are drawn in 4 scales, but"):
+        module.check_prompts(prompts)
+    with pytest.raises(ValueError, match="prompt 'large'"):
+        module.training_step(prompts[1:], 0)
+
+
 def test_warm_up_is_stepped_once_per_rollout() -> None:
     module = tiny_module(
         optimizer=lambda p: torch.optim.SGD(p, lr=1.0),
@@ -256,8 +284,10 @@ def test_bf16_autocast_trains_and_leaves_the_weights_in_fp32() -> None:
 def test_bf16_weights_train_and_stay_bf16() -> None:
     module = tiny_module(kl_coef=0.01, score="sampler", optimizer=lambda p: torch.optim.AdamW(p, lr=0.1))
     before = weights(module).clone()
-    tiny_trainer(max_steps=4, precision="bf16-true").fit(module, tiny_loader())
+    with pytest.warns(UserWarning, match=r"trained weights are bfloat16: a step that changes a weight by less than its last digit"):
+        tiny_trainer(max_steps=4, precision="bf16-true").fit(module, tiny_loader())
     assert weights(module).dtype == torch.bfloat16
+    assert {p.dtype for p in module.reference.parameters()} == {torch.bfloat16}
     assert torch.isfinite(weights(module)).all()
     assert (weights(module) != before.bfloat16()).any()
 

@@ -7,7 +7,7 @@ import torch
 from lightning.fabric.utilities.apply_func import move_data_to_device
 from lightning_utilities.core.apply_func import apply_to_collection
 
-from varrl_lightning.types import Box, Prompt, Sampling
+from varrl_lightning.types import Box, Prompt, Sampling, SamplingChanges
 
 PROMPT = Prompt('a sign "OPEN"', regions=(Box(0, 0, 4, 4),), label=3)
 
@@ -48,6 +48,15 @@ def test_guidance_and_temperature_by_scale() -> None:
 def test_what_is_said_per_scale_is_said_for_every_scale(sampling: Sampling, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         sampling.check(3)
+
+
+def test_changes_leave_the_rest_of_a_familys_sampling() -> None:
+    own = Sampling(cfg=4.0, top_k=900, top_p=0.95, temperature=0.5)
+    assert SamplingChanges().over(own) == own
+    assert SamplingChanges(cfg=3.0).over(own) == replace(own, cfg=3.0)
+    assert SamplingChanges(cfg=None, top_k=1, temperature=(1.0, 0.1)).over(own) == Sampling(None, 1, 0.95, (1.0, 0.1))
+    with pytest.raises(ValueError, match=r"top_p must be in \(0, 1\], got 2"):
+        SamplingChanges(top_p=2).over(own)
 
 
 def test_values_out_of_range_by_scale() -> None:

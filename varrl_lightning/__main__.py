@@ -11,10 +11,11 @@ from collections.abc import Sequence
 COMMANDS = {
     "fit": ("cli", "train a policy; a first one: varrl fit --config configs/quickstart.yaml"),
     "validate": ("cli", "draw and score the validation prompts"),
-    "test": ("cli", "draw and score the test prompts, by the sampler and greedily"),
+    "test": ("cli", "draw and score the test prompts; tables beside the paper's, test.json, test.md, pairs"),
     "predict": ("cli", "draw images: --prompt '\"HELLO\"' (or --data.predict FILE) --output FOLDER"),
     "doctor": ("doctor", "check a config before training: plugins, weights, ratio, sampler, dropout, reward"),
     "export": ("export", "write a run's policy as one file in its family's published layout"),
+    "serve": ("serving", "serve a reward over HTTP: varrl serve ocr --port 8000; its client is the reward 'http'"),
     "report": ("report", "draw the figures of a run folder again"),
 }
 

@@ -14,6 +14,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from rich.console import Console
 
 from varrl_lightning.arithmetic import cost_table, cycle_costs
+from varrl_lightning.benchmark_report import draw_pairs, report_test
 from varrl_lightning.callbacks import default_callbacks
 from varrl_lightning.checkpointing import check_checkpoint
 from varrl_lightning.config_errors import ConfigError, explain
@@ -65,6 +66,8 @@ class VarrlCLI(LightningCLI):
         if subcommand == "predict":
             parser.add_argument("--prompt", action="append", default=[], help="A prompt to draw; may be repeated.")
             parser.add_argument("--output", default="pictures", help="The folder for the pictures.")
+        if subcommand == "test":
+            parser.add_argument("--output", default="test", help="The folder for test.json, test.md and pictures.")
         return parser
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
@@ -139,8 +142,17 @@ class VarrlCLI(LightningCLI):
         self._check_prompts("val")
 
     def before_test(self) -> None:
-        """The test prompts fit."""
+        """The test prompts fit; with a checkpoint to load, the pairs of pictures are drawn without it first."""
         self._check_prompts("test")
+        self._before = draw_pairs(self.model, self._prompts("test"), self.trainer) if self.config_init.test.ckpt_path else None
+
+    def after_test(self) -> None:
+        """Tables on the console and in files, and the pairs."""
+        config, prompts = self.config_init.test, self._prompts("test")
+        about = {"checkpoint": config.ckpt_path, "prompts": self.datamodule.paths["test"], "seed": self.model.eval_seed}
+        after = None if self._before is None else draw_pairs(self.model, prompts, self.trainer)
+        if self.trainer.is_global_zero:
+            report_test(self.model.collected, prompts, (self._before, after), Path(config.output), about)
 
     def predict(self, model: L.LightningModule, datamodule: PromptDataModule, **kwargs: Any) -> None:
         """Draw the prompts of the command line, else those of `data.predict`."""
@@ -150,7 +162,8 @@ class VarrlCLI(LightningCLI):
             prompts = [Prompt(text, id=f"{text} #{i}") for i, text in enumerate(config.prompt)] or self._prompts("predict")
             batches = EvaluationBatches(prompts, datamodule.eval_batch_size)
             for batch in batches:
-                self.model.policy.encode_prompts(batch)
+                cond = self.model.policy.encode_prompts(batch)
+                self.model.sampling.check(len(cond.schedule))
         self._check_checkpoint()
         images: Any = self.trainer.predict(model, batches, **kwargs | {"return_predictions": True})
         paths, grid = save_images(images, [prompt for batch in batches for prompt in batch], Path(config.output))

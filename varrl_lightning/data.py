@@ -12,6 +12,7 @@ from typing import Any, Literal
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.trainer.states import TrainerFn
 
+from varrl_lightning.benchmarks import load_benchmark
 from varrl_lightning.prompts import OverlapError, PromptFileError, check_disjoint, load_prompts
 from varrl_lightning.types import Prompt
 
@@ -133,7 +134,8 @@ class PromptDataModule(LightningDataModule):
     Every process is given every batch in full; the module takes its share. So a run does not depend on their number.
 
     Args:
-        train, validation, test, predict: JSONL files, see `load_prompts`; each is needed only by the stage that uses it.
+        train, validation, test, predict: files of prompts or benchmarks' own, see `load_benchmark`; each is needed only by the
+            stage that uses it.
         batch_size: prompts per update, over all processes.
         eval_batch_size: prompts per batch in validation, test and predict.
         seed: of the training order.
@@ -167,7 +169,7 @@ class PromptDataModule(LightningDataModule):
 
     def setup(self, stage: str) -> None:  # noqa: ARG002
         """Read and check every file that is given, so that a mistake in the last one shows before training."""
-        self.prompts = {name: load_prompts(path) for name, path in self.paths.items() if path is not None}
+        self.prompts = {name: load_benchmark(path) for name, path in self.paths.items() if path is not None}
         for name in ("validation", "test"):
             if "train" in self.prompts and name in self.prompts and self.overlap != "ignore":
                 self._check_overlap(name)

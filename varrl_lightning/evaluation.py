@@ -9,6 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from varrl_lightning.benchmarks import Results, categories_of
+from varrl_lightning.metrics.scores import CategoryMean, MeanScore
 from varrl_lightning.metrics.text import NormalizedEditDistance, WordAccuracy
 from varrl_lightning.policies.base import VARPolicy
 from varrl_lightning.rewards.weighted import WeightedRewards
@@ -26,6 +28,7 @@ class Evaluation:
     Args:
         images: one per prompt; none after `without_images`.
         values: weighted sum of the rewards of each image; NaN where none applied.
+        scores: what each reward said, by its name.
         texts: the words that were read in each image, when a reward reads.
     """
 
@@ -37,29 +40,54 @@ class Evaluation:
 
     def without_images(self) -> Evaluation:
         """The scores alone, to be kept while the images are not."""
-        return replace(self, images=self.images.new_zeros(0, 3, 1, 1), scores={})
+        scores = {name: Scores(s.values, valid=s.valid) for name, s in self.scores.items()}
+        return replace(self, images=self.images.new_zeros(0, 3, 1, 1), scores=scores)
 
     @staticmethod
     def merge(parts: Sequence[Evaluation]) -> Evaluation:
-        """Several evaluations of different prompts as one; per-reward scores are left out."""
+        """Several evaluations of different prompts as one."""
         texts = [p.texts for p in parts]
         return Evaluation(
             prompts=[prompt for p in parts for prompt in p.prompts],
             images=torch.cat([p.images for p in parts]),
             values=torch.cat([p.values for p in parts]),
-            scores={},
+            scores={name: Scores.join([p.scores[name] for p in parts]) for name in parts[0].scores},
             texts=None if any(t is None for t in texts) else [words for t in texts if t is not None for words in t],
         )
 
     def metrics(self) -> dict[str, float]:
-        """Mean reward, and word accuracy and NED by CVTG-2K's definition when a reward reads."""
-        found = {"reward": float(self.values.nanmean())}
+        """Means over the images: the reward, each reward of several, word accuracy and NED by CVTG-2K's rule when one reads."""
+        found = {"reward": _mean(self.values)}
         if self.texts is not None:
             wanted = [list(p.words) for p in self.prompts]
             for name, metric in (("word_accuracy", WordAccuracy()), ("ned", NormalizedEditDistance())):
                 metric.update(wanted, self.texts)
                 found[name] = float(metric.compute())
+        if len(self.scores) > 1 or "clip_score" in self.scores:
+            means = {name: _mean(_known(s)) for name, s in self.scores.items()}
+            found |= {name if name == "clip_score" else f"rewards/{name}": mean for name, mean in means.items()}
         return found
+
+    def results(self) -> Results:
+        """The metrics, and the mean of the reward `hpsv3` by category, or of the weighted sum where there is none of that name."""
+        categories, by_category = categories_of(self.prompts), {}
+        if categories:
+            score = self.scores.get("hpsv3")
+            metric = CategoryMean(categories)
+            metric.update(self.values if score is None else _known(score), [p.category for p in self.prompts])
+            by_category = {name: float(mean) for name, mean in metric.compute().items()}
+        return Results(self.metrics(), by_category)
+
+
+def _known(scores: Scores) -> Float[Tensor, " N"]:
+    """The values, NaN where there is none."""
+    return scores.values.masked_fill(~scores.usable, torch.nan)
+
+
+def _mean(values: Float[Tensor, " N"]) -> float:
+    metric = MeanScore()
+    metric.update(values)
+    return float(metric.compute())
 
 
 @torch.no_grad()

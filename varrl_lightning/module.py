@@ -27,11 +27,14 @@ from varrl_lightning.evaluation import Evaluation, draw, evaluate
 from varrl_lightning.lora import AdapterOff, adapter_settings, base_tensors, has_adapter, is_adapter
 from varrl_lightning.objective import Objective, detached, flat
 from varrl_lightning.policies.base import Anchor, VARPolicy
-from varrl_lightning.registry import MASK_SOURCES, build
+from varrl_lightning.registry import MASK_SOURCES, REWARDS, build
 from varrl_lightning.rewards.background import BackgroundScoring
+from varrl_lightning.rewards.base import Reward, score_images
+from varrl_lightning.rewards.ocr import OCRReward
+from varrl_lightning.rewards.tesseract import TesseractReward, why_not_installed
 from varrl_lightning.rewards.weighted import WeightedRewards
 from varrl_lightning.rollout import prompt_keys, sample_tree
-from varrl_lightning.types import LogProbs, Prompt, Rollout, Sampling, Score, Scores, Stage, as_prompts
+from varrl_lightning.types import LogProbs, Prompt, Rollout, Sampling, SamplingChanges, Score, Scores, Stage, as_prompts
 from varrl_lightning.weights import differences
 
 OptimizerFactory = Callable[[Iterable[Any]], Optimizer]
@@ -88,7 +91,7 @@ class VARGRPO(L.LightningModule):
         mask_dilation: pixels by which the pixel mask is widened.
         mask_threshold: a pixel is on above this, in [0, 1).
         score: which distribution is trained: `model`, `sampler`, `guided`, `corrected`, or a `Score`.
-        sampling: how rollouts and evaluations are drawn; the policy's own default when None.
+        sampling: how rollouts and evaluations are drawn: a whole `Sampling`, or changes to the policy's own default.
         optimizer: from parameters to an optimizer; the paper's AdamW when None.
         lr_scheduler: from an optimizer to a schedule, stepped once per rollout.
         max_grad_norm: gradients are clipped to this norm; None for no clipping.
@@ -98,6 +101,8 @@ class VARGRPO(L.LightningModule):
         max_bad_steps: this many non-finite steps in a row stop the run.
         seed: of all noise.
         eval_seed: of validation, test and before/after pictures.
+        judge: a second reader for `test`, a reward as above that training never sees; `auto` is Tesseract where it is installed and
+            the OCR reward is in use; None for none.
 
     Raises:
         ValueError: on a value out of its range.
@@ -136,7 +141,7 @@ class VARGRPO(L.LightningModule):
         mask_dilation: int = 0,
         mask_threshold: float = 0.5,
         score: str | Score = "model",
-        sampling: Sampling | None = None,
+        sampling: SamplingChanges | Sampling | None = None,
         optimizer: OptimizerFactory | None = None,
         lr_scheduler: LRSchedulerFactory | None = None,
         max_grad_norm: float | None = 1.0,
@@ -145,6 +150,7 @@ class VARGRPO(L.LightningModule):
         max_bad_steps: int = 5,
         seed: int = 0,
         eval_seed: int = 0,
+        judge: Any = "auto",
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
@@ -160,7 +166,10 @@ class VARGRPO(L.LightningModule):
         _check(ratio != "bit" or policy.bits is not None, "ratio 'bit' is for bitwise families; this policy's tokens have no bits")
         self.policy = policy
         self.rewards = WeightedRewards.from_spec(reward)
+        self.judge = _installed_judge(self.rewards) if judge == "auto" else judge and build(REWARDS, judge)
         self.mask_source = build(MASK_SOURCES, mask_source)
+        if hasattr(self.mask_source, "use_rewards"):
+            self.mask_source.use_rewards({name: term.reward for name, term in self.rewards.terms.items()})
         self.eta, self.alpha = eta, alpha
         self.cycle = self._cycle(m, group_size, num_continuations, alternation, suffix_starts, first_scale, stages)
         self.updates_per_rollout = updates_per_rollout
@@ -178,7 +187,9 @@ class VARGRPO(L.LightningModule):
             mask_threshold=mask_threshold,
             kl_mask=kl_mask,
         )
-        self.sampling = sampling or policy.default_sampling
+        self._scales = len(policy.schedule())
+        self.sampling = _sampling(sampling, policy.default_sampling)
+        self.sampling.check(self._scales)
         if isinstance(score, Score) and score.sampling not in (Sampling(), self.sampling):
             raise ValueError(f"score.sampling is the module's own sampling: set `sampling` in its place, got {score.sampling}")
         self.score = replace(score, sampling=self.sampling) if isinstance(score, Score) else Score(score, self.sampling)  # type: ignore[arg-type]
@@ -207,6 +218,7 @@ class VARGRPO(L.LightningModule):
         self._grad_norm = float("nan")
         self._logged_names: set[str] = set()
         self._batch_scores: dict[str, list[Evaluation]] = {}
+        self.collected: dict[str, Evaluation] = {}
         self._frozen_digest = self._digest_of_frozen()
 
     def _cycle(
@@ -254,14 +266,27 @@ class VARGRPO(L.LightningModule):
             ValueError: names the prompt and the reason.
         """
         self.rewards.check_prompts(prompts)
+        self._check_scales(prompts)
         for size in dict.fromkeys(p.size for p in prompts):
             self.policy.encode_prompts([p for p in prompts if p.size == size])
+
+    def _check_scales(self, prompts: Sequence[Prompt]) -> None:
+        """The stages count scales: all images must have as many as the policy's default size."""
+        for prompt in prompts:
+            found = len(self.policy.schedule(prompt.size))
+            if found != self._scales:
+                default = self.policy.schedule().image_size
+                raise ValueError(
+                    f"prompt {prompt.id!r} asks for {prompt.size} pixels, which are drawn in {found} scales, but the stages are "
+                    f"made for the {self._scales} of {default}; train each resolution by itself, as the policy's default size"
+                )
 
     # --- one batch: prompts -> rollout -> scores -> credit -> update -------------------------------------------------------
 
     def training_step(self, batch: Any, batch_idx: int) -> None:  # noqa: ARG002
         """One stage: a rollout and `updates_per_rollout` optimizer steps on it."""
         prompts = as_prompts(batch)
+        self._check_scales(prompts)
         seconds: dict[str, float] = {}
         with BackgroundScoring(self.rewards) as scoring:
             with _timed(seconds, "rollout"):
@@ -399,8 +424,13 @@ class VARGRPO(L.LightningModule):
     def test_step(self, batch: Any, batch_idx: int) -> None:  # noqa: ARG002
         """Collect the scores of one batch, by the sampler and greedily."""
         prompts = as_prompts(batch)
-        self._collect("test", self.evaluate(prompts))
-        self._collect("test/greedy", self.evaluate(prompts, self.sampling.greedy()))
+        for name, sampling in (("test", self.sampling), ("test/greedy", self.sampling.greedy())):
+            evaluation = self.evaluate(prompts, sampling)
+            self._collect(name, evaluation)
+            if self.judge is not None:
+                scores = score_images(self.judge, evaluation.images, prompts, "judge")
+                judged = replace(evaluation, values=scores.values, texts=scores.texts, scores={})
+                self._collect(f"{name}/judge", judged)
 
     def predict_step(self, batch: Any, batch_idx: int) -> Float[Tensor, "N 3 H W"]:  # noqa: ARG002
         """Draw one image per prompt."""
@@ -411,16 +441,16 @@ class VARGRPO(L.LightningModule):
         self._log_collected()
 
     def on_test_epoch_end(self) -> None:
-        """Log `test/...` and `test/greedy/...`."""
+        """Log `test/...`, `test/greedy/...` and what the judge said of both."""
         self._log_collected()
 
     def _collect(self, name: str, evaluation: Evaluation) -> None:
         self._batch_scores.setdefault(name, []).append(evaluation.without_images())
 
     def _log_collected(self) -> None:
-        for name, parts in self._batch_scores.items():
-            merged = Evaluation.merge(parts).metrics()
-            self.log_dict({f"{name}/{k}": v for k, v in merged.items()}, prog_bar=True, sync_dist=True)
+        self.collected = {name: Evaluation.merge(parts) for name, parts in self._batch_scores.items()}
+        for name, merged in self.collected.items():
+            self.log_dict({f"{name}/{k}": v for k, v in merged.metrics().items()}, prog_bar=True, sync_dist=True)
         self._batch_scores = {}
 
     # --- Lightning ----------------------------------------------------------------------------------------------------------
@@ -454,7 +484,14 @@ class VARGRPO(L.LightningModule):
                 "and dtype: bfloat16 of the policy's from_pretrained to halve its base"
             )
         if isinstance(self.reference, VARPolicy):
-            self.reference.to(self.device)
+            weight = next(self.policy.transformer.parameters())
+            self.reference.to(self.device, weight.dtype)  # rounded alike, or the KL would not begin at zero
+        if any(p.requires_grad and p.dtype in (torch.bfloat16, torch.float16) for p in self.policy.parameters()):
+            warnings.warn(
+                f"the trained weights are {weight_dtype(self.policy)}: a step that changes a weight by less than its last digit "
+                "(1 in 256 of it for bfloat16) changes nothing. Use precision bf16-mixed with float32 weights, or add_lora",
+                stacklevel=2,
+            )
 
     def saved_tensors(self) -> dict[str, Tensor]:
         """What a checkpoint holds of the weights: all of them, or those of the adapter alone where there is one."""
@@ -532,8 +569,27 @@ def weights_digest(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()[:16]
 
 
+def _installed_judge(rewards: WeightedRewards) -> Reward | None:
+    """Tesseract beside the OCR reward, where it is installed; without thresholds, since a miss is a miss."""
+    reader = next((term.reward for term in rewards.terms.values() if isinstance(term.reward, OCRReward)), None)
+    if reader is None or why_not_installed() is not None:
+        return None
+    return TesseractReward(reader.engine.detect, min_confidence=0, min_length=1, without_words="skip")
+
+
 def _frozen(policy: VARPolicy) -> Anchor:
     return AdapterOff(policy) if has_adapter(policy) else policy.frozen_copy()
+
+
+def weight_dtype(policy: VARPolicy) -> str:
+    """The dtype of the trained weights, by its short name."""
+    return str(next(p for p in policy.parameters() if p.requires_grad).dtype).removeprefix("torch.")
+
+
+def _sampling(asked: SamplingChanges | Sampling | None, default: Sampling) -> Sampling:
+    if asked is None:
+        return default
+    return asked.over(default) if isinstance(asked, SamplingChanges) else asked
 
 
 def _described(adapter: dict[str, float] | None, absent: str, present: str) -> str:

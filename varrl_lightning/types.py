@@ -246,6 +246,31 @@ class Sampling:
 
 
 @dataclass(frozen=True)
+class SamplingChanges:
+    """What differs from a family's own way of sampling; `own` leaves a setting as it is.
+
+    Args:
+        cfg: as in `Sampling`.
+        top_k: as in `Sampling`.
+        top_p: as in `Sampling`.
+        temperature: as in `Sampling`.
+    """
+
+    cfg: float | tuple[float, ...] | Literal["own"] | None = "own"
+    top_k: int | Literal["own"] = "own"
+    top_p: float | Literal["own"] = "own"
+    temperature: float | tuple[float, ...] | Literal["own"] = "own"
+
+    def over(self, default: Sampling) -> Sampling:
+        """The default with these changes.
+
+        Raises:
+            ValueError: when a value is out of its range.
+        """
+        return replace(default, **{f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != "own"})
+
+
+@dataclass(frozen=True)
 class Score:
     """Which distribution is trained: what `VARPolicy.forward` takes the log-probability of.
 
@@ -316,6 +341,7 @@ class Scores:
         regions: the boxes that decided the value, one list per image, for mask sources; None when the reward has no notion of it.
         valid: False where an image could not be scored; its value is then ignored.
         texts: the words that were read in each image, for pictures and metrics; None when the reward does not read.
+        parts: what each reward of a weighted sum said, by name; empty for a reward of its own.
     """
 
     values: Float[Tensor, " N"]
@@ -323,6 +349,7 @@ class Scores:
     regions: Sequence[Sequence[Box]] | None = None
     valid: Bool[Tensor, " N"] | None = None
     texts: Sequence[Sequence[str]] | None = None
+    parts: Mapping[str, Scores] = field(default_factory=dict)
 
     @property
     def usable(self) -> Bool[Tensor, " N"]:

@@ -19,6 +19,9 @@ from torch import Tensor, nn
 from varrl_lightning.hub import first_line
 from varrl_lightning.weight_files import INDEX, SHOWN, find_weights, read_index, some
 
+PICKLE = b"\x80"
+"""The first byte of a pickle that is no archive of torch.save."""
+
 
 def read_tensors(path: str | Path, filename: str | None = None, nested: Sequence[str] = ()) -> dict[str, Tensor]:
     """Read named tensors onto the CPU, without running any code that a file may hold.
@@ -129,15 +132,21 @@ def _unpickle(path: Path) -> Any:
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
         unsafe = re.search(r"GLOBAL (\S+)", str(error))
-        if unsafe is None:
+        if unsafe is None and _first_byte(path) != PICKLE:
             raise _damaged(path, error) from error
+        what = f"would call {unsafe[1]} when read" if unsafe else "was not written by torch.save"
         raise ValueError(
-            f"{path} is a pickle that holds more than tensors, and would call {unsafe[1]} when read. A pickle can run any code, so "
+            f"{path} is a pickle that holds more than tensors, and {what}. A pickle can run any code, so "
             "this one is refused. Where you trust its author, load it once with torch.load(..., weights_only=False) and write its "
             "dict of tensors with safetensors.torch.save_file"
         ) from error
     except Exception as error:  # a damaged file can raise anything
         raise _damaged(path, error) from error
+
+
+def _first_byte(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(1)
 
 
 def _damaged(path: Path, error: Exception) -> ValueError:

@@ -2,8 +2,8 @@
 
     python examples/benchmarks/overlap.py
 
-Draws rollouts of the embedded model in parts and scores them in turn after drawing and beside it, with the OCR reward (which competes
-for the same processor) and with one that waits as for a service (`--wait` seconds an image).
+Draws rollouts of the embedded model in parts and scores them in turn after drawing and beside it, with the OCR reward (which
+competes for the same processor) and with one that waits as for a service (`--wait` seconds an image).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Waiting:
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
 
-    def __call__(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
+    def __call__(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:  # noqa: ARG002
         time.sleep(self.seconds * len(images))
         return images.mean(dim=(1, 2, 3))
 

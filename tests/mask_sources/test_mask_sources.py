@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
+from tiny import PROMPTS, LeftBright, tiny_loader, tiny_module, tiny_policy, tiny_trainer, weights
 
 from varrl_lightning.mask_sources.base import MaskSource
 from varrl_lightning.mask_sources.boxes import Boxes
 from varrl_lightning.mask_sources.full import Full
+from varrl_lightning.rewards.weighted import WeightedRewards
 from varrl_lightning.schedule import Schedule
 from varrl_lightning.types import Box, Prompt, Rollout, Scores, Stage
+
+pytestmark = pytest.mark.filterwarnings("ignore:You defined a `validation_step`")
 
 HEIGHT, WIDTH = 7, 9
 
@@ -70,3 +76,51 @@ def test_both_are_mask_sources() -> None:
 def test_a_box_cannot_shrink() -> None:
     with pytest.raises(ValueError, match="padding must be 0 or more pixels, got -1"):
         Boxes(padding=-1)
+
+
+# --- boxes of a named reward ------------------------------------------------------------------------------------------------
+
+
+class Corner:
+    """Scores brightness and finds one box, of a size of its own."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    def __call__(self, images: torch.Tensor, prompts: Sequence[Prompt]) -> Scores:
+        return Scores(images.mean((1, 2, 3)), regions=[[Box(0, 0, self.size, self.size)]] * len(images))
+
+
+def total(**rewards: Any) -> Scores:
+    both = WeightedRewards.from_spec({name: {"reward": reward} for name, reward in rewards.items()})
+    return both(torch.zeros(2, 3, HEIGHT, WIDTH), [Prompt("x")] * 2)
+
+
+@pytest.mark.parametrize(("from_reward", "side"), [(None, 2), ("small", 2), ("large", 4)])
+def test_the_boxes_are_those_of_the_named_reward(from_reward: str | None, side: int) -> None:
+    scores = total(bright=LeftBright(), small=Corner(2), large=Corner(4))
+    mask = Boxes(from_reward=from_reward)(rollout(2), scores, policy=None)
+    assert mask is not None
+    assert mask.sum(dim=(1, 2)).tolist() == [side * side] * 2
+    assert (mask[:, :side, :side] == 1).all()
+
+
+def test_a_reward_without_regions_or_of_another_name() -> None:
+    scores = total(bright=LeftBright(), small=Corner(2))
+    with pytest.raises(ValueError, match="boxes: the reward 'bright' finds no regions; name one that does"):
+        Boxes(from_reward="bright")(rollout(2), scores, policy=None)
+    unknown = r"boxes: from_reward names no reward of the run: 'smal'. Did you mean 'small'\? There are: bright, small."
+    with pytest.raises(ValueError, match=unknown):
+        Boxes(from_reward="smal")(rollout(2), scores, policy=None)
+    with pytest.raises(ValueError, match=unknown):
+        Boxes(from_reward="smal").use_rewards({"bright": 1, "small": 2})
+    with pytest.raises(ValueError, match=r"'ocr'\. There are: LeftBright"):
+        tiny_module(tiny_policy(), mask_source=Boxes(from_reward="ocr"))
+
+
+def test_a_tiny_run_with_the_boxes_of_the_second_reward() -> None:
+    rewards = {"small": {"reward": Corner(1), "weight": 0.5}, "large": {"reward": Corner(12)}}
+    module = tiny_module(tiny_policy(), reward=rewards, mask_source=Boxes(from_reward="large"))
+    before = weights(module)
+    tiny_trainer(max_steps=4).fit(module, tiny_loader(PROMPTS))
+    assert not torch.equal(weights(module), before)

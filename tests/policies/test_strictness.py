@@ -26,6 +26,7 @@ CHOICES = {
     "quant_resi": "a VQ-VAE may have fewer Phis, or none",
     "pos_1LC": "Switti has rotary positions in its place",
     "norm0_ve": "an Infinity may do without",
+    "lfq.mask": "powers of two that no code here needs",
 }
 """Tensors whose absence is a variant of its own; parts of a whole tensor list are still strict."""
 Load = Callable[[Path], object]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor
 
-from varrl_lightning.types import Rollout, Scores
+from varrl_lightning.class_path import did_you_mean
+from varrl_lightning.types import Box, Rollout, Scores
 
 
 class Boxes:
@@ -16,22 +18,59 @@ class Boxes:
 
     Args:
         padding: pixels by which each box is widened on every side, >= 0.
+        from_reward: whose regions, by its name in the run; None for the first reward that has some.
+
+    Raises:
+        ValueError: when the padding is negative.
     """
 
-    def __init__(self, padding: int = 0) -> None:
+    def __init__(self, padding: int = 0, from_reward: str | None = None) -> None:
         if padding < 0:
             raise ValueError(f"padding must be 0 or more pixels, got {padding}")
-        self.padding = padding
+        self.padding, self.from_reward = padding, from_reward
+
+    def use_rewards(self, rewards: Mapping[str, Any]) -> None:
+        """Check that the run has the reward that is asked for regions.
+
+        Raises:
+            ValueError: when it has not; lists those it has.
+        """
+        if self.from_reward is not None and self.from_reward not in rewards:
+            raise ValueError(self._unknown(rewards))
 
     def __call__(self, rollout: Rollout, scores: Scores, policy: Any) -> Float[Tensor, "N H W"] | None:  # noqa: ARG002
-        """A pixel is on when a box touches it; all zeros for an image without boxes, None when the reward has none."""
-        if scores.regions is None:
+        """A pixel is on when a box touches it; all zeros for an image without boxes, None when the reward has none.
+
+        Raises:
+            ValueError: when `from_reward` is no reward of the run, or finds no regions.
+        """
+        regions = self._regions(scores)
+        if regions is None:
             return None
         height, width = rollout.images.shape[-2:]
         mask = rollout.images.new_zeros((len(rollout.images), height, width))
-        for row, boxes in zip(mask, scores.regions, strict=True):
+        for row, boxes in zip(mask, regions, strict=True):
             for box in boxes:
                 top, left = (max(0, math.floor(v) - self.padding) for v in (box.y0, box.x0))
                 bottom, right = (max(0, math.ceil(v) + self.padding) for v in (box.y1, box.x1))
                 row[top:bottom, left:right] = 1.0
         return mask
+
+    def _regions(self, scores: Scores) -> Sequence[Sequence[Box]] | None:
+        if self.from_reward is None:
+            return scores.regions
+        if self.from_reward not in scores.parts:
+            raise ValueError(self._unknown(scores.parts))
+        regions = scores.parts[self.from_reward].regions
+        if regions is None:
+            raise ValueError(
+                f"boxes: the reward {self.from_reward!r} finds no regions; name one that does, or use another mask source "
+                "(saliency, disagreement, full)"
+            )
+        return regions
+
+    def _unknown(self, names: Mapping[str, Any]) -> str:
+        hint = did_you_mean(str(self.from_reward), names)
+        return (
+            f"boxes: from_reward names no reward of the run: {self.from_reward!r}.{hint} There are: {', '.join(names) or 'none'}."
+        )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from jaxtyping import Float
@@ -12,15 +12,17 @@ from torchmetrics import Metric
 
 from varrl_lightning.algorithms.word_metrics import split_words, word_closeness, words_found
 
+Match = Literal["difflib", "levenshtein"]
+
 
 def _word_accuracy_update(wanted: Sequence[str], read: Sequence[str]) -> tuple[float, int]:
     words = split_words(wanted)
     return words_found(words, split_words(read)), len(words)
 
 
-def _ned_update(wanted: Sequence[str], read: Sequence[str]) -> tuple[float, int]:
+def _ned_update(wanted: Sequence[str], read: Sequence[str], match: Match) -> tuple[float, int]:
     words = split_words(wanted)
-    return sum(word_closeness(words, split_words(read))), len(words)
+    return sum(word_closeness(words, split_words(read), match)), len(words)
 
 
 class _MeanOverWords(Metric):
@@ -75,6 +77,10 @@ class WordAccuracy(_MeanOverWords):
 class NormalizedEditDistance(_MeanOverWords):
     """Mean closeness (Eq. 11) of each wanted word to the most similar word read in its image; higher is better.
 
+    Args:
+        match: which word is the most similar: as `difflib` finds it, which is CVTG-2K's definition, or by `levenshtein`, which is
+            never lower.
+
     Examples:
         >>> metric = NormalizedEditDistance()
         >>> metric.update([["tea"]], [["tee", "coffee"]])
@@ -82,5 +88,11 @@ class NormalizedEditDistance(_MeanOverWords):
         0.667
     """
 
+    def __init__(self, match: Match = "difflib", **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        if match not in get_args(Match):
+            raise ValueError(f"match must be 'difflib' or 'levenshtein', got {match!r}")
+        self.match: Match = match
+
     def _count(self, wanted: Sequence[str], read: Sequence[str]) -> tuple[float, int]:
-        return _ned_update(wanted, read)
+        return _ned_update(wanted, read, self.match)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from varrl_lightning.layout import numbered
+from varrl_lightning.layout import numbered, require
 
 
 @dataclass(frozen=True)
@@ -68,11 +68,8 @@ class Sizes:
         first = "blocks.0." if flat else "block_chunks.0.module.0."
         outside = ("cfg_uncond", "lvl_embed.weight", "word_embed.weight", "text_proj_for_sos.ca.mat_q")
         needed = (*outside, f"{first}ffn.fc1.weight")
-        absent = [name for name in needed if name not in tensors]
-        if absent:
-            raise ValueError(
-                f"{source} is no transformer of Infinity's layout: it has no {', '.join(absent)}; it has {sorted(tensors)[:5]}, ..."
-            )
+        dims = dict.fromkeys(needed, 2) | {"text_proj_for_sos.ca.mat_q": 3}
+        require(tensors, source, "transformer of Infinity's layout", dims)
         width, bits = tensors["word_embed.weight"].shape
         scale = tensors.get(f"{first}sa.scale_mul_1H11")
         return cls(

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from varrl_lightning.layout import numbered
+from varrl_lightning.layout import numbered, require
 from varrl_lightning.policies.base import Cache, KeysValues
 from varrl_lightning.policies.layers import checkpointed, outside_autocast, rotate, scalewise_attention
 from varrl_lightning.schedule import Schedule
@@ -300,9 +300,8 @@ def sizes(tensors: Mapping[str, Tensor], source: str) -> dict[str, Any]:
     """
     ffn = "blocks.0.ffn.up_proj.weight" if "blocks.0.ffn.up_proj.weight" in tensors else "blocks.0.ffn.fc1.weight"
     needed = ("head.weight", "word_embed.weight", "text_pooler.weight", "lvl_embed.weight", "blocks.0.cross_attn.to_kv.weight", ffn)
-    absent = [name for name in needed if name not in tensors]
-    if absent:
-        raise ValueError(f"{source} is no Switti transformer: it has no {', '.join(absent)}; it has {sorted(tensors)[:5]}, ...")
+    stored = {name: d for name, d in (("lvl_1L", 2), ("attn_bias_for_masking", 4), ("pos_1LC", 3)) if name in tensors}
+    require(tensors, source, "Switti transformer", dict.fromkeys(needed, 2) | stored)
     vocab_size, width = tensors["head.weight"].shape
     return {
         "vocab_size": vocab_size,

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from varrl_lightning.layout import dtype_named, numbered
+from varrl_lightning.layout import dtype_named, numbered, require
 from varrl_lightning.policies.language_model import PrefixTransformer
 from varrl_lightning.policies.layers import outside_autocast
 from varrl_lightning.policies.llm_prefix import LLMPrefixPolicy, as_schedule, text_tokenizer, visual_tokenizer
@@ -190,11 +190,8 @@ def llama_config(tensors: Mapping[str, Tensor], source: str, rope_theta: float, 
     outside = ("model.embed_tokens.weight", "model.lvl_embed.weight", "model.pos_1LC")
     inside = ("self_attn.qknorm.query_norm.weight", "self_attn.q_proj.weight", "self_attn.k_proj.weight", "mlp.up_proj.weight")
     needed = (*outside, *(layer + name for name in inside))
-    absent = [name for name in needed if name not in tensors]
-    if absent:
-        raise ValueError(
-            f"{source} is no TokenFlow-t2i checkpoint: it has no {', '.join(absent)}; it has {sorted(tensors)[:5]}, ..."
-        )
+    dims = dict.fromkeys(needed, 2) | {layer + "self_attn.qknorm.query_norm.weight": 1}
+    require(tensors, source, "TokenFlow-t2i checkpoint", dims)
     vocab_size, width = tensors["model.embed_tokens.weight"].shape
     size = len(tensors[layer + "self_attn.qknorm.query_norm.weight"])
     return LlamaConfig(

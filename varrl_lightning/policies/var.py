@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from varrl_lightning.layout import dtype_named, numbered
+from varrl_lightning.layout import dtype_named, numbered, require
 from varrl_lightning.policies.base import Cache, Cond, KeysValues, VARPolicy
 from varrl_lightning.policies.layers import checkpointed, outside_autocast, scalewise_attention
 from varrl_lightning.schedule import VAR_256, VAR_512, Schedule, square
@@ -335,12 +335,9 @@ def modulated(x: Float[Tensor, "R n d"], scale: Float[Tensor, "R 1 d"], shift: F
 
 
 def _sizes(tensors: Mapping[str, Tensor], source: str, num_heads: int | None) -> dict[str, object]:
-    needed = ("head.weight", "word_embed.weight", "class_emb.weight", "blocks.0.ffn.fc1.weight", "pos_1LC", "lvl_embed.weight")
-    absent = [name for name in needed if name not in tensors]
-    if absent:
-        raise ValueError(
-            f"{source} is no transformer of VAR's layout: it has no {', '.join(absent)}; it has {sorted(tensors)[:5]}, ..."
-        )
+    matrices = ("head.weight", "word_embed.weight", "class_emb.weight", "blocks.0.ffn.fc1.weight", "lvl_embed.weight")
+    dims = dict.fromkeys(matrices, 2) | {"pos_1LC": 3} | ({"lvl_1L": 2} if "lvl_1L" in tensors else {})
+    require(tensors, source, "transformer of VAR's layout", dims)
     vocab_size, width = tensors["head.weight"].shape
     scales = tensors.get("blocks.0.attn.scale_mul_1H11")
     heads = width // 64 if scales is None else scales.numel()

@@ -25,7 +25,8 @@ class Reward(Protocol):
     """Scores images against their prompts.
 
     It may also have `check_prompts(prompts: Sequence[Prompt]) -> None`, called before training begins, which raises a
-    ValueError for prompts that cannot be scored.
+    ValueError for prompts that cannot be scored; and `prepare() -> None`, which a service calls before the first request, to load
+    what is large.
     """
 
     def __call__(self, images: Float[Tensor, "N 3 H W"], prompts: Sequence[Prompt]) -> RewardResult:

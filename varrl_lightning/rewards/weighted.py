@@ -88,7 +88,7 @@ class WeightedRewards:
     def total(self, scores: Mapping[str, Scores]) -> Scores:
         """The weighted sum; where a reward gave no score, it leaves its weight to the others.
 
-        See `combine_rewards`. Regions and texts are those of the first reward that has some.
+        See `combine_rewards`. Regions and texts are those of the first reward that has some; `parts` holds all.
         """
         values, usable = combine_rewards(
             {name: s.values[:, None, None] for name, s in scores.items()},
@@ -100,6 +100,7 @@ class WeightedRewards:
             regions=next((s.regions for s in scores.values() if s.regions is not None), None),
             valid=usable.flatten(),
             texts=next((s.texts for s in scores.values() if s.texts is not None), None),
+            parts=dict(scores),
         )
 
     def __call__(self, images: Float[Tensor, "N 3 H W"], prompts: Sequence[Prompt]) -> Scores:

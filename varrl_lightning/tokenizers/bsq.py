@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from varrl_lightning.layout import numbered
+from varrl_lightning.layout import numbered, require
 from varrl_lightning.schedule import Schedule
 from varrl_lightning.tokenizers.bsq_autoencoder import Decoder, Encoder
 from varrl_lightning.weights import load_strictly, read_tensors
@@ -167,11 +167,7 @@ def sizes(tensors: Mapping[str, Tensor], source: str) -> dict[str, object]:
     """
     ends = ("encoder.conv_in.weight", "decoder.conv_in.weight")
     needed = (*ends, "encoder.down.0.block.0.conv1.weight", "decoder.up.0.block.0.conv1.weight")
-    absent = [name for name in needed if name not in tensors]
-    if absent:
-        raise ValueError(
-            f"{source} is no tokenizer of Infinity's layout: it has no {', '.join(absent)}; it has {sorted(tensors)[:5]}, ..."
-        )
+    require(tensors, source, "tokenizer of Infinity's layout", dict.fromkeys(needed, 4))
 
     def widths(prefix: str) -> tuple[int, ...]:
         first = (f"{prefix}{i}.block.0.conv1.weight" for i in range(numbered(tensors, prefix)))

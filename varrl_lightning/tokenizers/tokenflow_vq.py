@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from varrl_lightning.layout import numbered
+from varrl_lightning.layout import numbered, require
 from varrl_lightning.schedule import Schedule, square
 from varrl_lightning.tokenizers.vqvae_layers import Resample, Residual, norm
 from varrl_lightning.weights import load_strictly, read_tensors
@@ -277,12 +277,9 @@ def sizes(tensors: Mapping[str, Tensor], source: str) -> dict[str, object]:
     for part in ("encoder", "decoder"):
         levels = max(numbered(tensors, f"{part}.conv_blocks."), 1)
         needed += [f"{part}.conv_blocks.{i}.res.0.conv1.weight" for i in range(levels)]
-    absent = [name for name in needed if name not in tensors]
-    if absent:
-        raise ValueError(
-            f"{source} is no TokenFlow tokenizer with a CLIP teacher: it has no {', '.join(absent)}; it has {sorted(tensors)[:5]}, "
-            "... The text-to-image model needs tokenflow_clipb_32k_enhanced.pt"
-        )
+    flat = ("encoder_vqkd.positional_embedding", pixels, "quantize.embedding_vqkd.weight")
+    what = "TokenFlow tokenizer with a CLIP teacher (tokenflow_clipb_32k_enhanced.pt)"
+    require(tensors, source, what, {name: 2 if name in flat else 4 for name in needed})
 
     def widths(part: str) -> tuple[int, ...]:
         levels = range(numbered(tensors, f"{part}.conv_blocks."))

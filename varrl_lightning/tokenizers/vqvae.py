@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from varrl_lightning.layout import numbered
+from varrl_lightning.layout import numbered, require
 from varrl_lightning.schedule import Schedule
 from varrl_lightning.tokenizers.vqvae_layers import Decoder, Encoder
 from varrl_lightning.weights import load_strictly, read_tensors
@@ -195,10 +195,8 @@ def sizes(tensors: Mapping[str, Tensor], source: str) -> dict[str, object]:
     """
     levels = max(numbered(tensors, "encoder.down."), 1)
     inside = [f"encoder.down.{i}.block.0.conv1.weight" for i in range(levels)]
-    needed = ("quantize.embedding.weight", "encoder.conv_in.weight", "quant_conv.weight", *inside)
-    absent = [name for name in needed if name not in tensors]
-    if absent:
-        raise ValueError(f"{source} is no VQ-VAE of VAR's layout: it has no {', '.join(absent)}; it has {sorted(tensors)[:5]}, ...")
+    kernels = ("encoder.conv_in.weight", "quant_conv.weight", *inside)
+    require(tensors, source, "VQ-VAE of VAR's layout", {"quantize.embedding.weight": 2, **dict.fromkeys(kernels, 4)})
     vocab_size, channels = tensors["quantize.embedding.weight"].shape
     width = tensors["encoder.conv_in.weight"].shape[0]
     multipliers = [tensors[f"encoder.down.{i}.block.0.conv1.weight"].shape[0] // width for i in range(levels)]

@@ -1,0 +1,445 @@
+"""The client of the reward service: against a real one, and against one that says what no real one would."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import socket
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+from torch import Tensor
+
+from tests.callbacks.running import datamodule, small_module, trainer
+from tests.served import Service, free_port, service
+from tests.tiny import LeftBright, weights
+from varrl_lightning.callbacks import Checkpoints, SafeStop
+from varrl_lightning.module import VARGRPO
+from varrl_lightning.rewards.base import RewardError, score_images
+from varrl_lightning.rewards.http import HttpReward
+from varrl_lightning.serving_answers import Row, decode_answer, encode_answer, rows_of, scores_of
+from varrl_lightning.serving_protocol import Limits, check_request, decode_image, decode_prompt, encode_request
+from varrl_lightning.types import Box, Prompt, Scores
+
+KEY = "the-key-of-these-tests"
+IMAGES = torch.arange(5)[:, None, None, None].expand(5, 3, 4, 6) * 51 / 255
+PROMPTS = [Prompt(text) for text in ("a", "a", "b", "b", "b")]
+Reply = tuple[int, bytes]
+
+
+# --- the protocol -----------------------------------------------------------------------------------------------------------
+
+
+def test_what_is_sent_arrives() -> None:
+    images = torch.rand(3, 3, 5, 7)
+    prompts = [
+        Prompt("plain"),
+        Prompt('a "word"', id="1", regions=(Box(0, 1, 2, 3.5),), category="c", label=0, negative="", size=(5, 7)),
+        Prompt("ü 字 \U0001f600", words=("x", "y z")),
+    ]
+    request = check_request(encode_request(images, prompts), Limits())
+    assert [decode_prompt(prompt) for prompt in request["prompts"]] == prompts
+    received = torch.stack([decode_image(image, 10**6) for image in request["images"]])
+    assert torch.equal(received, (images * 255).round().byte())
+
+
+def test_what_is_answered_arrives() -> None:
+    scores = Scores(
+        torch.tensor([0.1, math.nan, -3e-9, 5.0]),
+        components={"part": torch.tensor([1.0, math.nan, math.inf, 2.0])},
+        regions=[[Box(0, 1, 2, 3)], [], [Box(0.5, 0, 1, 1), Box(1, 1, 2, 2)], []],
+        valid=torch.tensor([True, True, True, False]),
+        texts=[["A", "ü"], [], ["\ud800"], []],
+    )
+    body = json.dumps(encode_answer(rows_of(scores)), allow_nan=False).encode()
+    back = scores_of(decode_answer(body, 4))
+    assert back.values[[0, 2]].equal(scores.values[[0, 2]])
+    assert back.usable.tolist() == [True, False, True, False]
+    assert back.values.isnan().tolist() == [False, True, False, True]
+    assert back.components["part"].nan_to_num(-1).tolist() == [1.0, -1.0, -1.0, 2.0]
+    assert back.regions == scores.regions
+    assert back.texts == [["A", "ü"], [], ["?"], []]
+
+
+def test_an_answer_without_regions_and_texts_has_none() -> None:
+    back = scores_of(decode_answer(b'{"values": [1, null]}', 2))
+    assert (back.regions, back.texts, back.components) == (None, None, {})
+    mixed = scores_of([Row(1.0, {"a": 1.0}, [Box(0, 0, 1, 1)]), Row(error="no")])
+    assert mixed.regions == [[Box(0, 0, 1, 1)], []]
+    assert mixed.components["a"].isnan().tolist() == [False, True]
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        ("[1, 2]", "the answer must be an object"),
+        ("{}", "values must be a list of 2, one entry per image, got null"),
+        ('{"values": [1]}', "values must be a list of 2, one entry per image, got 1 entries"),
+        ('{"values": [1, "2"]}', "values: expected a number or null, got '2'"),
+        ('{"values": [1, true]}', "values: expected a number or null, got True"),
+        ('{"values": [1, NaN]}', "NaN is not JSON"),
+        ('{"values": [1, 2], "components": {"c": [1]}}', "the component 'c' must be a list of 2"),
+        ('{"values": [1, 2], "components": [1]}', "the answer must be an object"),
+        ('{"values": [1, 2], "regions": [[], [[0, 0, 1]]]}', "regions: expected a list of"),
+        ('{"values": [1, 2], "regions": [[], [[0, 0, 1, null]]]}', "regions: expected finite corners"),
+        ('{"values": [1, 2], "texts": [[], [3]]}', "texts: expected a list of strings"),
+        ('{"values": [1, 2], "errors": [null, 3]}', "errors: expected a string or null"),
+        ("<html>", "the body is not JSON"),
+    ],
+)
+def test_other_answers_are_refused(answer: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        decode_answer(answer.encode(), 2)
+
+
+# --- a service that says what the test wants --------------------------------------------------------------------------------
+
+
+class Scripted:
+    """Answers each request by the next reply of a script, and the last one for ever; remembers what it was sent."""
+
+    def __init__(self, *script: Callable[[list[Any]], Reply]) -> None:
+        self.script, self.bodies, self.headers = list(script), [], []  # type: ignore[var-annotated]
+        self.lock = threading.Lock()
+        script_of = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                self._send(200, b"ok")
+
+            def do_POST(self) -> None:
+                images = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["images"]
+                with script_of.lock:
+                    script_of.bodies.append(images)
+                    script_of.headers.append(dict(self.headers))
+                    reply = script_of.script.pop(0) if len(script_of.script) > 1 else script_of.script[0]
+                self._send(*reply(images))
+
+            def _send(self, status: int, body: bytes) -> None:
+                with contextlib.suppress(OSError):  # the client may have gone
+                    self.send_response(status)
+                    self.send_header("Content-Length", str(len(body)))
+                    self.end_headers()
+                    self.wfile.write(body)
+
+            def log_message(self, format: str, *arguments: object) -> None:
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
+
+
+@pytest.fixture
+def scripted() -> Iterator[Callable[..., Scripted]]:
+    running: list[Scripted] = []
+
+    def start(*script: Callable[[list[Any]], Reply]) -> Scripted:
+        running.append(Scripted(*script))
+        threading.Thread(target=running[-1].server.serve_forever, args=(0.01,), daemon=True).start()
+        return running[-1]
+
+    yield start
+    for one in running:
+        one.server.shutdown()
+        one.server.server_close()
+
+
+def good(images: list[Any]) -> Reply:
+    """The number of images as the value of each."""
+    return 200, json.dumps({"values": [len(images)] * len(images)}).encode()
+
+
+def bad(status: int, body: bytes = b"") -> Callable[[list[Any]], Reply]:
+    return lambda images: (status, body)
+
+
+def slow(images: list[Any]) -> Reply:
+    time.sleep(0.5)
+    return good(images)
+
+
+def client(*urls: str, **options: Any) -> HttpReward:
+    return HttpReward(list(urls), **{"backoff": 0.01, "timeout": 5.0, "patience": 0.5, "retries": 2} | options)
+
+
+def test_one_request_for_each_group(scripted: Callable[..., Scripted]) -> None:
+    server = scripted(good)
+    assert client(server.url)(IMAGES, PROMPTS).values.tolist() == [2, 2, 3, 3, 3]
+    assert sorted(map(len, server.bodies)) == [2, 3]
+    assert "X-API-Key" not in server.headers[0]
+
+
+def test_equal_prompts_that_are_apart_are_different_groups(scripted: Callable[..., Scripted]) -> None:
+    server = scripted(good)
+    prompts = [PROMPTS[i] for i in (0, 2, 2, 0, 0)]
+    assert client(server.url)(IMAGES, prompts).values.tolist() == [1, 2, 2, 2, 2]
+
+
+def test_groups_are_asked_for_at_the_same_time(scripted: Callable[..., Scripted]) -> None:
+    prompts = [Prompt(str(i)) for i in range(5)]
+    start = time.monotonic()
+    client(scripted(slow).url)(IMAGES, prompts)
+    assert time.monotonic() - start < 1.5  # one after the other: 2.5
+
+
+def test_several_addresses_take_turns(scripted: Callable[..., Scripted]) -> None:
+    servers = [scripted(good), scripted(good)]
+    client(*(s.url for s in servers))(IMAGES, [Prompt(str(i)) for i in range(5)])
+    assert [len(s.bodies) for s in servers] == [3, 2]
+
+
+def test_one_address_stands_in_for_another(scripted: Callable[..., Scripted]) -> None:
+    for broken in (f"http://127.0.0.1:{free_port()}", scripted(bad(503)).url):
+        scores = client(broken, scripted(good).url)(IMAGES, PROMPTS)  # without a warning: they are errors here
+        assert scores.values.tolist() == [2, 2, 3, 3, 3]
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        bad(500, b"broken"),
+        bad(200, b'{"values": [1]}'),
+        bad(200, b'{"values": [1, 2, 3, 4, 5, 6, 7]}'),
+        bad(200, b'{"values": [NaN, NaN, NaN, NaN, NaN]}'),
+        bad(200, b"<html>"),
+        bad(200, b""),
+    ],
+)
+def test_a_request_that_went_wrong_is_sent_again_and_then_given_up(scripted: Callable[..., Scripted], reply: Any) -> None:
+    prompts = [Prompt("a")] * 5
+    server = scripted(reply, reply, good)
+    assert client(server.url)(IMAGES, prompts).values.tolist() == [5] * 5
+    assert len(server.bodies) == 3
+    server = scripted(reply)
+    with pytest.warns(UserWarning, match="no score for 5 of 5 images: http://127.0.0.1:.*it answered"):
+        scores = client(server.url)(IMAGES, prompts)
+    assert len(server.bodies) == 3
+    assert scores.values.isnan().all()
+    assert not scores.usable.any()
+
+
+def test_a_request_that_takes_too_long_is_not_a_service_that_is_away(scripted: Callable[..., Scripted]) -> None:
+    server = scripted(slow, slow, good)
+    assert client(server.url, timeout=0.1)(IMAGES, [Prompt("a")] * 5).values.tolist() == [5] * 5
+    with pytest.warns(UserWarning, match="it did not answer within 0.1 seconds"):
+        assert client(scripted(slow).url, timeout=0.1)(IMAGES, PROMPTS).values.isnan().all()
+
+
+def test_what_one_group_lacks_the_others_keep(scripted: Callable[..., Scripted]) -> None:
+    server = scripted(lambda images: good(images) if len(images) == 3 else (500, b"no"))
+    with pytest.warns(UserWarning, match="no score for 2 of 5 images"):
+        scores = client(server.url)(IMAGES, PROMPTS)
+    assert scores.values.nan_to_num(-1).tolist() == [-1, -1, 3, 3, 3]
+
+
+@pytest.mark.parametrize(
+    ("status", "hint"), [(401, "Set VARRL_API_KEY"), (403, "Set VARRL_API_KEY"), (404, ""), (413, ""), (400, "")]
+)
+def test_what_a_service_refuses_is_not_sent_again(scripted: Callable[..., Scripted], status: int, hint: str) -> None:
+    server = scripted(bad(status, b"because"))
+    with pytest.raises(RewardError, match=f"does not take the request: it answered {status} .*because.*{hint}"):
+        client(server.url)(IMAGES, [Prompt("a")] * 5)
+    assert len(server.bodies) == 1
+
+
+@pytest.mark.parametrize("status", [408, 429, 502, 503, 504])
+def test_a_service_that_is_not_ready_is_waited_for(scripted: Callable[..., Scripted], status: int) -> None:
+    server = scripted(*[bad(status)] * 4, good)
+    with pytest.warns(UserWarning, match="reward service") as said:
+        scores = client(server.url, retries=0)(IMAGES, [Prompt("a")] * 5)
+    assert scores.values.tolist() == [5] * 5
+    assert ["no reward service answers" in str(w.message) or "is back" in str(w.message) for w in said] == [True, True]
+
+
+def test_patience_ends(scripted: Callable[..., Scripted]) -> None:
+    url = f"http://127.0.0.1:{free_port()}"
+    start = time.monotonic()
+    with (
+        pytest.warns(UserWarning, match=r"no reward service answers \(.*Refused.*\); waiting up to 0.5 seconds"),
+        pytest.raises(RewardError, match="no reward service has answered for"),
+    ):
+        client(url)(IMAGES, PROMPTS)
+    assert 0.3 < time.monotonic() - start < 5
+
+
+def test_a_service_that_has_stopped_answering_at_all_is_away() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        with (
+            pytest.warns(UserWarning, match="did not answer within 0.1 seconds, nor on its health page"),
+            pytest.raises(RewardError, match="no reward service has answered for"),
+        ):
+            client(url, timeout=0.1, retries=0)(IMAGES, PROMPTS)
+
+
+def test_an_image_that_is_not_finite_is_not_sent(scripted: Callable[..., Scripted]) -> None:
+    server = scripted(good)
+    images = IMAGES.clone()
+    images[1, 0, 0, 0] = math.nan
+    with pytest.warns(UserWarning, match="no score for 1 of 5 images: the image is not finite"):
+        assert client(server.url)(images, PROMPTS).values.nan_to_num(-1).tolist() == [1, -1, 3, 3, 3]
+
+
+def test_no_images_need_no_service() -> None:
+    assert client("http://127.0.0.1:1")(IMAGES[:0], []).values.shape == (0,)
+
+
+def test_the_key_comes_from_the_environment_or_the_argument(scripted: Callable[..., Scripted], monkeypatch: Any) -> None:
+    monkeypatch.setenv("VARRL_API_KEY", "from-the-environment")
+    server = scripted(good)
+    for reward in (client(server.url), client(server.url, api_key="given")):
+        reward(IMAGES[:1], PROMPTS[:1])
+    assert [h["X-API-Key"] for h in server.headers] == ["from-the-environment", "given"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"url": []}, "url must be an address or a list of addresses, got none"),
+        ({"url": "localhost:8000"}, "'localhost:8000' is no address of a service; expected http://host:port"),
+        ({"url": "ftp://localhost"}, "is no address of a service"),
+        ({"url": "http://localhost:x"}, "expected http://host:port"),
+        ({"timeout": 0}, "timeout must be > 0"),
+        ({"timeout": math.inf}, "timeout must be > 0 and finite"),
+        ({"backoff": -1.0}, "backoff must be > 0"),
+        ({"retries": -1}, "retries must be at least 0, got -1"),
+        ({"parallel": 0}, "parallel must be at least 1, got 0"),
+        ({"patience": math.nan}, "patience must be at least 0, got nan"),
+    ],
+)
+def test_wrong_options(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        HttpReward(**{"url": "http://localhost:8000"} | options)
+
+
+# --- a real service ---------------------------------------------------------------------------------------------------------
+
+
+class Rounded(LeftBright):
+    """`LeftBright` of what a PNG holds."""
+
+    def __call__(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
+        return super().__call__((images.clamp(0, 1) * 255).round() / 255, prompts)
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    pytest.importorskip("litserve", reason="the extra 'serve'")
+    folder = tmp_path_factory.mktemp("service")
+    arguments = ("--init_args", json.dumps({"folder": str(folder)}))
+    with service("tests.served.Hangs", *arguments, folder=folder, key=KEY) as running:
+        yield running
+
+
+def of(served: Service, **options: Any) -> HttpReward:
+    return HttpReward(**{"url": served.url, "api_key": KEY, "backoff": 0.1, "patience": 120.0} | options)
+
+
+def run(folder: Path, reward: Any, during: Callable[[int], None] = lambda step: None, ckpt_path: str | None = None) -> VARGRPO:
+    """Three steps, with something happening before the rewards of each."""
+    module = small_module(reward=reward)
+    ask = module.rewards.score_all
+
+    def score_all(images: Tensor, prompts: Sequence[Prompt]) -> dict[str, Scores]:
+        during(module.rollouts_done)
+        return ask(images, prompts)
+
+    module.rewards.score_all = score_all  # type: ignore[method-assign]
+    fitted = trainer(folder, [SafeStop(), Checkpoints(50)], 3, limit_val_batches=0)
+    fitted.fit(module, datamodule=datamodule(folder / "data"), ckpt_path=ckpt_path)
+    return module
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Tensor:
+    return weights(run(tmp_path_factory.mktemp("undisturbed"), Rounded()))
+
+
+def test_the_service_says_what_the_reward_says(served: Service) -> None:
+    images, prompts = torch.rand(12, 3, 16, 24), [Prompt(str(i // 4)) for i in range(12)]
+    reward = of(served)
+    reward.check_prompts(prompts)
+    scores = score_images(reward, images, prompts, "http")
+    torch.testing.assert_close(scores.values, Rounded()(images, prompts), rtol=0, atol=0)
+
+
+def test_a_wrong_key_is_said_before_training(served: Service) -> None:
+    for reward in (of(served, api_key="wrong"), of(served, api_key="")):
+        with pytest.raises(ValueError, match=r"it answered 401 .*Set VARRL_API_KEY to its key"):
+            reward.check_prompts(PROMPTS)
+        with pytest.raises(RewardError, match="401"):
+            reward(IMAGES, PROMPTS)
+
+
+def test_a_service_that_is_not_there_is_said_before_training(served: Service) -> None:
+    nowhere = f"http://127.0.0.1:{free_port()}"
+    with pytest.raises(ValueError, match=r"no reward service answers .*Start one with `python -m varrl_lightning serve"):
+        of(served, url=nowhere).check_prompts(PROMPTS)
+    of(served, url=[nowhere, served.url]).check_prompts(PROMPTS)
+
+
+def test_killed_in_the_middle_of_a_request_the_run_waits_and_no_step_becomes_wrong(
+    served: Service, tmp_path: Path, undisturbed: Tensor
+) -> None:
+    folder = served.log.parent
+    restarted = threading.Event()
+
+    def disturb() -> None:
+        while not (folder / "hung").exists():
+            time.sleep(0.02)
+        served.kill()
+        time.sleep(0.5)
+        served.start()
+        restarted.set()
+
+    def during(step: int) -> None:
+        if step == 1:
+            (folder / "armed").touch()
+            threading.Thread(target=disturb, daemon=True).start()
+
+    with pytest.warns(UserWarning, match="reward service") as said:
+        module = run(tmp_path, of(served), during)
+    assert restarted.is_set()
+    messages = [str(w.message) for w in said if "reward service" in str(w.message)]
+    assert len(messages) == 2, messages
+    assert "no reward service answers" in messages[0]
+    assert "the reward service is back after" in messages[1]
+    assert torch.equal(weights(module), undisturbed)
+
+
+def test_when_it_never_is_back_the_run_stops_with_its_state_saved(served: Service, tmp_path: Path, undisturbed: Tensor) -> None:
+    served.wait()
+    with (
+        pytest.warns(UserWarning, match="no reward service answers"),
+        pytest.raises(RewardError, match="no reward service has answered for 1 seconds"),
+    ):
+        run(tmp_path, of(served, patience=1.0), lambda step: served.kill() if step == 1 else None)
+    last = tmp_path / "checkpoints" / "last.ckpt"
+    assert torch.load(last, weights_only=True)["varrl"]["rollouts_done"] == 1
+    served.start()
+    served.wait()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", message=".*does not have many workers")
+        warnings.filterwarnings("ignore", category=FutureWarning)
+        module = run(tmp_path, of(served), ckpt_path=str(last))
+    assert torch.equal(weights(module), undisturbed)
+
+
+def test_killed_alone_a_service_takes_its_processes_along(served: Service) -> None:
+    """The last test: it ends the service."""
+    assert served.process is not None
+    family = psutil.Process(served.process.pid).children(recursive=True)
+    assert len(family) >= 3  # LitServe's manager, a worker, an HTTP server
+    served.process.kill()
+    served.process.wait()
+    assert not psutil.wait_procs(family, timeout=20)[1]

@@ -1,0 +1,250 @@
+"""The benchmarks' prompt sets, and results set beside the paper's: console, JSON and Markdown."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from rich.table import Table as RichTable
+
+from varrl_lightning.algorithms.word_metrics import cvtg_words
+from varrl_lightning.metrics.paper import CVTG_COLUMNS, HPSV3_CATEGORIES, SOURCE, TABLE_1, TABLE_2
+from varrl_lightning.metrics.scores import ALL, canonical_category
+from varrl_lightning.prompts import PromptFileError, load_prompts
+from varrl_lightning.types import Prompt
+
+Benchmark = Literal["CVTG-2K", "HPSv3"]
+CVTG_FILES = tuple(f"{kind}/{regions}.json" for kind in ("CVTG", "CVTG-Style") for regions in (2, 3, 4, 5))
+MEASURES = {"word_accuracy": "Word Accuracy", "ned": "NED", "clip_score": "CLIPScore", "reward": "Reward"}
+"""Names in results and their column headings; others stay as they are."""
+_TEXT_KEYS = ("prompt", "text", "caption")
+
+
+# --- prompt sets ------------------------------------------------------------------------------------------------------------
+
+
+def load_benchmark(path: str | Path) -> list[Prompt]:
+    """Read a prompt set in this package's form or a benchmark's own.
+
+    - a JSONL file (of any ending but .json): see `load_prompts`;
+    - CVTG-2K's folder, with CVTG/2.json to CVTG-Style/5.json, or one of its files, `{"data_list": [{"index", "prompt", ...}]}`: the
+      words are the benchmark's (`cvtg_words`), the category is `CVTG/2` to `CVTG-Style/5`;
+    - a JSON file with a list of strings, or of objects with `prompt` (or `text`, `caption`) and perhaps `category`, or a folder of
+      such files: without a `category` it is the file's name. HPSv3's twelve are given the names of the paper's Table 2.
+
+    Raises:
+        PromptFileError: when a file is missing or malformed; names it and the entry.
+    """
+    place = Path(path)
+    if str(path).startswith("builtin:") or not (place.suffix == ".json" or place.is_dir()):
+        return load_prompts(path)
+    return [prompt for file, name in _files(place) for prompt in _read(file, name)]
+
+
+def _files(place: Path) -> list[tuple[Path, str]]:
+    """The JSON files of a path, each with the name that its prompts begin with."""
+    if not place.is_dir():
+        return [(place, f"{place.parent.name}/{place.stem}" if place.parent.name.startswith("CVTG") else place.stem)]
+    if any((place / name).is_file() for name in CVTG_FILES):
+        missing = [name for name in CVTG_FILES if not (place / name).is_file()]
+        if missing:
+            raise PromptFileError(f"{place} is CVTG-2K without {', '.join(missing)}; to read a part of it, give its file")
+        return [(place / name, name.removesuffix(".json")) for name in CVTG_FILES]
+    found = [(file, file.stem) for file in sorted(place.glob("*.json"))]
+    if not found:
+        raise PromptFileError(
+            f"{place} holds no benchmark: expected *.json files of prompts, or CVTG-2K's folders CVTG and CVTG-Style"
+        )
+    return found
+
+
+def _read(file: Path, name: str) -> Iterator[Prompt]:
+    try:
+        document = json.loads(file.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError) as error:
+        raise PromptFileError(f"cannot read the prompts in {file}: {error}") from error
+    of_cvtg = isinstance(document, Mapping) and isinstance(document.get("data_list"), list)
+    entries = document["data_list"] if of_cvtg else document
+    if not isinstance(entries, list) or not entries:
+        raise PromptFileError(f'{file}: expected a list of prompts, or {{"data_list": [...]}} with some, got {str(document)[:60]}')
+    for number, entry in enumerate(entries):
+        yield (_cvtg_prompt if of_cvtg else _plain_prompt)(entry, number, name, f"{file}, entry {number}")
+
+
+def _cvtg_prompt(entry: Any, number: int, name: str, where: str) -> Prompt:
+    text = _text(entry, where)
+    words = cvtg_words(text)
+    if not words:
+        raise PromptFileError(f"{where}: CVTG-2K's words stand between single quotes, and this has none: {text[:200]}")
+    return Prompt(text, id=f"{name}/{entry.get('index', number)}", words=words, category=name)
+
+
+def _plain_prompt(entry: Any, number: int, name: str, where: str) -> Prompt:
+    category = entry.get("category") if isinstance(entry, Mapping) else None
+    if category is not None and not isinstance(category, str):
+        raise PromptFileError(f"{where}: 'category' must be a string, got {category!r}")
+    return Prompt(_text(entry, where), id=f"{name}/{number}", category=_table_name(category or name))
+
+
+def _text(entry: Any, where: str) -> str:
+    found = next((entry[key] for key in _TEXT_KEYS if key in entry), None) if isinstance(entry, Mapping) else entry
+    if not isinstance(found, str) or not found.strip():
+        raise PromptFileError(
+            f"{where}: expected a text, or an object with one under {' or '.join(_TEXT_KEYS)}; got {entry!r:.200}"
+        )
+    return found
+
+
+def _table_name(category: str) -> str:
+    try:
+        return HPSV3_CATEGORIES[canonical_category(category, HPSV3_CATEGORIES)]
+    except ValueError:
+        return category
+
+
+def benchmark_of(prompts: Sequence[Prompt]) -> Benchmark | None:
+    """Which benchmark these prompts come from, by their categories; None when that is another set."""
+    categories = {p.category for p in prompts}
+    if categories and categories <= {name.removesuffix(".json") for name in CVTG_FILES}:
+        return "CVTG-2K"
+    return "HPSv3" if categories and categories <= set(HPSV3_CATEGORIES) else None
+
+
+def categories_of(prompts: Sequence[Prompt]) -> tuple[str, ...]:
+    """Their categories: in the order of Table 2 where all are in it, else in that of the prompts; empty when one has none."""
+    found = dict.fromkeys(_table_name(p.category) for p in prompts if p.category is not None)
+    if not prompts or any(p.category is None for p in prompts):
+        return ()
+    return tuple(c for c in HPSV3_CATEGORIES if c in found) if set(found) <= set(HPSV3_CATEGORIES) else tuple(found)
+
+
+# --- result tables ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Results:
+    """What was measured with one policy and one way of sampling.
+
+    Args:
+        measures: by name, see `MEASURES`.
+        categories: mean reward by category, `All` among them, as `CategoryMean.compute` gives it.
+    """
+
+    measures: Mapping[str, float]
+    categories: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class ResultTable:
+    """Rows of numbers under headings; NaN where there is none.
+
+    Args:
+        ours: the rows that were measured here; the others are the paper's.
+    """
+
+    title: str
+    columns: tuple[str, ...]
+    rows: dict[str, tuple[float, ...]]
+    ours: frozenset[str]
+    digits: int = 4
+
+    def rich(self) -> RichTable:
+        """For the console."""
+        table = RichTable(title=self.title, title_justify="left")
+        table.add_column("")
+        for column in self.columns:
+            table.add_column(column, justify="right")
+        for name, values in self.rows.items():
+            table.add_row(name, *map(self._cell, values), style="bold" if name in self.ours else None)
+        return table
+
+    def markdown(self) -> str:
+        """A heading and a table; own rows in bold."""
+        lines = [f"## {self.title}", "", f"| | {' | '.join(self.columns)} |", f"|---|{'---:|' * len(self.columns)}"]
+        for name, values in self.rows.items():
+            mark = "**" if name in self.ours else ""
+            cells = (f"{mark}{cell}{mark}" if cell != "-" else cell for cell in map(self._cell, values))
+            lines.append(f"| {mark}{name.replace('|', chr(92) + '|')}{mark} | {' | '.join(cells)} |")
+        return "\n".join(lines) + "\n"
+
+    def as_json(self) -> dict[str, Any]:
+        """Rows by name, each a mapping from heading to number; None where there is none."""
+        rows = {
+            name: {c: v if math.isfinite(v) else None for c, v in zip(self.columns, values, strict=True)}
+            for name, values in self.rows.items()
+        }
+        return {"title": self.title, "ours": [name for name in rows if name in self.ours], "rows": rows}
+
+    def _cell(self, value: float) -> str:
+        return f"{value:.{self.digits}f}" if math.isfinite(value) else "-"
+
+
+def tables(results: Mapping[str, Results], benchmark: Benchmark | None = None, images: int | None = None) -> list[ResultTable]:
+    """What was measured, and for a benchmark the paper's rows above it.
+
+    Args:
+        results: by the name of their row, such as `sampler` and `greedy`, or `before` and `after`.
+        benchmark: which of the paper's tables to set them beside; see `benchmark_of`.
+        images: how many each was measured on, for the titles.
+
+    Raises:
+        ValueError: without results.
+    """
+    if not results:
+        raise ValueError("there are no results to show; expected at least one row")
+    of = "" if images is None else f", {images} images"
+    found = [_measured(results, f"Measured{of}")]
+    if benchmark == "CVTG-2K":
+        ours = {name: _row(r.measures, ("word_accuracy", "ned", "clip_score")) for name, r in results.items()}
+        found.append(_beside(f"CVTG-2K{of}, beside Table 1 of {SOURCE}", CVTG_COLUMNS, TABLE_1, ours, digits=4))
+    columns = tuple(dict.fromkeys(c for r in results.values() for c in (ALL, *r.categories) if r.categories))
+    if benchmark == "HPSv3":
+        columns = (ALL, *HPSV3_CATEGORIES)
+    if columns:
+        ours = {name: _row(r.categories, columns) for name, r in results.items()}
+        paper = TABLE_2 if benchmark == "HPSv3" else {}
+        title = f"HPSv3{of}, beside Table 2 of {SOURCE}" if paper else f"Reward by category{of}"
+        found.append(_beside(title, columns, paper, ours, digits=2 if paper else 4))
+    return found
+
+
+def _measured(results: Mapping[str, Results], title: str) -> ResultTable:
+    found = dict.fromkeys(name for r in results.values() for name in r.measures)
+    names = [*(m for m in MEASURES if m in found), *(m for m in found if m not in MEASURES)]
+    rows = {row: _row(r.measures, names) for row, r in results.items()}
+    return ResultTable(title, tuple(MEASURES.get(n, n) for n in names), rows, frozenset(rows))
+
+
+def _beside(
+    title: str,
+    columns: tuple[str, ...],
+    paper: Mapping[str, tuple[float, ...]],
+    ours: Mapping[str, tuple[float, ...]],
+    digits: int,
+) -> ResultTable:
+    # A row called as one of the paper's must not take its place.
+    named = {f"{name} (this run)" if paper else name: values for name, values in ours.items()}
+    return ResultTable(title, columns, {**paper, **named}, frozenset(named), digits)
+
+
+def _row(values: Mapping[str, float], names: Sequence[str]) -> tuple[float, ...]:
+    return tuple(float(values.get(name, math.nan)) for name in names)
+
+
+def write_results(folder: Path, found: Sequence[ResultTable], about: Mapping[str, Any]) -> tuple[Path, Path]:
+    """Write `test.json` and `test.md`; returns their paths.
+
+    Args:
+        about: what the numbers depend on (checkpoint, prompts, seed, versions); JSON values.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    as_json, as_markdown = folder / "test.json", folder / "test.md"
+    content = {"about": dict(about), "tables": [table.as_json() for table in found]}
+    as_json.write_text(json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False) + "\n", encoding="utf-8")
+    listed = "".join(f"- {name}: {value}\n" for name, value in about.items())
+    as_markdown.write_text("\n".join(["# Test results\n", listed, *(t.markdown() for t in found)]), encoding="utf-8")
+    return as_json, as_markdown

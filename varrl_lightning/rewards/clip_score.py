@@ -1,0 +1,124 @@
+"""Does the image show what its prompt says? CLIPScore, the paper's third measure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from varrl_lightning.text_encoders.base import read_pretrained
+from varrl_lightning.types import Prompt, Scores
+
+MEAN = (0.48145466, 0.4578275, 0.40821073)
+STD = (0.26862954, 0.26130258, 0.27577711)
+"""What CLIP's images were normalised with, OpenAI's and LAION's alike."""
+
+
+class CLIPScore:
+    """Cosine of CLIP's features of the image and of its prompt, scaled (Hessel et al., arXiv 2104.08718).
+
+        R = scale * max(0, cos(f(image), g(prefix + text)))
+
+    In [0, scale]. The defaults are CVTG-2K's. The image is rounded to 8 bits, as one read from a file would be, its shorter side
+    is brought to the model's resolution (bicubic) and its centre is cut out; a text longer than the model reads is cut off.
+
+    Args:
+        path: a CLIP model, as a folder that transformers writes or a hub id `owner/name`.
+        prefix: put before each prompt's text.
+        scale: w, > 0.
+        dtype: of the model, `float32`, `bfloat16` or `float16`; similarities are taken in float32.
+        images_at_once: images that pass through the model at one time.
+
+    Raises:
+        FileNotFoundError: when there is no such folder, and no such repository within reach.
+        ValueError: when it holds something else, or on a number out of its range.
+    """
+
+    def __init__(
+        self,
+        path: str | Path = "openai/clip-vit-large-patch14",
+        *,
+        prefix: str = "A photo depicts ",
+        scale: float = 2.5,
+        dtype: str = "float32",
+        images_at_once: int = 32,
+    ) -> None:
+        if not (scale > 0 and math.isfinite(scale)):
+            raise ValueError(f"scale must be > 0 and finite, got {scale}")
+        if images_at_once < 1:
+            raise ValueError(f"images_at_once must be at least 1, got {images_at_once}")
+        # No nn.Module, so that a LightningModule that holds this neither saves nor trains the model.
+        model, self.tokenizer = read_pretrained(path, "CLIPModel", dtype)
+        self.model: Any = model
+        self.prefix, self.scale, self.images_at_once = prefix, scale, images_at_once
+
+    @torch.no_grad()
+    def __call__(self, images: Float[Tensor, "N 3 H W"], prompts: Sequence[Prompt]) -> Scores:
+        """Score images against their prompts' texts; the component `cosine` keeps its sign."""
+        cosine = self.cosine(images, [prompt.text for prompt in prompts])
+        return Scores(self.scale * cosine.clamp(min=0), components={"cosine": cosine})
+
+    def differentiable(self, images: Float[Tensor, "N 3 H W"], prompts: Sequence[Prompt]) -> Float[Tensor, " N"]:
+        """Scale times cosine, with a gradient to the images; unclamped, so that a picture far from its text has a gradient too.
+
+        Rounding and clamping to 8 bits pass the gradient on unchanged.
+        """
+        return self.scale * self.cosine(images, [prompt.text for prompt in prompts])
+
+    def cosine(self, images: Float[Tensor, "N 3 H W"], texts: Sequence[str]) -> Float[Tensor, " N"]:
+        """Similarity of each image and its text, in [-1, 1], float32; the model follows the images to their device.
+
+        Raises:
+            ValueError: when there is not one text per image.
+        """
+        if len(images) != len(texts):
+            raise ValueError(f"got {len(images)} images and {len(texts)} texts; expected one text per image")
+        if not texts:
+            return images.new_zeros(0, dtype=torch.float32)
+        self.model.to(images.device)
+        different = list(dict.fromkeys(texts))  # a group has one text for all its images
+        with torch.autocast(images.device.type, enabled=False):
+            of_texts = self._embed_texts(different, images.device)
+            of_images = torch.cat([self._embed_images(part) for part in images.split(self.images_at_once)])
+        rows = torch.tensor([different.index(text) for text in texts], device=images.device)
+        return (of_images * of_texts[rows]).sum(dim=-1)
+
+    @torch.no_grad()
+    def _embed_texts(self, texts: list[str], device: torch.device) -> Float[Tensor, "_n C"]:
+        length = self.model.config.text_config.max_position_embeddings
+        texts = [self.prefix + text for text in texts]
+        tokens = self.tokenizer(texts, padding=True, truncation=True, max_length=length, return_tensors="pt")
+        inputs = {name: tokens[name].to(device) for name in ("input_ids", "attention_mask")}
+        return F.normalize(self.model.text_projection(self.model.text_model(**inputs).pooler_output).float(), dim=-1)
+
+    def _embed_images(self, images: Float[Tensor, "_n 3 H W"]) -> Float[Tensor, "_n C"]:
+        pixels = clip_pixels(images, self.model.config.vision_config.image_size).to(self.model.visual_projection.weight.dtype)
+        return F.normalize(self.model.visual_projection(self.model.vision_model(pixels).pooler_output).float(), dim=-1)
+
+
+def clip_pixels(images: Float[Tensor, "_n 3 H W"], side: int) -> Float[Tensor, "_n 3 S S"]:
+    """What CLIP's own preparation makes of images in [0, 1]: 8 bits, shorter side to `side`, centre, normalised.
+
+    Pillow's arithmetic in torch: first along rows, then along columns, each time rounded to 8 bits.
+    """
+    pixels = _eight_bits(images.float() * 255)
+    height, width = pixels.shape[-2:]
+    short = min(height, width)
+    new = (side * height // short, side * width // short)
+    for size in ((height, new[1]), new):
+        pixels = _eight_bits(F.interpolate(pixels, size, mode="bicubic", align_corners=False, antialias=True))
+    top, left = round((new[0] - side) / 2), round((new[1] - side) / 2)
+    pixels = pixels[..., top : top + side, left : left + side] / 255
+    mean, std = (pixels.new_tensor(x)[:, None, None] for x in (MEAN, STD))
+    return (pixels - mean) / std
+
+
+def _eight_bits(x: Tensor) -> Tensor:
+    """Rounded and clamped to 0..255; the gradient passes as if it were not."""
+    return x + (x.round().clamp(0, 255) - x).detach()

@@ -1,0 +1,89 @@
+"""The OCR reward of Flow-GRPO and those that follow it, to compare with: one string, found or nearly found."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from varrl_lightning.algorithms.ocr_score import edit_distance
+from varrl_lightning.rewards.ocr_engines import OCREngine, RapidOCREngine, one_of
+from varrl_lightning.rewards.ocr_reading import read_words
+from varrl_lightning.types import Prompt, Scores
+
+WithoutWords = Literal["error", "skip"]
+
+
+def flow_grpo_score(target: str, read: str) -> float:
+    """How nearly a string can be read, upper and lower case and whitespace aside.
+
+        R = 1                              if the target is part of what was read
+        R = 1 - min(Lev(read, t), |t|) / |t|   otherwise
+
+    In [0, 1]. Text beyond the target is free once the target is whole; the engine's confidence plays no part.
+
+    Raises:
+        ValueError: when the target is blank.
+    """
+    target, read = ("".join(text.lower().split()) for text in (target, read))
+    if not target:
+        raise ValueError("the target is blank; expected text to look for")
+    if target in read:
+        return 1.0
+    return 1 - min(edit_distance(read, target), len(target)) / len(target)
+
+
+class FlowGRPOOCR:
+    """`flow_grpo_score` of the first quoted string of the prompt (the first of its `words`) and all text that is read.
+
+    As the peers define it, but for one thing: an image that the engine fails on has no score, where theirs has 0.
+
+    Args:
+        detect: look for the text first. False when each image is one line, or each of its prompt's regions is.
+        threads: of the engine; torch's own number when None.
+        engine: another `OCREngine`; `detect` and `threads` are then its own affair.
+        without_words: prompts without words are an `error` before training; `skip` leaves them to other rewards.
+    """
+
+    def __init__(
+        self,
+        detect: bool = True,
+        *,
+        threads: int | None = None,
+        engine: OCREngine | None = None,
+        without_words: WithoutWords = "error",
+    ) -> None:
+        one_of("without_words", without_words, WithoutWords)
+        self.engine = engine if engine is not None else RapidOCREngine(detect, threads=threads)
+        self.without_words = without_words
+
+    def check_prompts(self, prompts: Sequence[Prompt]) -> None:
+        """Raise a ValueError that names the prompts without words."""
+        missing = [p.id for p in prompts if not p.words]
+        if missing and self.without_words == "error":
+            named = ", ".join(map(repr, missing[:5])) + (", ..." if len(missing) > 5 else "")
+            raise ValueError(
+                f"the flow_grpo_ocr reward needs a quoted string to look for, and {len(missing)} of {len(prompts)} prompts have "
+                f"none: {named}. Quote it in the text, list it under 'words', or set without_words to 'skip'."
+            )
+
+    def __call__(self, images: Float[Tensor, "N 3 H W"], prompts: Sequence[Prompt]) -> Scores:
+        """Score images; no score where the engine failed, or where the prompt has no words."""
+        words = read_words(self.engine, images, prompts)
+        texts = [[word.text for word in found or ()] for found in words]
+        values = torch.tensor(
+            [
+                math.nan if found is None or not prompt.words else flow_grpo_score(prompt.words[0], "".join(read))
+                for found, prompt, read in zip(words, prompts, texts, strict=True)
+            ]
+        )
+        return Scores(
+            values.float(),
+            regions=[[word.box for word in found or ()] for found in words],
+            valid=values.isfinite(),
+            texts=texts,
+        )

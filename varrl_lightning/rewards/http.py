@@ -1,0 +1,261 @@
+"""The reward `http`: asks a reward service, waits for it when it is away, and never makes up a number."""
+
+from __future__ import annotations
+
+import http.client
+import math
+import os
+import threading
+import time
+import warnings
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import groupby
+from typing import Any
+from urllib.parse import urlsplit
+
+from jaxtyping import Float
+from torch import Tensor
+
+from varrl_lightning.rewards.base import RewardError
+from varrl_lightning.serving_answers import Row, decode_answer, scores_of
+from varrl_lightning.serving_protocol import HEALTH, INFO, KEY_HEADER, PATH, encode_request, shortened
+from varrl_lightning.types import Prompt, Scores
+
+KEY = "VARRL_API_KEY"
+AWAY = (408, 429, 502, 503, 504)
+"""Too busy or not ready: worth waiting for."""
+PROBE = 5.0
+"""Seconds in which a service that is well answers on its health page."""
+LONGEST_PAUSE = 10.0
+LARGEST_ANSWER = 64 * 2**20
+
+
+class ServiceGoneError(RewardError):
+    """No reward service has answered for as long as the client was told to wait."""
+
+
+class RefusedError(RewardError):
+    """A reward service does not take the request, and never will: a wrong key or address, too many images."""
+
+
+class _AwayError(Exception):
+    """The service cannot be reached, or says that it is not ready."""
+
+
+class _FailedError(Exception):
+    """The service is there, but this request went wrong."""
+
+
+class HttpReward:
+    """Scores images by one or several reward services; one request per group of equal prompts, several at a time.
+
+    While no service can be reached it warns and waits; an answer that comes late is the same answer. What a service, being there,
+    cannot score is NaN. It goes straight to the addresses, through no proxy.
+
+    Args:
+        url: address of a service, `http://host:port`, or several, which take turns and stand in for each other.
+        api_key: sent as `X-API-Key`; by default the environment's VARRL_API_KEY, which stays out of the run's config.yaml.
+        timeout: seconds for one answer, > 0.
+        retries: how often a request that went wrong (not: a service that is away) is sent again before its images are NaN, >= 0.
+        backoff: seconds before the first repetition, doubled for each further one up to 10, > 0.
+        patience: seconds to wait for a service that is away before the run is stopped, its state saved, >= 0.
+        parallel: requests at one time, >= 1.
+
+    Raises:
+        ValueError: on a value out of its range.
+    """
+
+    def __init__(
+        self,
+        url: str | list[str],
+        api_key: str | None = None,
+        timeout: float = 60.0,
+        retries: int = 3,
+        backoff: float = 0.5,
+        patience: float = 600.0,
+        parallel: int = 8,
+    ) -> None:
+        self.urls = [_address(u) for u in ([url] if isinstance(url, str) else url)]
+        if not self.urls:
+            raise ValueError("url must be an address or a list of addresses, got none")
+        self.api_key = api_key if api_key is not None else os.environ.get(KEY) or None
+        for name, value, least in (("retries", retries, 0), ("parallel", parallel, 1), ("patience", patience, 0)):
+            if not value >= least:
+                raise ValueError(f"{name} must be at least {least}, got {value}")
+        for name, value in (("timeout", timeout), ("backoff", backoff)):
+            if not (value > 0 and math.isfinite(value)):
+                raise ValueError(f"{name} must be > 0 and finite, in seconds, got {value}")
+        self.timeout, self.retries, self.backoff = timeout, retries, backoff
+        self.patience, self.parallel = patience, parallel
+
+    def check_prompts(self, prompts: Sequence[Prompt]) -> None:  # noqa: ARG002
+        """Check before training that a service answers and takes the key.
+
+        Raises:
+            ValueError: when none answers, or one refuses.
+        """
+        reasons = []
+        for url in self.urls:
+            try:
+                self._exchange(url, "GET", INFO, timeout=min(self.timeout, PROBE))
+            except RefusedError as error:
+                raise ValueError(str(error)) from error
+            except (_AwayError, _FailedError, TimeoutError) as error:
+                reasons.append(f"{url}: {error}")
+        if len(reasons) == len(self.urls):
+            raise ValueError(
+                f"no reward service answers ({'; '.join(reasons)}). Start one with "
+                f"`python -m varrl_lightning serve NAME --port PORT`, and wait until its page {HEALTH} says ok."
+            )
+
+    def __call__(self, images: Float[Tensor, "N 3 H W"], prompts: Sequence[Prompt]) -> Scores:
+        """Score images; NaN for those that are not finite and those that a service could not score.
+
+        Raises:
+            ServiceGoneError: when no service was back within `patience` seconds.
+            RefusedError: when a service refuses what it is sent.
+        """
+        rows = [Row(error="the image is not finite")] * len(images)
+        finite = images.isfinite().flatten(1).all(dim=1).tolist()
+        groups = [list(group) for _, group in groupby((i for i in range(len(images)) if finite[i]), key=lambda i: prompts[i])]
+        call = _Call()
+        with ThreadPoolExecutor(self.parallel) as pool:
+            try:
+                asked = [pool.submit(self._group, images[g], [prompts[i] for i in g], turn, call) for turn, g in enumerate(groups)]
+                for group, answer in zip(groups, asked, strict=True):
+                    for i, row in zip(group, answer.result(), strict=True):
+                        rows[i] = row
+            except BaseException:
+                call.stop.set()  # Ctrl-C too: the threads must not wait on
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+        _warn_of(rows)
+        return scores_of(rows)
+
+    def _group(self, images: Float[Tensor, "N 3 H W"], prompts: Sequence[Prompt], turn: int, call: _Call) -> list[Row]:
+        """The rows of one request, however long it takes."""
+        body = encode_request(images, prompts)
+        failures, pause, deadline = 0, self.backoff, time.monotonic() + self.patience
+        while True:
+            away = []
+            for step in range(len(self.urls)):
+                url = self.urls[(turn + step) % len(self.urls)]
+                try:
+                    rows = self._ask(url, body, len(images))
+                    call.is_back()
+                    return rows
+                except _AwayError as error:
+                    away.append(f"{url}: {error}")
+                except _FailedError as error:
+                    failures += 1
+                    if failures > self.retries:
+                        return [Row(error=f"{url}: {error}")] * len(images)
+                    break
+            if len(away) == len(self.urls):
+                call.is_away("; ".join(away), self.patience)
+                if time.monotonic() + pause > deadline:
+                    raise ServiceGoneError(
+                        f"no reward service has answered for {self.patience:g} seconds ({'; '.join(away)}). "
+                        "Start it again, then resume; patience sets how long is waited."
+                    )
+            else:
+                deadline = time.monotonic() + self.patience
+            call.wait(pause)
+            pause, turn = min(2 * pause, LONGEST_PAUSE), turn + 1
+
+    def _ask(self, url: str, body: bytes, n: int) -> list[Row]:
+        try:
+            answer = self._exchange(url, "POST", PATH, body, timeout=self.timeout)
+        except TimeoutError as error:
+            # Slow, or stopped? In the first case the request is at fault, in the second nothing is.
+            try:
+                self._exchange(url, "GET", HEALTH, timeout=min(self.timeout, PROBE))
+            except (TimeoutError, _FailedError) as probe:
+                raise _AwayError(f"{error}, nor on its health page") from probe
+            raise _FailedError(str(error)) from error
+        try:
+            return decode_answer(answer, n)
+        except ValueError as error:
+            raise _FailedError(f"it answered in another form: {error}") from error
+
+    def _exchange(self, url: str, method: str, path: str, body: bytes | None = None, *, timeout: float) -> bytes:
+        """One request and its answer's body.
+
+        Raises:
+            TimeoutError, _AwayError, _FailedError, RefusedError: by what came back, if anything did.
+        """
+        parts = urlsplit(url)
+        kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+        connection = kind(parts.hostname or "", parts.port, timeout=timeout)
+        headers = {"Content-Type": "application/json"} | ({KEY_HEADER: self.api_key} if self.api_key else {})
+        try:
+            connection.request(method, parts.path.rstrip("/") + path, body, headers)
+            response = connection.getresponse()
+            answer = response.read(LARGEST_ANSWER)
+        except TimeoutError as error:
+            raise TimeoutError(f"it did not answer within {timeout:g} seconds") from error
+        except (OSError, http.client.HTTPException) as error:
+            raise _AwayError(f"{type(error).__name__}: {error}") from error
+        finally:
+            connection.close()
+        if response.status == 200:
+            return answer
+        said = f"it answered {response.status} {response.reason}: {shortened(answer.decode('utf-8', 'replace'))}"
+        if response.status in AWAY:
+            raise _AwayError(said)
+        if response.status >= 500:
+            raise _FailedError(said)
+        hint = f" Set {KEY} to its key." if response.status in (401, 403) else ""
+        raise RefusedError(f"the reward service {url} does not take the request: {said}.{hint}")
+
+
+class _Call:
+    """What the threads of one call have in common: whether to go on, and that a service is away is said once."""
+
+    def __init__(self) -> None:
+        self.stop = threading.Event()
+        self._lock = threading.Lock()
+        self._away_since: float | None = None
+
+    def wait(self, seconds: float) -> None:
+        if self.stop.wait(seconds):
+            raise RewardError("asking the reward service was given up")
+
+    def is_away(self, why: str, patience: float) -> None:
+        with self._lock:
+            if self._away_since is not None:
+                return
+            self._away_since = time.monotonic()
+        # The time of day makes the text a new one, or Python's filter would not show a second outage.
+        warnings.warn(f"{time.strftime('%X')} no reward service answers ({why}); waiting up to {patience:g} seconds", stacklevel=2)
+
+    def is_back(self) -> None:
+        with self._lock:
+            since, self._away_since = self._away_since, None
+        if since is not None:
+            warnings.warn(
+                f"{time.strftime('%X')} the reward service is back after {time.monotonic() - since:.0f} seconds", stacklevel=2
+            )
+
+
+def _address(url: Any) -> str:
+    expected = "expected http://host:port or https://host:port"
+    if not isinstance(url, str):
+        raise ValueError(f"url must be an address or a list of addresses, got {url!r}; {expected}")
+    try:
+        parts = urlsplit(url)
+        well = parts.scheme in ("http", "https") and parts.hostname and (parts.port is None or parts.port > 0)
+    except ValueError as error:
+        raise ValueError(f"url {url!r}: {error}; {expected}") from error
+    if not well or parts.query or parts.fragment or parts.username:
+        raise ValueError(f"url {url!r} is no address of a service; {expected}")
+    return url.rstrip("/").removesuffix(PATH)
+
+
+def _warn_of(rows: Sequence[Row]) -> None:
+    errors = list(dict.fromkeys(row.error for row in rows if row.error is not None))
+    if errors:
+        count = sum(row.error is not None for row in rows)
+        more = f"; and {len(errors) - 3} other reasons" if len(errors) > 3 else ""
+        warnings.warn(f"no score for {count} of {len(rows)} images: {'; '.join(errors[:3])}{more}", stacklevel=3)

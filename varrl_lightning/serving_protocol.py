@@ -1,0 +1,189 @@
+"""What a reward service is asked: JSON, PNG and base64, as examples/reward_service/PROTOCOL.md has it."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import io
+import json
+import struct
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from PIL import Image
+from torch import Tensor
+
+from varrl_lightning.types import Box, Prompt
+
+PROTOCOL = 1
+KEY_HEADER = "X-API-Key"
+PATH, HEALTH, INFO = "/predict", "/health", "/info"
+_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_HEADER = struct.Struct(">8s4x4sIIBB")
+"""Signature, length, IHDR, width, height, bit depth, colour type: the first 26 bytes of every PNG."""
+_EIGHT_BIT_RGB = (8, 2)
+_LONGEST = 300
+"""Characters of an error message: it repeats what was sent, which may be anything."""
+
+
+class RequestError(Exception):
+    """A request that cannot be answered item by item."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class ItemError(ValueError):
+    """One image or its prompt is not what the protocol asks for; the others are answered."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a service takes in one request.
+
+    Args:
+        body: bytes, as sent.
+        images: how many.
+        pixels: of all images together, so that a few kilobytes of PNG cannot become gigabytes.
+    """
+
+    body: int = 64 * 2**20
+    images: int = 256
+    pixels: int = 2**25
+
+    def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            if value < 1:
+                raise ValueError(f"the limit of {name} must be at least 1, got {value}")
+
+
+def encode_request(images: Float[Tensor, "N 3 H W"], prompts: Sequence[Prompt]) -> bytes:
+    """The body of a request; pixels are rounded to 8 bits.
+
+    Args:
+        images: RGB in [0, 1], all finite.
+        prompts: one per image.
+    """
+    pixels = (images.detach().float().clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+    request = {"images": [_png(p) for p in pixels], "prompts": [_as_object(prompt) for prompt in prompts]}
+    return json.dumps(request).encode("ascii")
+
+
+def _png(pixels: Any) -> str:
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG", compress_level=1)
+    return base64.b64encode(file.getvalue()).decode("ascii")
+
+
+def _as_object(prompt: Prompt) -> dict[str, Any]:
+    line = {key: value for key, value in asdict(prompt).items() if value not in (None, ())}
+    if prompt.regions:
+        line["regions"] = [corners(box) for box in prompt.regions]
+    return line
+
+
+def check_request(body: bytes, limits: Limits) -> dict[str, list[Any]]:
+    """The lists of a request, of equal length; what is in them is not looked at yet.
+
+    Raises:
+        RequestError: 400 when it is not an object with `images` and `prompts` of one length, 413 beyond the limits.
+    """
+    request = read_json(body)
+    if not isinstance(request, dict):
+        raise RequestError(400, f"the body must be a JSON object with 'images' and 'prompts', got {kind_of(request)}")
+    if set(request) != {"images", "prompts"}:
+        raise RequestError(400, shortened(f"the body must have the keys 'images' and 'prompts', got {sorted(request)}"))
+    for key, value in request.items():
+        if not isinstance(value, list):
+            raise RequestError(400, f"{key!r} must be a list, got {kind_of(value)}")
+    images, prompts = len(request["images"]), len(request["prompts"])
+    if images != prompts:
+        raise RequestError(400, f"got {images} images and {prompts} prompts; expected one prompt per image")
+    if not images:
+        raise RequestError(400, "got no images; expected at least one")
+    if images > limits.images:
+        raise RequestError(413, f"got {images} images; at most {limits.images} fit in a request")
+    return request
+
+
+def read_json(body: bytes) -> Any:
+    """Decode JSON, without the NaN and Infinity that Python would add to it.
+
+    Raises:
+        RequestError: 400 when it is not JSON.
+    """
+    try:
+        return json.loads(body.decode("utf-8"), parse_constant=_refuse)
+    except (ValueError, RecursionError) as error:  # also UnicodeDecodeError, and integers of thousands of digits
+        raise RequestError(400, shortened(f"the body is not JSON in UTF-8: {error}")) from error
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is not JSON")
+
+
+def decode_image(image: Any, pixels_left: int) -> UInt8[Tensor, "3 H W"]:
+    """One image from base64 and PNG.
+
+    Args:
+        image: what stood in the request.
+        pixels_left: of the request's limit.
+
+    Raises:
+        ItemError: says what it is in place of an 8-bit RGB PNG, before anything is decompressed where possible.
+    """
+    if not isinstance(image, str):
+        raise ItemError(f"an image must be a string, the base64 of a PNG file, got {kind_of(image)}")
+    try:
+        data = base64.b64decode(image, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise ItemError(f"an image must be the base64 of a PNG file; paths and addresses are not read: {error}") from error
+    if len(data) < _HEADER.size or not data.startswith(_SIGNATURE):
+        raise ItemError("the base64 holds no PNG file; paths, addresses and other formats are not read")
+    _, chunk, width, height, depth, colour = _HEADER.unpack_from(data)
+    if chunk != b"IHDR" or (depth, colour) != _EIGHT_BIT_RGB:
+        raise ItemError(f"the PNG must be 8-bit RGB (bit depth 8, colour type 2), got bit depth {depth}, colour type {colour}")
+    if not 0 < width * height <= pixels_left:
+        raise ItemError(f"a PNG of {width} x {height} pixels; {max(pixels_left, 0)} are left in this request")
+    try:
+        with Image.open(io.BytesIO(data), formats=("PNG",)) as picture:
+            pixels = np.array(picture.convert("RGB"))
+    except Exception as error:  # Pillow raises many things for a damaged file
+        raise ItemError(f"the PNG is damaged: {type(error).__name__}: {error}") from error
+    return torch.from_numpy(pixels).permute(2, 0, 1)
+
+
+def decode_prompt(prompt: Any) -> Prompt:
+    """One prompt from its object.
+
+    Raises:
+        ItemError: names the key that is wrong.
+    """
+    if not isinstance(prompt, dict):
+        raise ItemError(f"a prompt must be an object with 'text', got {kind_of(prompt)}")
+    try:
+        json.dumps(prompt, ensure_ascii=False, allow_nan=False).encode("utf-8")
+        return Prompt.from_mapping(prompt)
+    except (ValueError, TypeError, OverflowError) as error:  # half a surrogate pair, 1e999, a key that there is not
+        raise ItemError(f"the prompt cannot be read: {error}") from error
+
+
+def corners(box: Box) -> list[float]:
+    """A box as JSON has it."""
+    return [float(box.x0), float(box.y0), float(box.x1), float(box.y1)]
+
+
+def shortened(message: str) -> str:
+    """The beginning of a message that may repeat what somebody sent."""
+    return message if len(message) <= _LONGEST else message[:_LONGEST] + "..."
+
+
+def kind_of(value: Any) -> str:
+    """What JSON calls it."""
+    names = {dict: "an object", list: "a list", str: "a string", bool: "a truth value", type(None): "null"}
+    return names.get(type(value), "a number")
