@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,43 @@ def test_tables_and_files(folder: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert "NextFlow-RL" in (folder / "out" / "test.md").read_text()
     assert "beside Table 2" in capsys.readouterr().out
     assert not list((folder / "out").glob("*.png"))  # nothing to compare with
+
+
+class Reader:
+    """Reads what was asked for, on every second image; the rest it cannot score."""
+
+    def __call__(self, images: torch.Tensor, prompts: Sequence[Prompt]) -> Scores:
+        ok = torch.arange(len(images)) % 2 == 0
+        texts = [list(p.words) if good else [] for p, good in zip(prompts, ok.tolist(), strict=True)]
+        return Scores(ok.float().masked_fill(~ok, torch.nan), valid=ok, texts=texts)
+
+
+@pytest.mark.filterwarnings("ignore:the reward .judge. gave no score")
+def test_a_judge_has_rows_of_its_own_and_none_beside_the_papers(folder: Path) -> None:
+    assert main(["test", "--config", "c.yaml", "--output", "out", "--model.judge", "test_benchmark_report.Reader"]) == 0
+    measured, beside = json.loads((folder / "out" / "test.json").read_text())["tables"]
+    assert list(measured["rows"]) == ["sampler", "sampler, judge", "greedy", "greedy, judge"]
+    judged = measured["rows"]["sampler, judge"]
+    # What it could not read counts neither as right nor as wrong.
+    assert judged["Word Accuracy"] == 1.0
+    assert judged["unread"] > 0
+    assert not any("judge" in row for row in beside["rows"])
+
+
+def test_another_reward_does_not_stand_beside_table_2(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["test", "--config", "c.yaml", "--output", "out", "--model.reward", "tiny.LeftBright"]) == 0
+    assert "beside Table 2" not in capsys.readouterr().out
+    _, by_category = json.loads((folder / "out" / "test.json").read_text())["tables"]
+    assert set(by_category["rows"]) == {"sampler", "greedy"}
+
+
+def test_a_batch_that_could_not_be_read_takes_nothing_from_the_others() -> None:
+    prompt = Prompt('"STONE"')
+    read = Evaluation([prompt], torch.zeros(1, 3, 1, 1), torch.ones(1), {}, [["STONE"]], torch.tensor([True]))
+    lost = Evaluation([prompt] * 2, torch.zeros(2, 3, 1, 1), torch.full((2,), torch.nan), {}, None)
+    metrics = Evaluation.merge([read, lost]).metrics()
+    assert metrics["word_accuracy"] == 1.0
+    assert metrics["unread"] == 2.0
 
 
 def test_a_checkpoint_gives_pairs(folder: Path) -> None:

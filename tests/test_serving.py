@@ -26,7 +26,7 @@ import torch
 
 from tests.served import ROOT, Service, service
 from varrl_lightning import serving
-from varrl_lightning.serving_protocol import encode_request
+from varrl_lightning.serving_protocol import ItemError, decode_image, encode_request
 from varrl_lightning.types import Prompt
 
 KEY = "the-key-of-these-tests"
@@ -159,6 +159,20 @@ def bomb(width: int, height: int, depth: int = 8, colour: int = 2, pixels: bytes
     header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
     file = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(pixels)) + chunk(b"IEND", b"")
     return base64.b64encode(file).decode()
+
+
+def two_headers(first: int, second: int) -> str:
+    """A PNG that says it is small, and then that it is large."""
+    headers = [struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0) for side in (first, second)]
+    rows = zlib.compress(bytes(second * (1 + 3 * second)))
+    file = b"\x89PNG\r\n\x1a\n" + b"".join(chunk(b"IHDR", h) for h in headers) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+    return base64.b64encode(file).decode()
+
+
+def test_a_second_header_does_not_get_past_the_limit_of_pixels() -> None:
+    with pytest.raises(ItemError, match=r"the PNG says 1 x 1 pixels, and then 200 x 200"):
+        decode_image(two_headers(1, 200), pixels_left=100)
+    assert decode_image(two_headers(8, 8), pixels_left=100).shape == (3, 8, 8)
 
 
 def b64(data: bytes) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,14 @@ from varrl_lightning.figures.pairs import category_figures, choose_pairs
 from varrl_lightning.figures.pictures import save_figure
 from varrl_lightning.types import Prompt
 
-ROWS = {"test": "sampler", "test/greedy": "greedy"}
+ROWS = {
+    "test": "sampler",
+    "test/judge": "sampler, judge",
+    "test/greedy": "greedy",
+    "test/greedy/judge": "greedy, judge",
+}
+NARROWEST_COLUMN = 10
+"""Characters; a table is cut off by a narrow terminal, or a pipe, rather than printed with its numbers cut short."""
 
 
 def draw_pairs(module: Any, prompts: Sequence[Prompt], trainer: L.Trainer) -> Evaluation | None:
@@ -40,7 +48,8 @@ def report_test(
     about: Mapping[str, Any],
 ) -> list[Path]:
     """Print the tables and write test.json, test.md and pairs_*.png; return what was written."""
-    results = {ROWS[name]: evaluation.results() for name, evaluation in collected.items()}
+    results = {ROWS[name]: collected[name].results() for name in ROWS if name in collected}
+    results = {name: replace(found, judge=name.endswith("judge")) for name, found in results.items()}
     found = tables(results, benchmark_of(prompts), len(prompts))
     about = {**about, "prompts": str(about["prompts"]), "images": len(prompts), "versions": versions()}
     written = list(write_results(folder, found, about))
@@ -49,8 +58,8 @@ def report_test(
         for number, figure in enumerate(category_figures(before, after), start=1):
             written.append(folder / f"pairs_{number}.png")
             save_figure(figure, written[-1])
-    console = Console(file=sys.stdout)
     for table in found:
-        console.print(table.rich())
+        width = max(Console().width, 20 + NARROWEST_COLUMN * len(table.columns))
+        Console(file=sys.stdout, width=width).print(table.rich())
     print("\n".join(map(str, written)))
     return written

@@ -132,10 +132,14 @@ class Results:
     Args:
         measures: by name, see `MEASURES`.
         categories: mean reward by category, `All` among them, as `CategoryMean.compute` gives it.
+        hpsv3: whether that reward is HPSv3, so that it may stand beside the paper's Table 2.
+        judge: whether this is what a second reader said, which no table of the paper has.
     """
 
     measures: Mapping[str, float]
     categories: Mapping[str, float]
+    hpsv3: bool = False
+    judge: bool = False
 
 
 @dataclass(frozen=True)
@@ -198,15 +202,17 @@ def tables(results: Mapping[str, Results], benchmark: Benchmark | None = None, i
         raise ValueError("there are no results to show; expected at least one row")
     of = "" if images is None else f", {images} images"
     found = [_measured(results, f"Measured{of}")]
+    results = {name: r for name, r in results.items() if not r.judge}
     if benchmark == "CVTG-2K":
         ours = {name: _row(r.measures, ("word_accuracy", "ned", "clip_score")) for name, r in results.items()}
         found.append(_beside(f"CVTG-2K{of}, beside Table 1 of {SOURCE}", CVTG_COLUMNS, TABLE_1, ours, digits=4))
     columns = tuple(dict.fromkeys(c for r in results.values() for c in (ALL, *r.categories) if r.categories))
-    if benchmark == "HPSv3":
+    beside = benchmark == "HPSv3" and all(r.hpsv3 for r in results.values())
+    if beside:
         columns = (ALL, *HPSV3_CATEGORIES)
     if columns:
         ours = {name: _row(r.categories, columns) for name, r in results.items()}
-        paper = TABLE_2 if benchmark == "HPSv3" else {}
+        paper = TABLE_2 if beside else {}
         title = f"HPSv3{of}, beside Table 2 of {SOURCE}" if paper else f"Reward by category{of}"
         found.append(_beside(title, columns, paper, ours, digits=2 if paper else 4))
     return found

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from varrl_lightning.benchmarks import Results, categories_of
@@ -30,6 +30,7 @@ class Evaluation:
         values: weighted sum of the rewards of each image; NaN where none applied.
         scores: what each reward said, by its name.
         texts: the words that were read in each image, when a reward reads.
+        readable: where that reward gave a score; what it did not read counts neither as right nor as wrong. None for everywhere.
     """
 
     prompts: Sequence[Prompt]
@@ -37,32 +38,42 @@ class Evaluation:
     values: Float[Tensor, " N"]
     scores: dict[str, Scores]
     texts: Sequence[Sequence[str]] | None
+    readable: Bool[Tensor, " N"] | None = None
 
     def without_images(self) -> Evaluation:
         """The scores alone, to be kept while the images are not."""
-        scores = {name: Scores(s.values, valid=s.valid) for name, s in self.scores.items()}
+        scores = {name: Scores(s.values, s.components, valid=s.valid) for name, s in self.scores.items()}
         return replace(self, images=self.images.new_zeros(0, 3, 1, 1), scores=scores)
 
     @staticmethod
     def merge(parts: Sequence[Evaluation]) -> Evaluation:
         """Several evaluations of different prompts as one."""
-        texts = [p.texts for p in parts]
+        read = any(p.texts is not None for p in parts)
         return Evaluation(
             prompts=[prompt for p in parts for prompt in p.prompts],
             images=torch.cat([p.images for p in parts]),
             values=torch.cat([p.values for p in parts]),
             scores={name: Scores.join([p.scores[name] for p in parts]) for name in parts[0].scores},
-            texts=None if any(t is None for t in texts) else [words for t in texts if t is not None for words in t],
+            texts=[words for p in parts for words in (p.texts or [()] * len(p.prompts))] if read else None,
+            readable=torch.cat([p._read() for p in parts]) if read else None,
         )
+
+    def _read(self) -> Bool[Tensor, " N"]:
+        if self.texts is None:
+            return torch.zeros(len(self.prompts), dtype=torch.bool, device=self.values.device)
+        return torch.ones_like(self.values, dtype=torch.bool) if self.readable is None else self.readable
 
     def metrics(self) -> dict[str, float]:
         """Means over the images: the reward, each reward of several, word accuracy and NED by CVTG-2K's rule when one reads."""
         found = {"reward": _mean(self.values)}
         if self.texts is not None:
-            wanted = [list(p.words) for p in self.prompts]
+            rows = self._read().nonzero().flatten().tolist()
+            wanted, read = [list(self.prompts[i].words) for i in rows], [self.texts[i] for i in rows]
             for name, metric in (("word_accuracy", WordAccuracy()), ("ned", NormalizedEditDistance())):
-                metric.update(wanted, self.texts)
+                metric.update(wanted, read)
                 found[name] = float(metric.compute())
+            if len(rows) < len(self.prompts):
+                found["unread"] = float(len(self.prompts) - len(rows))
         if len(self.scores) > 1 or "clip_score" in self.scores:
             means = {name: _mean(_known(s)) for name, s in self.scores.items()}
             found |= {name if name == "clip_score" else f"rewards/{name}": mean for name, mean in means.items()}
@@ -74,14 +85,15 @@ class Evaluation:
         if categories:
             score = self.scores.get("hpsv3")
             metric = CategoryMean(categories)
-            metric.update(self.values if score is None else _known(score), [p.category for p in self.prompts])
+            metric.update(self.values if score is None else _known(score, "mu"), [p.category for p in self.prompts])
             by_category = {name: float(mean) for name, mean in metric.compute().items()}
-        return Results(self.metrics(), by_category)
+        return Results(self.metrics(), by_category, hpsv3="hpsv3" in self.scores)
 
 
-def _known(scores: Scores) -> Float[Tensor, " N"]:
-    """The values, NaN where there is none."""
-    return scores.values.masked_fill(~scores.usable, torch.nan)
+def _known(scores: Scores, component: str | None = None) -> Float[Tensor, " N"]:
+    """The values, or those of a component where there is one of that name; NaN where there is no score."""
+    values = scores.values if component is None else scores.components.get(component, scores.values)
+    return values.masked_fill(~scores.usable, torch.nan)
 
 
 def _mean(values: Float[Tensor, " N"]) -> float:
@@ -123,5 +135,6 @@ def evaluate(
     """Draw one image per prompt and score it with every reward."""
     images = draw(policy, prompts, sampling, seed, images_at_once)
     scores = rewards.score_all(images, prompts)
-    texts = next((s.texts for s in scores.values() if s.texts is not None), None)
-    return Evaluation(prompts, images, rewards.total(scores).values, scores, texts)
+    reader = next((s for s in scores.values() if s.texts is not None), None)
+    texts, readable = (None, None) if reader is None else (reader.texts, reader.usable)
+    return Evaluation(prompts, images, rewards.total(scores).values, scores, texts, readable)

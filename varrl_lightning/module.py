@@ -429,7 +429,7 @@ class VARGRPO(L.LightningModule):
             self._collect(name, evaluation)
             if self.judge is not None:
                 scores = score_images(self.judge, evaluation.images, prompts, "judge")
-                judged = replace(evaluation, values=scores.values, texts=scores.texts, scores={})
+                judged = replace(evaluation, values=scores.values, texts=scores.texts, scores={}, readable=scores.usable)
                 self._collect(f"{name}/judge", judged)
 
     def predict_step(self, batch: Any, batch_idx: int) -> Float[Tensor, "N 3 H W"]:  # noqa: ARG002

@@ -152,7 +152,12 @@ def decode_image(image: Any, pixels_left: int) -> UInt8[Tensor, "3 H W"]:
         raise ItemError(f"a PNG of {width} x {height} pixels; {max(pixels_left, 0)} are left in this request")
     try:
         with Image.open(io.BytesIO(data), formats=("PNG",)) as picture:
-            pixels = np.array(picture.convert("RGB"))
+            # A second header may follow the one that was read above; Pillow believes the last.
+            if picture.size != (width, height) or picture.mode != "RGB":
+                raise ItemError(f"the PNG says {width} x {height} pixels, and then {picture.size[0]} x {picture.size[1]}")
+            pixels = np.array(picture)
+    except ItemError:
+        raise
     except Exception as error:  # Pillow raises many things for a damaged file
         raise ItemError(f"the PNG is damaged: {type(error).__name__}: {error}") from error
     return torch.from_numpy(pixels).permute(2, 0, 1)

@@ -368,9 +368,9 @@ class Scores:
             components={
                 name: torch.cat([part.components.get(name, nan) for part, nan in zip(parts, absent, strict=True)]) for name in names
             },
-            regions=_joined([part.regions for part in parts]),
+            regions=_joined(parts, [part.regions for part in parts]),
             valid=torch.cat([part.usable for part in parts]),
-            texts=_joined([part.texts for part in parts]),
+            texts=_joined(parts, [part.texts for part in parts]),
         )
 
 
@@ -393,11 +393,17 @@ class LogProbs:
     bit_log_prob: list[Float[Tensor, "R _n D"]] | None = None
 
 
-def _joined(parts: Sequence[Sequence[T] | None]) -> list[T] | None:
-    """All rows; none where a part has none: what is known of some images only is known of none."""
-    if any(part is None for part in parts):
-        return None
-    return [row for part in parts if part is not None for row in part]
+def _joined(scores: Sequence[Scores], parts: Sequence[Sequence[Sequence[T]] | None]) -> list[Sequence[T]] | None:
+    """The rows of all parts; empty ones for a part of which no image could be scored.
+
+    None where a part that was scored has none: what is known of some images only is known of none.
+    """
+    rows: list[Sequence[T]] = []
+    for score, part in zip(scores, parts, strict=True):
+        if part is None and bool(score.usable.any()):
+            return None
+        rows += part if part is not None else [()] * len(score.values)
+    return None if all(part is None for part in parts) else rows
 
 
 def check_choices(options: Any) -> None:

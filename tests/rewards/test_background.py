@@ -98,10 +98,17 @@ def test_training_is_the_same_in_parts_as_in_one() -> None:
     torch.testing.assert_close(found[0], found[1], atol=1e-6, rtol=0)
 
 
-def test_scores_without_regions_in_one_part_have_none() -> None:
-    one, other = Scores(torch.zeros(1), {"a": torch.ones(1)}, [[]]), Scores(torch.full((2,), torch.nan), {"b": torch.ones(2)})
-    joined = Scores.join([one, other])
-    assert joined.regions is None
+def test_a_part_that_could_not_be_scored_takes_nothing_from_the_others() -> None:
+    scored = Scores(torch.zeros(1), {"a": torch.ones(1)}, [[Box(0, 0, 1, 1)]], texts=[["STONE"]])
+    joined = Scores.join([scored, Scores(torch.full((2,), torch.nan), {"b": torch.ones(2)})])
+    assert [len(boxes) for boxes in joined.regions or ()] == [1, 0, 0]
+    assert [list(words) for words in joined.texts or ()] == [["STONE"], [], []]
     assert joined.usable.tolist() == [True, False, False]
     assert joined.components["a"].isnan().tolist() == [False, True, True]
     assert joined.components["b"].isnan().tolist() == [True, False, False]
+
+
+def test_what_a_scored_part_does_not_tell_is_told_of_none() -> None:
+    joined = Scores.join([Scores(torch.zeros(1), regions=[[Box(0, 0, 1, 1)]]), Scores(torch.zeros(2))])
+    assert joined.regions is None
+    assert joined.texts is None

@@ -61,7 +61,10 @@ class Boxes:
             return scores.regions
         if self.from_reward not in scores.parts:
             raise ValueError(self._unknown(scores.parts))
-        regions = scores.parts[self.from_reward].regions
+        part = scores.parts[self.from_reward]
+        regions = part.regions
+        if regions is None and not bool(part.usable.any()):
+            return [()] * len(part.values)  # it could score nothing this time
         if regions is None:
             raise ValueError(
                 f"boxes: the reward {self.from_reward!r} finds no regions; name one that does, or use another mask source "

@@ -60,7 +60,8 @@ def _read_each(engine: OCREngine, pieces: Sequence[Picture]) -> list[list[Word] 
         except Exception as error:
             failure = error
             results.append(None)
-    if all(result is None for result in results):
+    # Everything failed: an engine that does not work. One image alone says nothing of the sort.
+    if len(results) > 1 and all(result is None for result in results):
         raise failure
     warnings.warn(f"the OCR engine failed on some images: {type(failure).__name__}: {failure}", stacklevel=2)
     return results
