@@ -242,13 +242,26 @@ def test_what_one_group_lacks_the_others_keep(scripted: Callable[..., Scripted])
 
 
 @pytest.mark.parametrize(
-    ("status", "hint"), [(401, "Set VARRL_API_KEY"), (403, "Set VARRL_API_KEY"), (404, ""), (413, ""), (400, "")]
+    ("status", "hint"), [(401, "Set VARRL_API_KEY"), (403, "Set VARRL_API_KEY"), (404, ""), (400, "")]
 )
 def test_what_a_service_refuses_is_not_sent_again(scripted: Callable[..., Scripted], status: int, hint: str) -> None:
     server = scripted(bad(status, b"because"))
     with pytest.raises(RewardError, match=f"does not take the request: it answered {status} .*because.*{hint}"):
         client(server.url)(IMAGES, [Prompt("a")] * 5)
     assert len(server.bodies) == 1
+
+
+def test_what_is_too_large_is_sent_in_halves(scripted: Callable[..., Scripted]) -> None:
+    server = scripted(lambda images: good(images) if len(images) <= 2 else (413, b"too large"))
+    scores = client(server.url)(IMAGES, [Prompt("a")] * 5)
+    assert scores.values.tolist() == [2, 2, 1, 2, 2]
+    assert [len(body) for body in server.bodies] == [5, 2, 3, 1, 2]
+
+
+def test_one_image_that_is_too_large_stops_the_run(scripted: Callable[..., Scripted]) -> None:
+    server = scripted(bad(413, b"too large"))
+    with pytest.raises(RewardError, match="does not take the request: it answered 413 .*too large"):
+        client(server.url)(IMAGES, [Prompt("a")] * 5)
 
 
 @pytest.mark.parametrize("status", [408, 429, 502, 503, 504])

@@ -145,6 +145,11 @@ class HttpReward:
                     rows = self._ask(url, body, len(images))
                     call.is_back()
                     return rows
+                except TooLargeError:
+                    if len(images) == 1:
+                        raise
+                    halves = (slice(0, len(images) // 2), slice(len(images) // 2, None))
+                    return [row for half in halves for row in self._group(images[half], prompts[half], turn, call)]
                 except _AwayError as error:
                     away.append(f"{url}: {error}")
                 except _FailedError as error:
@@ -207,7 +212,12 @@ class HttpReward:
         if response.status >= 500:
             raise _FailedError(said)
         hint = f" Set {KEY} to its key." if response.status in (401, 403) else ""
-        raise RefusedError(f"the reward service {url} does not take the request: {said}.{hint}")
+        refusal = TooLargeError if response.status == 413 else RefusedError
+        raise refusal(f"the reward service {url} does not take the request: {said}.{hint}")
+
+
+class TooLargeError(RefusedError):
+    """A request is larger than the service takes: it is sent in halves, and raised for one image."""
 
 
 class _Call:
