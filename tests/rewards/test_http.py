@@ -260,7 +260,7 @@ def test_what_is_too_large_is_sent_in_halves(scripted: Callable[..., Scripted]) 
 
 def test_one_image_that_is_too_large_stops_the_run(scripted: Callable[..., Scripted]) -> None:
     server = scripted(bad(413, b"too large"))
-    with pytest.raises(RewardError, match="does not take the request: it answered 413 .*too large"):
+    with pytest.raises(RewardError, match=r"does not take the request: it answered 413 .*too large"):
         client(server.url)(IMAGES, [Prompt("a")] * 5)
 
 
