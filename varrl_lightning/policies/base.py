@@ -1,8 +1,9 @@
 """The policy interface: a next-scale generator that can be sampled, forked and scored.
 
-A family subclasses `VARPolicy` and says eight things: its schedule, how prompts are encoded, how the cache begins, the features of
-consecutive scales given the cache, their logits, and how tokens become a latent and an image. Sampling, teacher forcing, guidance,
-truncation, log-probabilities, entropy and the KL are written here once, for all families.
+A family subclasses `VARPolicy` and says five things: its schedule, how prompts are encoded, how the cache begins, the features of
+consecutive scales given the cache, and their logits; and three more, how tokens become a latent and an image, where its frozen
+`tokenizer` does not say them. Sampling, teacher forcing, guidance, truncation, log-probabilities, entropy and the KL are written
+here once, for all families.
 """
 
 from __future__ import annotations
@@ -245,17 +246,20 @@ class VARPolicy(nn.Module, ABC):
     def logits(self, features: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
         """Logits (..., V) of features, or (..., bits, 2) for a bitwise family."""
 
-    @abstractmethod
     def initial_latent(self, rows: int, schedule: Schedule) -> Float[Tensor, "R ..."]:
-        """The empty fp32 latent."""
+        """The empty fp32 latent: by default that of the frozen part `tokenizer`, as the next two."""
+        latent: Tensor = self.tokenizer.begin(rows, schedule)
+        return latent
 
-    @abstractmethod
     def accumulate(self, latent: Tensor, tokens: Tensor, scale: int, schedule: Schedule) -> Tensor:
         """The latent after the tokens of one scale: fp32, free of autocast, one function for sampler and teacher forcing."""
+        grown: Tensor = self.tokenizer.accumulate(latent, tokens, scale, schedule)
+        return grown
 
-    @abstractmethod
     def decode_latent(self, latent: Tensor) -> Float[Tensor, "R 3 H W"]:
         """RGB in [0, 1] of a latent of any depth; differentiable."""
+        image: Tensor = self.tokenizer.decode_latent(latent)
+        return image
 
     def published(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """The transformer's tensors as the family's own checkpoints hold them, with what its code computes and yet stores."""

@@ -193,18 +193,6 @@ class InfinityPolicy(VARPolicy):
         """Logits of both values of each bit, (..., bits, 2)."""
         return self.transformer.logits(features)
 
-    def initial_latent(self, rows: int, schedule: Schedule) -> Float[Tensor, "R d H W"]:
-        """Zero."""
-        return self.tokenizer.begin(rows, schedule)
-
-    def accumulate(self, latent: Tensor, tokens: Tensor, scale: int, schedule: Schedule) -> Tensor:
-        """The latent after one scale."""
-        return self.tokenizer.accumulate(latent, tokens, scale, schedule)
-
-    def decode_latent(self, latent: Tensor) -> Float[Tensor, "R 3 H W"]:
-        """RGB in [0, 1] of a latent of any depth."""
-        return self.tokenizer.decode_latent(latent)
-
     def published(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """With the constants that the public code stores among its weights."""
         constants = {}

@@ -77,3 +77,16 @@ def outside_autocast(linear: nn.Module, x: Float[Tensor, "..."]) -> Float[Tensor
     with torch.autocast(x.device.type, enabled=False):
         y: Tensor = linear(x.to(weight.dtype))
         return y
+
+
+class FeedForward(nn.Module):
+    """Two linear layers with GELU, by its tanh formula, between them."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1, self.fc2 = nn.Linear(width, hidden), nn.Linear(hidden, width)
+
+    def forward(self, x: Float[Tensor, "R n d"]) -> Float[Tensor, "R n d"]:
+        """Position by position."""
+        y: Tensor = self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
+        return y

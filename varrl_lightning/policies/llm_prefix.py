@@ -208,21 +208,6 @@ class LLMPrefixPolicy(VARPolicy):
         """Logits over the visual vocabulary."""
         return self.transformer.logits(features)
 
-    def initial_latent(self, rows: int, schedule: Schedule) -> Float[Tensor, "R ..."]:
-        """The tokenizer's empty latent."""
-        latent: Tensor = self.tokenizer.begin(rows, schedule)
-        return latent
-
-    def accumulate(self, latent: Tensor, tokens: Tensor, scale: int, schedule: Schedule) -> Tensor:
-        """The latent after one scale."""
-        grown: Tensor = self.tokenizer.accumulate(latent, tokens, scale, schedule)
-        return grown
-
-    def decode_latent(self, latent: Tensor) -> Float[Tensor, "R 3 H W"]:
-        """RGB in [0, 1] of a latent of any depth."""
-        image: Tensor = self.tokenizer.decode_latent(latent)
-        return image
-
     def _input(self, inputs: dict[str, Tensor], latent: Tensor, t: int, schedule: Schedule) -> Float[Tensor, "R n d"]:
         if t == 0:
             ids = inputs["ids"][:, -1] if self.text_is_query else None

@@ -238,18 +238,6 @@ class SwittiPolicy(VARPolicy):
         """Logits over the codes."""
         return outside_autocast(self.transformer.head, features)
 
-    def initial_latent(self, rows: int, schedule: Schedule) -> Float[Tensor, "R C H W"]:
-        """Zero."""
-        return self.tokenizer.begin(rows, schedule)
-
-    def accumulate(self, latent: Tensor, tokens: Tensor, scale: int, schedule: Schedule) -> Tensor:
-        """The latent after one scale."""
-        return self.tokenizer.accumulate(latent, tokens, scale, schedule)
-
-    def decode_latent(self, latent: Tensor) -> Float[Tensor, "R 3 H W"]:
-        """RGB in [0, 1] of a latent of any depth."""
-        return self.tokenizer.decode_latent(latent)
-
     def published(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """The public state dict: with the crop's frequencies, the scale of each position, and the mask of self-attention."""
         level = torch.repeat_interleave(torch.arange(len(self._schedule)), torch.tensor(self._schedule.lengths))

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from varrl_lightning.layout import numbered, require
 from varrl_lightning.policies.base import Cache, KeysValues
-from varrl_lightning.policies.layers import checkpointed, outside_autocast, rotate, scalewise_attention
+from varrl_lightning.policies.layers import FeedForward, checkpointed, outside_autocast, rotate, scalewise_attention
 from varrl_lightning.schedule import Schedule
 
 EPS = 1e-6
@@ -88,19 +88,6 @@ class GatedFeedForward(nn.Module):
     def forward(self, x: Float[Tensor, "R n d"]) -> Float[Tensor, "R n d"]:
         """down(silu(gate(x)) up(x))."""
         y: Tensor = self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
-        return y
-
-
-class FeedForward(nn.Module):
-    """Two layers with the tanh form of GELU between them."""
-
-    def __init__(self, width: int, hidden: int) -> None:
-        super().__init__()
-        self.fc1, self.fc2 = nn.Linear(width, hidden), nn.Linear(hidden, width)
-
-    def forward(self, x: Float[Tensor, "R n d"]) -> Float[Tensor, "R n d"]:
-        """fc2(gelu(fc1(x)))."""
-        y: Tensor = self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
         return y
 
 

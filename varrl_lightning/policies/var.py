@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from varrl_lightning.layout import dtype_named, numbered, require
 from varrl_lightning.policies.base import Cache, Cond, KeysValues, VARPolicy
-from varrl_lightning.policies.layers import checkpointed, outside_autocast, scalewise_attention
+from varrl_lightning.policies.layers import FeedForward, checkpointed, outside_autocast, scalewise_attention
 from varrl_lightning.schedule import VAR_256, VAR_512, Schedule, square
 from varrl_lightning.tokenizers.vqvae import VQVAE
 from varrl_lightning.types import Prompt, Sampling
@@ -54,19 +54,6 @@ class Attention(nn.Module):
             k = F.normalize(k, dim=-1)
         attended, kept = scalewise_attention(q.to(v.dtype), k.to(v.dtype), v, lengths, past, scale)
         return self.proj(attended.transpose(1, 2).flatten(2)), kept
-
-
-class FeedForward(nn.Module):
-    """Two linear layers with GELU, by its tanh formula, between them."""
-
-    def __init__(self, width: int, hidden: int) -> None:
-        super().__init__()
-        self.fc1, self.fc2 = nn.Linear(width, hidden), nn.Linear(hidden, width)
-
-    def forward(self, x: Float[Tensor, "R n d"]) -> Float[Tensor, "R n d"]:
-        """Position by position."""
-        y: Tensor = self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
-        return y
 
 
 class Block(nn.Module):
@@ -305,18 +292,6 @@ class ImageNetVARPolicy(VARPolicy):
     def logits(self, features: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
         """Logits over the codebook."""
         return outside_autocast(self.transformer.head, features)
-
-    def initial_latent(self, rows: int, schedule: Schedule) -> Float[Tensor, "R C H W"]:
-        """Zero."""
-        return self.tokenizer.begin(rows, schedule)
-
-    def accumulate(self, latent: Tensor, tokens: Tensor, scale: int, schedule: Schedule) -> Tensor:
-        """The latent after one scale."""
-        return self.tokenizer.accumulate(latent, tokens, scale, schedule)
-
-    def decode_latent(self, latent: Tensor) -> Float[Tensor, "R 3 H W"]:
-        """RGB in [0, 1] of a latent of any depth."""
-        return self.tokenizer.decode_latent(latent)
 
     def published(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """With the buffers that the public code's strict loading expects."""
