@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
@@ -39,8 +40,9 @@ class _MeanOverWords(Metric):
         self.add_state("score", torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("words", torch.tensor(0, dtype=torch.int64), dist_reduce_fx="sum")
 
+    @abstractmethod
     def _count(self, wanted: Sequence[str], read: Sequence[str]) -> tuple[float, int]:
-        raise NotImplementedError
+        """The score of one image's words, summed, and their number."""
 
     def update(self, wanted: Sequence[Sequence[str]], read: Sequence[Sequence[str]]) -> None:
         """Add images: the strings that each should show and those that were read in it; both are lower-cased and split.
