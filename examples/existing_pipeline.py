@@ -1,18 +1,21 @@
-"""VARGRPO in a pipeline that was there before: its own DataModule, batches, reward, callback and Trainer.
+"""VARGRPO in a pipeline that was there before: its own DataModule, batches, reward, callback, logger and Trainer.
 
-    python examples/existing_pipeline.py
+python examples/existing_pipeline.py
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import lightning as L
+from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from varrl_lightning import VARGRPO, LetteringPolicy, Prompt
+from varrl_lightning import VARGRPO, Prompt
 
 WORDS = ("STONE", "RIVER", "BREAD", "CLOUD", "PLANT", "HORSE", "CHAIR", "TABLE")
 
@@ -27,7 +30,7 @@ class Captions(L.LightningDataModule):
         return self._captions(WORDS[6:])
 
     def _captions(self, words: Sequence[str]) -> DataLoader[Any]:
-        rows = [{"prompt": f'a card that says "{word}"', "row": number} for number, word in enumerate(words)]
+        rows = [{"caption": f'a card that says "{word}"', "row": number} for number, word in enumerate(words)]
         return DataLoader(rows, batch_size=2)  # type: ignore[arg-type]
 
 
@@ -48,23 +51,35 @@ class RewardLog(L.Callback):
         self.rewards.append(float(trainer.callback_metrics["reward"]))
 
 
-def train(steps: int) -> tuple[VARGRPO, list[float]]:
+def train(steps: int, folder: str | Path) -> tuple[str, list[float]]:
+    """The path of the best checkpoint by validation, and the reward of each step."""
     module = VARGRPO(
-        LetteringPolicy.from_pretrained(),
-        reward=Dark(),
+        # Plain specs, as in a configuration, are kept in the checkpoint: VARGRPO.load_from_checkpoint(path) needs nothing more.
+        # Objects are welcome too, and have to be given to load_from_checkpoint again.
+        policy={"class_path": "varrl_lightning.LetteringPolicy.from_pretrained"},
+        reward="existing_pipeline.Dark",
         mask_source="full",
         m=5,
         group_size=8,
         score="sampler",
         kl_coef=0.01,
+        optimizer={"class_path": "torch.optim.AdamW", "init_args": {"lr": 1e-4}},
+        lr_scheduler={"class_path": "torch.optim.lr_scheduler.LinearLR", "init_args": {"start_factor": 0.1}},
     )
-    log = RewardLog()
-    trainer = L.Trainer(max_steps=steps, accelerator="cpu", callbacks=[log], logger=False, enable_checkpointing=False)
+    log, best = RewardLog(), ModelCheckpoint(folder, "best", monitor="val/reward", mode="max", save_last=True)
+    trainer = L.Trainer(
+        max_steps=steps,
+        accelerator="cpu",
+        val_check_interval=2,
+        logger=CSVLogger(folder),
+        log_every_n_steps=1,
+        callbacks=[log, best, LearningRateMonitor()],
+    )
     trainer.fit(module, Captions())
-    return module, log.rewards
+    return best.best_model_path, log.rewards
 
 
 if __name__ == "__main__":
-    trained, rewards = train(steps=8)
+    path, rewards = train(steps=8, folder="runs/existing_pipeline")
     print("reward by step:", " ".join(f"{reward:.3f}" for reward in rewards))
-    print("drawn:", tuple(trained(['"HELLO"', '"WORLD"']).shape))
+    print("draw with it:", f"python examples/load_checkpoint.py {path}")

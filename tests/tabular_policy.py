@@ -10,7 +10,8 @@ import torch
 from tabular import Tree
 from torch import Tensor, nn
 
-from varrl_lightning.policies.base import Cache, Cond, VARPolicy
+from varrl_lightning.policies.base import Cond, VARPolicy
+from varrl_lightning.policies.cache import Cache
 from varrl_lightning.schedule import Schedule
 from varrl_lightning.types import Prompt
 

@@ -105,3 +105,12 @@ def test_tensorboard_is_spared_nan(tmp_path: Path, caplog: pytest.LogCaptureFixt
     events.finalize("success")
     assert "NaN" not in caplog.text
     assert list((tmp_path / "tensorboard").glob("events*"))
+
+
+def test_a_row_that_a_kill_has_cut_short_is_left_out(tmp_path: Path) -> None:
+    """Read as it stands, the row of step 12 could be one of step 1."""
+    logged(tmp_path, range(2))
+    with (tmp_path / "metrics.csv").open("a") as file:
+        file.write("1")
+    logged(tmp_path, range(2, 3), resume=True)
+    assert [row["step"] for row in rows(tmp_path)] == ["0", "1", "2"]

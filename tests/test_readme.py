@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 import inspect
 import re
 import shlex
 from importlib.metadata import requires
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -90,18 +88,3 @@ def test_every_shipped_config_is_accepted(path: Path, capsys: pytest.CaptureFixt
     with pytest.raises(SystemExit, match="0"):
         (pretraining if path.stem.startswith("pretrain_") else main)()
     assert "trainer:" in capsys.readouterr().out
-
-
-def _example(name: str) -> Any:
-    spec = importlib.util.spec_from_file_location(name, ROOT / "examples" / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_the_pipeline_of_ones_own_runs() -> None:
-    module, rewards = _example("existing_pipeline").train(steps=2)
-    assert module.updates_done == len(rewards) == 2
-    assert all(0 < reward < 1 for reward in rewards)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -126,8 +127,11 @@ TINY: dict[str, Callable[[Path], dict[str, Any]]] = {
 }
 
 
+SCALED = {f"{name}_ocr_{gpus}gpus.yaml": gpus for name in ("infinity_2b", "llm_prefix") for gpus in (8, 64)}
+
+
 def family(recipe: str) -> str:
-    return recipe.removesuffix(".yaml").rpartition("_")[0]
+    return re.sub(r"_(ocr|hpsv3)(_\d+gpus)?\.yaml$", "", recipe)
 
 
 def innermost(policy: dict[str, Any]) -> dict[str, Any]:
@@ -148,13 +152,27 @@ def shrunk(recipe: str, folder: Path) -> Path:
     config["data"] = {"train": str(folder / "prompts.jsonl"), "validation": str(folder / "more.jsonl"), "batch_size": 2}
     config["trainer"] |= {"accelerator": "cpu", "precision": "32-true", "max_steps": 2, "enable_progress_bar": False}
     config["trainer"] |= {"val_check_interval": None, "default_root_dir": str(folder / "run")}
+    config["trainer"] |= {"devices": 1, "num_nodes": 1, "strategy": "auto"}
     path = folder / "config.yaml"
     path.write_text(yaml.safe_dump(config, allow_unicode=True))
     return path
 
 
 def test_every_family_has_both_recipes() -> None:
-    assert {f"{name}_{kind}.yaml" for name in TINY for kind in ("ocr", "hpsv3")} == set(RECIPES)
+    assert {f"{name}_{kind}.yaml" for name in TINY for kind in ("ocr", "hpsv3")} | SCALED.keys() == set(RECIPES)
+
+
+@pytest.mark.parametrize("recipe", SCALED)
+def test_the_groups_of_a_recipe_for_many_gpus_are_whole(recipe: str) -> None:
+    config = yaml.safe_load(shipped_configs()[recipe].read_text())
+    trainer, branches = config["trainer"], config["data"]["batch_size"] * config["model"]["group_size"]
+    ranks = trainer["devices"] * trainer.get("num_nodes", 1)
+    assert ranks == SCALED[recipe]
+    each, rest = divmod(branches, ranks)
+    assert rest == 0
+    assert each % config["model"]["group_size"] == 0
+    says = " ".join(line.strip("# ") for line in shipped_configs()[recipe].read_text().splitlines() if line.startswith("#"))
+    assert f"= {branches} branches: {each} on each GPU" in says
 
 
 @pytest.mark.parametrize("recipe", RECIPES)

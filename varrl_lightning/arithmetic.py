@@ -22,6 +22,7 @@ class StageCost:
         images: P * A * K, all of them drawn, decoded and rewarded.
         tokens: trained tokens: those of scales `[start, stop)` in P * A branches.
         share: of an image's tokens, how much the stage trains, in (0, 1].
+        ranks: processes that share the branches.
     """
 
     stage: Stage
@@ -30,13 +31,20 @@ class StageCost:
     images: int
     tokens: int
     share: float
+    ranks: int = 1
+
+    @property
+    def branches_per_rank(self) -> int:
+        """ceil(P * A / ranks): every rank draws and trains as many; where they do not divide, the last ones repeat a branch."""
+        return -(-self.prompts * self.stage.branches // self.ranks)
 
 
-def cycle_costs(cycle: Sequence[Stage], schedule: Schedule, prompts: int) -> list[StageCost]:
+def cycle_costs(cycle: Sequence[Stage], schedule: Schedule, prompts: int, ranks: int = 1) -> list[StageCost]:
     """The cost of each different stage of a cycle, in the order in which they come.
 
     Args:
         prompts: P, prompts per update over all ranks, >= 1.
+        ranks: processes that share them, >= 1.
     """
     if prompts < 1:
         raise ValueError(f"an update needs at least one prompt, got {prompts}")
@@ -49,6 +57,7 @@ def cycle_costs(cycle: Sequence[Stage], schedule: Schedule, prompts: int) -> lis
             images=prompts * stage.images_per_prompt,
             tokens=prompts * stage.branches * schedule.span(stage.start, stage.stop),
             share=schedule.span(stage.start, stage.stop) / total,
+            ranks=ranks,
         )
         for stage in dict.fromkeys(cycle)
     ]
@@ -79,5 +88,21 @@ def _summary(costs: Sequence[StageCost]) -> str:
     return (
         f"In all {updates} updates, {images:,} images drawn and rewarded, {tokens:,} tokens trained.\n"
         "A: branches of a prompt, to be compared; K: continuations of a branch.\n"
-        "Scales count from 1, as in the paper."
+        "Scales count from 1, as in the paper." + "".join(f"\n{line}" for line in _over_ranks(costs))
     )
+
+
+def _over_ranks(costs: Sequence[StageCost]) -> list[str]:
+    """How the branches of each stage are shared out, a line each; nothing for one process."""
+    if costs[0].ranks == 1:
+        return []
+    lines = []
+    for cost in costs:
+        ranks, each, A, branches = cost.ranks, cost.branches_per_rank, cost.stage.branches, cost.prompts * cost.stage.branches
+        groups = f"{each // A} whole groups" if each % A == 0 else f"groups of {A} are split"
+        idle = ranks * each - branches
+        lines.append(
+            f"{cost.stage.name}: {branches} branches over {ranks} ranks: {each} branches, {each * cost.stage.continuations} images "
+            f"on each ({groups}{f'; {idle} of {ranks * each} places repeat a branch' if idle else ''})."
+        )
+    return lines

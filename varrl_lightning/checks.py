@@ -100,7 +100,7 @@ def ratio_is_one(model: VARGRPO, rollouts: Sequence[Rollout]) -> Finding:
         whole = _log_probs(model, rollout, model.score)
         rows = len(rollout.prompts) * rollout.stage.branches
         with torch.enable_grad():  # the path of training: logits are recomputed
-            parts = _log_probs(model, rollout, model.score, model.micro_batch_size or max(rows // 2, 1))
+            parts = _log_probs(model, rollout, model.score, model._micro_batch_size or max(rows // 2, 1))
         _compare(gaps, rollout, whole, parts)
     advice = "Two passes over the same tokens disagree. Look for dropout, batch statistics, or less than fp32 in the policy."
     return _agreement("ratio", "|log ratio| of drawn tokens", gaps, SAME_PATH, advice)

@@ -16,7 +16,8 @@ from rich.console import Console
 from varrl_lightning.arithmetic import cost_table, cycle_costs
 from varrl_lightning.benchmark_report import draw_pairs, report_test
 from varrl_lightning.callbacks import default_callbacks
-from varrl_lightning.checkpointing import check_checkpoint
+from varrl_lightning.callbacks.requeue import checkpoint_to_load
+from varrl_lightning.checkpointing import check_checkpoint, load_checkpoint
 from varrl_lightning.config_errors import ConfigError, explain
 from varrl_lightning.config_files import refuse_keys, resolve_configs
 from varrl_lightning.data import EvaluationBatches, PromptDataModule
@@ -24,6 +25,7 @@ from varrl_lightning.guard import BUILD_ERRORS, StartError, guarded, said_as
 from varrl_lightning.loggers import run_loggers
 from varrl_lightning.module import VARGRPO
 from varrl_lightning.prediction import save_images
+from varrl_lightning.strategies import parallel_of
 from varrl_lightning.types import Prompt
 
 OWN_AFFAIR = {"gradient_clip_val": "max_grad_norm", "accumulate_grad_batches": "micro_batch_size"}
@@ -95,8 +97,10 @@ class VarrlCLI(LightningCLI):
             config.logger = config.logger or False
             config.enable_checkpointing = False
         elif config.default_root_dir is None:
-            name = self.config_files[-1].stem if self.config_files else "varrl"
-            config.default_root_dir = os.path.join("runs", name)
+            config.default_root_dir = self._run_folder()
+
+    def _run_folder(self) -> str:
+        return os.path.join("runs", self.config_files[-1].stem if self.config_files else "varrl")
 
     def instantiate_classes(self) -> None:
         """Build everything; an error in here is one in the configuration."""
@@ -106,6 +110,8 @@ class VarrlCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """Add what every run has, unless the configuration brings its own."""
         config = self.config_init[self.subcommand]
+        folder = config.trainer.default_root_dir or self._run_folder()
+        config.ckpt_path = checkpoint_to_load(config.ckpt_path, folder, fitting=self.subcommand == "fit")
         if self.subcommand == "fit":
             self.trainer_defaults["callbacks"] = _missing(config.trainer)
             if config.trainer.logger in (None, True):
@@ -121,15 +127,15 @@ class VarrlCLI(LightningCLI):
             self._check_trainer(len(self.datamodule.train_dataloader()))
             self.model.check_prompts([p for prompts in self.datamodule.prompts.values() for p in prompts])
         self._check_checkpoint()
-        costs = cycle_costs(self.model.cycle, self.model.policy.schedule(), self.datamodule.batch_size)
+        costs = cycle_costs(
+            self.model.cycle, self.model.policy.schedule(), self.datamodule.batch_size, self.trainer.world_size
+        )
         if self.trainer.is_global_zero:
             Console().print(cost_table(costs))
 
     def _check_trainer(self, batches: int) -> None:
         """What the Trainer would refuse too, but after the run folder has been written."""
         trainer = self.trainer
-        if trainer.world_size > 1:
-            raise StartError(f"this version trains on one process, got {trainer.world_size}; set trainer.devices to 1")
         interval = trainer.val_check_interval
         if isinstance(interval, int) and interval > batches and trainer.check_val_every_n_epoch is not None:
             raise StartError(
@@ -140,16 +146,19 @@ class VarrlCLI(LightningCLI):
     def before_validate(self) -> None:
         """The validation prompts fit."""
         self._check_prompts("val")
+        self._load_folder()
 
     def before_test(self) -> None:
         """The test prompts fit; with a checkpoint to load, the pairs of pictures are drawn without it first."""
         self._check_prompts("test")
-        self._before = draw_pairs(self.model, self._prompts("test"), self.trainer) if self.config_init.test.ckpt_path else None
+        self._checkpoint = self.config_init.test.ckpt_path
+        self._before = draw_pairs(self.model, self._prompts("test"), self.trainer) if self._checkpoint else None
+        self._load_folder()
 
     def after_test(self) -> None:
         """Tables on the console and in files, and the pairs."""
         config, prompts = self.config_init.test, self._prompts("test")
-        about = {"checkpoint": config.ckpt_path, "prompts": self.datamodule.paths["test"], "seed": self.model.eval_seed}
+        about = {"checkpoint": self._checkpoint, "prompts": self.datamodule.paths["test"], "seed": self.model.eval_seed}
         after = None if self._before is None else draw_pairs(self.model, prompts, self.trainer)
         if self.trainer.is_global_zero:
             report_test(self.model.collected, prompts, (self._before, after), Path(config.output), about)
@@ -165,9 +174,12 @@ class VarrlCLI(LightningCLI):
                 cond = self.model.policy.encode_prompts(batch)
                 self.model.sampling.check(len(cond.schedule))
         self._check_checkpoint()
-        images: Any = self.trainer.predict(model, batches, **kwargs | {"return_predictions": True})
-        paths, grid = save_images(images, [prompt for batch in batches for prompt in batch], Path(config.output))
-        print(f"{len(paths)} pictures in {config.output}, side by side in {grid}")
+        self._load_folder()
+        options = kwargs | {"return_predictions": True, "ckpt_path": config.ckpt_path}
+        images: Any = self.trainer.predict(model, batches, **options)
+        if self.trainer.is_global_zero:
+            paths, grid = save_images(images, [prompt for batch in batches for prompt in batch], Path(config.output))
+            print(f"{len(paths)} pictures in {config.output}, side by side in {grid}")
 
     def _prompts(self, kind: str) -> list[Prompt]:
         self.datamodule.setup(self.subcommand)
@@ -184,6 +196,14 @@ class VarrlCLI(LightningCLI):
         if path not in (None, "best", "last", "hpc") and not str(path).startswith("registry"):
             with said_as(StartError, ValueError, OSError):
                 check_checkpoint(path, self.model, self.model.saved_tensors())
+
+    def _load_folder(self) -> None:
+        """Load a sharded run's checkpoint here, where the Trainer's strategy reads files alone."""
+        config = self.config_init[self.subcommand]
+        if config.ckpt_path and Path(config.ckpt_path).is_dir() and not parallel_of(self.trainer).saves_folders:
+            with said_as(StartError, ValueError, OSError):
+                load_checkpoint(config.ckpt_path, self.model, self.model.saved_tensors())
+            config.ckpt_path = None
 
 
 def _missing(trainer: Any) -> list[Callback]:

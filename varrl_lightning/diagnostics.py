@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Float
@@ -10,12 +11,13 @@ from torch import Tensor
 
 from varrl_lightning.algorithms.panw import scale_shares
 from varrl_lightning.algorithms.vmr import vmr_bonus
-from varrl_lightning.credit import Credit
-from varrl_lightning.types import Rollout, Scores
+from varrl_lightning.credit import Credit, Judged
+from varrl_lightning.schedule import Schedule
+from varrl_lightning.types import Stage
 
 
-def reward_metrics(rollout: Rollout, scores: Mapping[str, Scores], credit: Credit, eta: float) -> dict[str, float]:
-    """Rewards of a rollout: mean, spread within groups and over the batch, components, groups without variance, VMR bonus."""
+def reward_metrics(judged: Judged, credit: Credit, eta: float) -> dict[str, float]:
+    """Rewards of a batch: mean, spread within groups and over the batch, components, groups without variance, VMR bonus."""
     usable = credit.rewards[credit.valid]
     per_group = credit.rewards.masked_fill(~credit.valid, torch.nan).flatten(1)
     found = {
@@ -23,23 +25,23 @@ def reward_metrics(rollout: Rollout, scores: Mapping[str, Scores], credit: Credi
         "reward_std": _mean(torch.stack([_std(group[torch.isfinite(group)]) for group in per_group])),
         "reward_std_batch": float(_std(usable)),
         "return_std_group": _mean(torch.stack([_std(r[torch.isfinite(r)]) for r in credit.returns])),
-        "frac_reward_zero_std": 1.0 - _mean(credit.active.view(len(rollout.prompts), -1).any(dim=1).float()),
+        "frac_reward_zero_std": 1.0 - _mean(credit.active.view(len(credit.returns), -1).any(dim=1).float()),
         "frac_invalid": 1.0 - _mean(credit.valid.float()),
     }
-    if rollout.stage.continuations > 1:
+    if credit.rewards.shape[-1] > 1:
         bonus = vmr_bonus(credit.rewards, eta, credit.valid)
         found["vmr_bonus"] = _mean(bonus[torch.isfinite(bonus)])
-    for name, score in scores.items():
-        found[f"rewards/{name}/mean"] = _mean(score.values[score.usable])
-        found[f"rewards/{name}/std"] = float(_std(score.values[score.usable]))
-        for part, values in score.components.items():
-            found[f"rewards/{name}/{part}"] = _mean(values[score.usable & torch.isfinite(values)])
+    for name, values in judged.values.items():
+        known = judged.usable[name]
+        found[f"rewards/{name}/mean"] = _mean(values[known])
+        found[f"rewards/{name}/std"] = float(_std(values[known]))
+        for part, component in judged.components[name].items():
+            found[f"rewards/{name}/{part}"] = _mean(component[known & torch.isfinite(component)])
     return found
 
 
-def credit_metrics(rollout: Rollout, credit: Credit, alpha: float) -> dict[str, float]:
+def credit_metrics(stage: Stage, schedule: Schedule, credit: Credit, alpha: float) -> dict[str, float]:
     """Mask coverage and the share of the weight k_t, whole and per scale."""
-    stage, schedule = rollout.stage, rollout.schedule
     lengths = schedule.lengths[stage.start : stage.stop]
     found = {"mask_coverage": _mean(credit.mask)}
     shares = scale_shares(schedule, stage.start, stage.stop, alpha)
@@ -56,28 +58,45 @@ EXTREMES: dict[str, tuple[str, Callable[[Sequence[float]], float]]] = {
 """Where TRL logs the least or the greatest of several means as well: here over micro-batches."""
 
 
+@dataclass
 class TokenMeter:
     """Means of per-token quantities over a rollout's micro-batches, whole and per scale.
 
     Args:
         start: the first scale.
         lengths: tokens of each scale.
+        sums: of each quantity, over the rows so far.
+        rows: how many these were.
+        parts: means of the micro-batches, where their extremes are asked for.
     """
 
-    def __init__(self, start: int, lengths: Sequence[int]) -> None:
-        self.start = start
-        self.lengths = list(lengths)
-        self.sums: dict[str, Tensor] = {}
-        self.rows: dict[str, int] = {}
-        self.parts: dict[str, list[float]] = {}
+    start: int
+    lengths: Sequence[int]
+    sums: dict[str, Tensor] = field(default_factory=dict)
+    rows: dict[str, int] = field(default_factory=dict)
+    parts: dict[str, list[float]] = field(default_factory=dict)
 
     def add(self, name: str, values: Float[Tensor, "R L"]) -> None:
         """Add a micro-batch of some quantity."""
+        if not len(values):
+            return
         total = values.detach().float().sum(dim=0)
         self.sums[name] = self.sums[name] + total if name in self.sums else total
         self.rows[name] = self.rows.get(name, 0) + values.shape[0]
         if name in EXTREMES:
             self.parts.setdefault(name, []).append(_mean(values.detach()))
+
+    @staticmethod
+    def join(meters: Sequence[TokenMeter]) -> TokenMeter:
+        """What several processes have measured of the same scales, as one."""
+        joined = TokenMeter(meters[0].start, meters[0].lengths)
+        for meter in meters:
+            for name, total in meter.sums.items():
+                joined.sums[name] = joined.sums[name] + total if name in joined.sums else total
+                joined.rows[name] = joined.rows.get(name, 0) + meter.rows[name]
+            for name, means in meter.parts.items():
+                joined.parts.setdefault(name, []).extend(means)
+        return joined
 
     def compute(self) -> dict[str, float]:
         """Means over tokens: `name`, and `name/scale_t`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
@@ -25,12 +26,13 @@ from varrl_lightning.cli import VarrlCLI
 from varrl_lightning.config_errors import ConfigError
 from varrl_lightning.data import PromptDataModule
 from varrl_lightning.guard import BUILD_ERRORS, FAILED, StartError, guarded, said_as
+from varrl_lightning.memory_report import report_memory
 from varrl_lightning.module import VARGRPO
 from varrl_lightning.policies.base import VARPolicy
 
 CHECKS = ("plugins", "weights", "ratio", "sampler", "dropout", "reward")
 PROMPTS = 2
-HELP = """usage: varrl doctor --config FILE [--json] [--ckpt_path FILE] [--model.ARGUMENT VALUE ...]
+HELP = """usage: varrl doctor --config FILE [--json] [--ckpt_path FILE] [--memory [--memory-limit GIB]] [--model.ARGUMENT VALUE ...]
 
 Checks what 'varrl fit' with the same arguments would train, without training:
   plugins  rewards and mask source load
@@ -39,6 +41,8 @@ Checks what 'varrl fit' with the same arguments would train, without training:
   sampler  the sampler and teacher forcing agree, scale by scale
   dropout  nothing random is left in the policy
   reward   the reward scores a real rollout, and how long it takes
+With --memory, instead: what each phase of a training step takes of a device's memory, foretold without a GPU and for public models
+without their weights; and which setting to turn when it does not fit the GPU found here, or --memory-limit GiB.
 Exit status 0 when all pass, 1 when one fails, 2 when the configuration is wrong."""
 
 
@@ -104,8 +108,20 @@ def main(arguments: Sequence[str]) -> int:
     if {"-h", "--help"} & set(arguments):
         print(HELP)
         return 0
-    rest = [argument for argument in arguments if argument != "--json"]
-    return guarded(lambda: _report(examine(ParsedConfig(["fit", *rest])), as_json="--json" in arguments))
+    own = argparse.ArgumentParser(exit_on_error=False, allow_abbrev=False, add_help=False)
+    own.add_argument("--json", action="store_true")
+    own.add_argument("--memory", action="store_true")
+    own.add_argument("--memory-limit", type=float)
+
+    def run() -> int:
+        with said_as(ConfigError, argparse.ArgumentError):
+            asked, rest = own.parse_known_args(arguments)
+        config = ParsedConfig(["fit", *rest])
+        if asked.memory or asked.memory_limit is not None:
+            return report_memory(config, asked.memory_limit, asked.json)
+        return _report(examine(config), as_json=asked.json)
+
+    return guarded(run)
 
 
 def _report(findings: Iterator[Finding], as_json: bool) -> int:

@@ -45,6 +45,21 @@ class Evaluation:
         scores = {name: Scores(s.values, s.components, valid=s.valid) for name, s in self.scores.items()}
         return replace(self, images=self.images.new_zeros(0, 3, 1, 1), scores=scores)
 
+    def first(self, n: int) -> Evaluation:
+        """The first so many prompts."""
+        scores = {
+            name: Scores(s.values[:n], {c: v[:n] for c, v in s.components.items()}, valid=None if s.valid is None else s.valid[:n])
+            for name, s in self.scores.items()
+        }
+        return Evaluation(
+            prompts=self.prompts[:n],
+            images=self.images[:n],
+            values=self.values[:n],
+            scores=scores,
+            texts=None if self.texts is None else self.texts[:n],
+            readable=None if self.readable is None else self.readable[:n],
+        )
+
     @staticmethod
     def merge(parts: Sequence[Evaluation]) -> Evaluation:
         """Several evaluations of different prompts as one."""
@@ -104,9 +119,17 @@ def _mean(values: Float[Tensor, " N"]) -> float:
 
 @torch.no_grad()
 def draw(
-    policy: VARPolicy, prompts: Sequence[Prompt], sampling: Sampling, seed: int, images_at_once: int = 64
+    policy: VARPolicy,
+    prompts: Sequence[Prompt],
+    sampling: Sampling,
+    seed: int,
+    images_at_once: int = 64,
+    share: Sequence[int] | None = None,
 ) -> Float[Tensor, "N 3 H W"]:
     """One image per prompt; what is drawn depends on the seed and the prompt's id alone.
+
+    Args:
+        share: numbers of the prompts to draw, when others draw the rest; all when None.
 
     Raises:
         ValueError: when the prompts ask for several image sizes.
@@ -115,9 +138,10 @@ def draw(
         raise ValueError("prompts of one size are needed, to stack their images; draw each size by itself")
     images = []
     keys = prompt_keys(seed, EVALUATION_UPDATE, prompts, policy.device)
-    for first in range(0, len(prompts), images_at_once):
-        rows = slice(first, first + images_at_once)
-        cond = policy.encode_prompts(prompts[rows])
+    share = range(len(prompts)) if share is None else share
+    for first in range(0, len(share), images_at_once):
+        rows = list(share[first : first + images_at_once])
+        cond = policy.encode_prompts([prompts[i] for i in rows])
         state = policy.begin(cond, sampling, keys[rows])
         latent = policy.sample(state, len(cond.schedule)).latent
         images.append(policy.decode_latent(latent).float().clamp(0, 1))
@@ -131,9 +155,11 @@ def evaluate(
     sampling: Sampling,
     seed: int,
     images_at_once: int = 64,
+    share: Sequence[int] | None = None,
 ) -> Evaluation:
-    """Draw one image per prompt and score it with every reward."""
-    images = draw(policy, prompts, sampling, seed, images_at_once)
+    """Draw one image per prompt and score it with every reward; `share` as in `draw`."""
+    images = draw(policy, prompts, sampling, seed, images_at_once, share)
+    prompts = prompts if share is None else [prompts[i] for i in share]
     scores = rewards.score_all(images, prompts)
     reader = next((s for s in scores.values() if s.texts is not None), None)
     texts, readable = (None, None) if reader is None else (reader.texts, reader.usable)

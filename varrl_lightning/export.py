@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -18,13 +19,16 @@ from varrl_lightning.lora import merged_tensors
 from varrl_lightning.policies.base import VARPolicy
 
 SUFFIXES = (".safetensors", ".pth")
+WEIGHTS = ("trained", "average")
 HELP = """usage: varrl export --config FILE --ckpt_path FILE --output FILE [--dtype float32|bfloat16|float16]
+                    [--weights trained|average]
 
 Writes the policy of a run as one file in its family's published layout, so that its public code and from_pretrained load it:
   --config     config.yaml of the run's folder
   --ckpt_path  a checkpoint of the run; without one the policy as it was before training
   --output     a new file, .safetensors or .pth
   --dtype      of the weights; by default as they were trained
+  --weights    the trained ones, or their average of a run with ema_decay; trained by default
 An adapter (LoRA) is merged into the weights."""
 
 
@@ -60,7 +64,7 @@ def _portable(x: Tensor, dtype: torch.dtype | None) -> Tensor:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Those of `fit`, with `--output` and `--dtype`."""
+    """Those of `fit`, with `--output`, `--dtype` and `--weights`."""
     if {"-h", "--help"} & set(arguments):
         print(HELP)
         return 0
@@ -68,18 +72,24 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _export(arguments: Sequence[str]) -> int:
-    options, rest = _split(arguments, ("--output", "--dtype"))
+    options, rest = _split(arguments, ("--output", "--dtype", "--weights"))
     if "--output" not in options:
         raise ConfigError("export needs --output FILE, a .safetensors or .pth file to write")
     dtype = options.get("--dtype")
     if dtype is not None and dtype not in DTYPES:
         raise ConfigError(f"--dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
+    weights = options.get("--weights", "trained")
+    if weights not in WEIGHTS:
+        raise ConfigError(f"--weights must be one of {', '.join(WEIGHTS)}, got {weights!r}")
     config = ParsedConfig(["fit", *rest])
     model, _ = config.build()
+    if weights == "average" and model.average is None:
+        raise ConfigError("--weights average: this configuration has no average, its model.ema_decay is null")
     with said_as(StartError, ValueError, OSError):
         if checkpoint := config.get("ckpt_path"):
             load_checkpoint(checkpoint, model, model.saved_tensors())
-        written = export_policy(model.policy, options["--output"], None if dtype is None else dtype_named(dtype))
+        with model.averaged() if weights == "average" else nullcontext():
+            written = export_policy(model.policy, options["--output"], None if dtype is None else dtype_named(dtype))
     print(f"{written}: {written.stat().st_size / 2**20:.1f} MiB")
     return 0
 

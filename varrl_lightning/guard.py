@@ -13,8 +13,12 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from varrl_lightning.class_path import PluginError
 from varrl_lightning.config_errors import ConfigError
-from varrl_lightning.module import RunStoppedError
+from varrl_lightning.evaluating import RunStoppedError
+from varrl_lightning.memory import MemoryFullError
 from varrl_lightning.rewards.base import RewardError
+from varrl_lightning.saving import SaveError
+from varrl_lightning.strategies import RankError
+from varrl_lightning.strategies.agreement import RanksDisagreeError
 
 USE, FAILED = 2, 1
 """Exit status of a wrong command line or configuration, and of everything else that goes wrong."""
@@ -34,6 +38,13 @@ class StartError(Exception):
     """The configuration makes sense, but what it names does not fit together: prompts, weights, checkpoint."""
 
 
+SHOWN_PLAINLY = (
+    *(ConfigError, StartError, PluginError, MisconfigurationException),
+    *(RewardError, RunStoppedError, RankError, RanksDisagreeError, SaveError, MemoryFullError),
+)
+"""What is said in a message of its own, without a traceback."""
+
+
 @contextmanager
 def said_as(kind: type[Exception], *errors: type[Exception]) -> Iterator[None]:
     """Turn errors that a user can mend into one that `guarded` shows without a traceback."""
@@ -48,7 +59,7 @@ def guarded(run: Callable[[], int]) -> int:
     _hush()
     try:
         return run()
-    except (ConfigError, StartError, PluginError, RewardError, RunStoppedError, MisconfigurationException) as error:
+    except SHOWN_PLAINLY as error:
         if os.environ.get("VARRL_DEBUG"):
             raise
         print(f"varrl: {error}", file=sys.stderr)

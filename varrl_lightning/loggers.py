@@ -116,8 +116,9 @@ class MetricsCSV(Logger):
     def _rows(self) -> list[dict[str, Any]]:
         if not self.path.is_file():
             return []
-        with self.path.open(newline="", encoding="utf-8") as file:
-            return [{k: v for k, v in row.items() if k is not None and v} for row in csv.DictReader(file) if row.get("step")]
+        text = self.path.read_bytes().decode("utf-8", errors="replace")
+        whole = text[: text.rfind("\n") + 1].splitlines()  # a kill may cut the last row short, and "12" would be read as 1
+        return [{k: v for k, v in row.items() if k is not None and v} for row in csv.DictReader(whole) if row.get("step")]
 
 
 def _is_validation(row: Mapping[str, Any]) -> bool:

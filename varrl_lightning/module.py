@@ -2,50 +2,46 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, Literal
 
-import lightning as L
 import torch
 from jaxtyping import Float
 from lightning.pytorch.core.optimizer import LightningOptimizer
-from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from varrl_lightning.algorithms.stages import cycle
-from varrl_lightning.credit import Credit, CreditOptions, assign_credit
+from varrl_lightning.averaging import WeightAverage
+from varrl_lightning.credit import Credit, CreditOptions, Judged, Rows, assign_credit, judge
 from varrl_lightning.diagnostics import TokenMeter, credit_metrics, reward_metrics
-from varrl_lightning.evaluation import Evaluation, draw, evaluate
-from varrl_lightning.lora import AdapterOff, adapter_settings, base_tensors, has_adapter, is_adapter
+from varrl_lightning.evaluating import Evaluating, RunStoppedError
+from varrl_lightning.guest import Guest, check_schedules
+from varrl_lightning.lora import AdapterOff, has_adapter, is_adapter
+from varrl_lightning.memory import Simulation, chosen_micro_batch, naming, outlined
 from varrl_lightning.objective import Objective, detached, flat
 from varrl_lightning.policies.base import Anchor, VARPolicy
 from varrl_lightning.registry import MASK_SOURCES, REWARDS, build
+from varrl_lightning.resuming import Resuming
 from varrl_lightning.rewards.background import BackgroundScoring
-from varrl_lightning.rewards.base import Reward, score_images
+from varrl_lightning.rewards.base import Reward
 from varrl_lightning.rewards.ocr import OCRReward
 from varrl_lightning.rewards.tesseract import TesseractReward, why_not_installed
 from varrl_lightning.rewards.weighted import WeightedRewards
-from varrl_lightning.rollout import prompt_keys, sample_tree
-from varrl_lightning.types import LogProbs, Prompt, Rollout, Sampling, SamplingChanges, Score, Scores, Stage, as_prompts
-from varrl_lightning.weights import differences
+from varrl_lightning.rollout import Share, prompt_keys, sample_tree
+from varrl_lightning.specs import Specified, built
+from varrl_lightning.strategies.agreement import Agreement
+from varrl_lightning.types import LogProbs, Prompt, Rollout, Sampling, SamplingChanges, Score, Stage
 
 OptimizerFactory = Callable[[Iterable[Any]], Optimizer]
 LRSchedulerFactory = Callable[[Optimizer], LRScheduler]
-DIGESTED = 4096
-"""Entries of a tensor that tell it from another."""
 PPPS = ("prefix", "prefix", "prefix", "suffix")
-
-
-class RunStoppedError(RuntimeError):
-    """Training cannot go on; the state before the failing step is intact and is saved."""
 
 
 def paper_optimizer(params: Iterable[Any]) -> Optimizer:
@@ -53,10 +49,19 @@ def paper_optimizer(params: Iterable[Any]) -> Optimizer:
     return AdamW(params, lr=1e-6, betas=(0.9, 0.95), weight_decay=0.05)
 
 
-class VARGRPO(L.LightningModule):
+class VARGRPO(Guest, Evaluating, Resuming):
     """GRPO on next-scale generators with a middle return, per-scale weights and propagated masks (arXiv 2601.02256).
 
     A training step is one stage of the cycle: draw a tree of images, score them, turn scores into weights on tokens, update.
+
+    In a Trainer of one's own: batches are whatever `batches.as_prompts` reads; under several processes, different batches of theirs
+    are one update together. A checkpoint restores weights, optimizer, schedule and counters, and the noise of a rollout follows
+    from the counters; where a DataLoader goes on is its own affair: exactly, if it has `state_dict` and `load_state_dict`, or at
+    the end of an epoch, if its order does not depend on a generator's state; any other begins its epoch again.
+
+    Arguments may be plain specs, as in a configuration: `{"class_path": ..., "init_args": ...}` for an object, a mapping of its
+    fields for a dataclass. These are kept in checkpoints, so that `load_from_checkpoint(path)` needs nothing more; what was given
+    as an object has to be given to it again. It imports what the checkpoint names: load those of people you trust.
 
     Args:
         policy: the generator; everything in its `transformer` that requires a gradient is trained.
@@ -95,7 +100,8 @@ class VARGRPO(L.LightningModule):
         optimizer: from parameters to an optimizer; the paper's AdamW when None.
         lr_scheduler: from an optimizer to a schedule, stepped once per rollout.
         max_grad_norm: gradients are clipped to this norm; None for no clipping.
-        micro_batch_size: branches in one backward pass; None for all.
+        micro_batch_size: branches in one backward pass; None for all; `auto` for as many as the device's memory holds with a tenth
+            to spare, foretold when training starts. It does not change what is computed.
         images_at_once: images drawn and decoded at one time, at least the K of one branch; None for all (64 in evaluation). Rewards
             score one part while the next is drawn.
         max_bad_steps: this many non-finite steps in a row stop the run.
@@ -103,6 +109,10 @@ class VARGRPO(L.LightningModule):
         eval_seed: of validation, test and before/after pictures.
         judge: a second reader for `test`, a reward as above that training never sees; `auto` is Tesseract where it is installed and
             the OCR reward is in use; None for none.
+        ema_decay: validation, test, predict and all pictures use an exponential moving average of the trained weights with this
+            decay, in (0, 1), for example 0.99; None for the weights themselves. See `WeightAverage`.
+        agree_every_n_steps: several processes compare what they should hold alike (weights, counters, configuration, prompts) at
+            the start and again every this many training steps; 0 for the start alone.
 
     Raises:
         ValueError: on a value out of its range.
@@ -110,8 +120,8 @@ class VARGRPO(L.LightningModule):
 
     def __init__(
         self,
-        policy: VARPolicy,
-        reference: VARPolicy | None = None,
+        policy: Specified[VARPolicy],
+        reference: Specified[VARPolicy] | None = None,
         reward: Any = "ocr",
         mask_source: Any = "boxes",
         m: int | str = "256px",
@@ -122,7 +132,7 @@ class VARGRPO(L.LightningModule):
         alternation: Sequence[str] = PPPS,
         suffix_starts: int = 1,
         first_scale: Literal["trained", "shared"] = "trained",
-        stages: Sequence[Stage] | None = None,
+        stages: Sequence[Specified[Stage]] | None = None,
         combine: Literal["weighted_sum", "standardised_sum"] = "weighted_sum",
         kl_coef: float = 0.0,
         kl_estimator: Literal["exact", "k1", "k2", "k3"] = "exact",
@@ -140,19 +150,23 @@ class VARGRPO(L.LightningModule):
         mask_outside: float = 0.0,
         mask_dilation: int = 0,
         mask_threshold: float = 0.5,
-        score: str | Score = "model",
-        sampling: SamplingChanges | Sampling | None = None,
-        optimizer: OptimizerFactory | None = None,
-        lr_scheduler: LRSchedulerFactory | None = None,
+        score: str | Specified[Score] = "model",
+        sampling: Specified[SamplingChanges | Sampling] | None = None,
+        optimizer: Specified[OptimizerFactory] | None = None,
+        lr_scheduler: Specified[LRSchedulerFactory] | None = None,
         max_grad_norm: float | None = 1.0,
-        micro_batch_size: int | None = None,
+        micro_batch_size: int | Literal["auto"] | None = None,
         images_at_once: int | None = None,
         max_bad_steps: int = 5,
         seed: int = 0,
         eval_seed: int = 0,
         judge: Any = "auto",
+        ema_decay: float | None = None,
+        agree_every_n_steps: int = 50,
     ) -> None:
         super().__init__()
+        self.save_hyperparameters(logger=False)
+        policy, reference, sampling, score, stages = _built(policy, reference, sampling, score, stages)
         self.automatic_optimization = False
         _check(eta > 0 and math.isfinite(eta), f"eta must be > 0 and finite, got {eta}")
         _check(alpha >= 0 and math.isfinite(alpha), f"alpha must be >= 0 and finite, got {alpha}")
@@ -162,7 +176,8 @@ class VARGRPO(L.LightningModule):
         _check(max_bad_steps >= 1, f"max_bad_steps must be at least 1, got {max_bad_steps}")
         _check(max_grad_norm is None or max_grad_norm > 0, f"max_grad_norm must be > 0, got {max_grad_norm}")
         for name, size in (("micro_batch_size", micro_batch_size), ("images_at_once", images_at_once)):
-            _check(size is None or size >= 1, f"{name} must be at least 1, got {size}")
+            automatic = name == "micro_batch_size" and size == "auto"
+            _check(automatic or size is None or (isinstance(size, int) and size >= 1), f"{name} must be at least 1, got {size!r}")
         _check(ratio != "bit" or policy.bits is not None, "ratio 'bit' is for bitwise families; this policy's tokens have no bits")
         self.policy = policy
         self.rewards = WeightedRewards.from_spec(reward)
@@ -202,23 +217,23 @@ class VARGRPO(L.LightningModule):
             kl_estimator=kl_estimator,
             kl_old_coef=kl_old_coef,
         )
-        self.optimizer_factory = optimizer or paper_optimizer
-        self.lr_scheduler_factory = lr_scheduler
+        self.optimizer_factory = built("optimizer", OptimizerFactory, optimizer) or paper_optimizer
+        self.lr_scheduler_factory = built("lr_scheduler", LRSchedulerFactory, lr_scheduler)
         self.max_grad_norm = max_grad_norm
         self.micro_batch_size, self.images_at_once = micro_batch_size, images_at_once
         self.max_bad_steps = max_bad_steps
         self.seed, self.eval_seed = seed, eval_seed
-        self.rollouts_done = 0
-        self.updates_done = 0
-        self.bad_steps = 0
-        self.bad_steps_in_a_row = 0
+        self.rollouts_done = self.updates_done = 0
+        self.bad_steps = self.bad_steps_in_a_row = 0
         # A tuple keeps the frozen reference out of the module tree: no state dict, no strategy, no optimizer.
-        self._reference = (reference or _frozen(policy),) if kl_coef > 0 else (None,)
+        self._reference: tuple[Anchor | None] = (reference or _frozen(policy),) if kl_coef > 0 else (None,)
+        self.ema_decay = ema_decay
+        self.average = None if ema_decay is None else WeightAverage(self.policy, ema_decay)
+        self._agreement = Agreement(agree_every_n_steps)
+        self._simulation: Simulation | None = None
         self._loss_is_finite = True
         self._grad_norm = float("nan")
         self._logged_names: set[str] = set()
-        self._batch_scores: dict[str, list[Evaluation]] = {}
-        self.collected: dict[str, Evaluation] = {}
         self._frozen_digest = self._digest_of_frozen()
 
     def _cycle(
@@ -254,11 +269,6 @@ class VARGRPO(L.LightningModule):
         """The stage of the next rollout."""
         return self.cycle[self.rollouts_done % len(self.cycle)]
 
-    @property
-    def reference(self) -> Anchor | None:
-        """The frozen anchor of the KL, if there is one."""
-        return self._reference[0]
-
     def check_prompts(self, prompts: Sequence[Prompt]) -> None:
         """Say before any training whether the policy can draw these prompts and the rewards can score them.
 
@@ -284,88 +294,125 @@ class VARGRPO(L.LightningModule):
     # --- one batch: prompts -> rollout -> scores -> credit -> update -------------------------------------------------------
 
     def training_step(self, batch: Any, batch_idx: int) -> None:  # noqa: ARG002
-        """One stage: a rollout and `updates_per_rollout` optimizer steps on it."""
-        prompts = as_prompts(batch)
+        """One stage: a rollout and `updates_per_rollout` optimizer steps on it; the branches are shared out over the processes."""
+        prompts = self._prompts_of_all(batch)
         self._check_scales(prompts)
+        share = self._share(prompts)
+        if self.micro_batch_size == "auto":
+            assert self._simulation is not None
+            self.micro_batch_size = chosen_micro_batch(self, self._simulation, prompts)
+            self._simulation = None
         seconds: dict[str, float] = {}
-        with BackgroundScoring(self.rewards) as scoring:
-            with _timed(seconds, "rollout"):
-                keys = prompt_keys(self.seed, self.rollouts_done, prompts, self.policy.device)
-                rollout = sample_tree(self.policy, prompts, self.stage, self.sampling, keys, self.images_at_once, scoring.add)
-            with _timed(seconds, "reward"):
-                scores = scoring.result()
-        self._stop_if_nothing_was_scored(scores)
-        pixel_mask = self.mask_source(rollout, self.rewards.total(scores), self.policy)
+        with self.parallel.sampling([self.policy]):
+            rollout, parts = self.parallel.collect(lambda: self._draw(prompts, share, seconds))
+        judged = Judged.join(parts, len(prompts) * self.stage.branches).to(self.policy.device)
+        self._stop_if_nothing_was_scored(judged)
         weights = {name: term.weight for name, term in self.rewards.terms.items()}
-        credit = assign_credit(rollout, scores, weights, pixel_mask, self.credit_options, self._sum_over_ranks)
-        with _timed(seconds, "update"):
-            tokens = self._update(rollout, credit)
-        metrics = reward_metrics(rollout, scores, credit, self.eta) | credit_metrics(rollout, credit, self.alpha) | tokens
-        self._log_step(rollout, metrics | {"reward_seconds": scoring.seconds}, seconds)
+        credit = assign_credit(judged, rollout.schedule, rollout.stage, weights, self.credit_options)
+        with _timed(seconds, "update"), naming("micro_batch_size", self._micro_batch_size):
+            tokens = self._update(rollout, credit, share.real)
+        metrics = reward_metrics(judged, credit, self.eta)
+        metrics |= credit_metrics(rollout.stage, rollout.schedule, credit, self.alpha) | tokens
+        self._log_step(rollout, len(judged), metrics, seconds)
         self.rollouts_done += 1
         self._stop_if_steps_keep_failing()  # last, so that the state that is saved is that of a whole step
 
-    def _stop_if_nothing_was_scored(self, scores: Mapping[str, Scores]) -> None:
-        if not bool(self.rewards.total(scores).usable.any()):
+    def _share(self, prompts: Sequence[Prompt]) -> Share:
+        """This process's branches of a batch."""
+        each = self.stage.branches
+        share = Share.of(len(prompts) * each, self.parallel.rank, self.parallel.world_size)
+        if getattr(self.mask_source, "whole_groups", False) and len(share.items) % each:
+            raise ValueError(
+                f"mask source {type(self.mask_source).__name__} compares the images of a prompt, but the groups of {len(prompts)} "
+                f"prompts are split over {self.parallel.world_size} processes. Make the prompts per update a multiple of that."
+            )
+        return share
+
+    def _draw(self, prompts: Sequence[Prompt], share: Share, seconds: dict[str, float]) -> tuple[Rollout, Judged]:
+        """This process's part of a rollout, and what rewards and mask source say of it."""
+        with BackgroundScoring(self.rewards) as scoring:
+            with _timed(seconds, "rollout"), naming("images_at_once", self.images_at_once):
+                keys = prompt_keys(self.seed, self.rollouts_done, prompts, self.policy.device)
+                rollout = sample_tree(
+                    self.policy, prompts, self.stage, self.sampling, keys, self.images_at_once, scoring.add, share.items
+                )
+            with _timed(seconds, "reward"):
+                scores = scoring.result()
+        seconds["scoring"] = scoring.seconds
+        total = self.rewards.total(scores)
+        # Without any score there is nothing to ask the mask source about; such branches take their group's mask, and do not count.
+        some = bool(total.usable.any())
+        pixel_mask = self.mask_source(rollout, total, self.policy) if some else torch.zeros_like(rollout.images[:, 0])
+        return rollout, judge(rollout, scores, pixel_mask, self.credit_options)
+
+    def _stop_if_nothing_was_scored(self, judged: Judged) -> None:
+        if not any(bool(usable.any()) for usable in judged.usable.values()):
             raise RunStoppedError(
-                f"no reward gave a score to any of the {len(next(iter(scores.values())).values)} images of rollout "
-                f"{self.rollouts_done} ({', '.join(scores)}); the state before it is saved. Check the reward (doctor runs it), "
-                "then resume with --ckpt_path."
+                f"no reward gave a score to any of the {next(iter(judged.values.values())).numel()} images of rollout "
+                f"{self.rollouts_done} ({', '.join(judged.values)}); the state before it is saved. Check the reward (doctor runs "
+                "it), then resume with --ckpt_path."
             )
 
-    def _update(self, rollout: Rollout, credit: Credit) -> dict[str, float]:
-        """All optimizer steps on one rollout; returns what the tokens were like in the last one."""
+    def _update(self, rollout: Rollout, credit: Credit, real: int) -> dict[str, float]:
+        """All optimizer steps on one rollout, whose first `real` branches count; returns what tokens were like in the last one."""
         optimizer = self.optimizers()
         assert isinstance(optimizer, LightningOptimizer)
         old: dict[int, LogProbs] = {}
+        size = self._micro_batch_size or len(rollout.branches)
         for _ in range(self.updates_per_rollout):
             stage = rollout.stage
             meter = TokenMeter(stage.start, rollout.schedule.lengths[stage.start : stage.stop])
             optimizer.zero_grad()
             total = torch.zeros((), device=self.policy.device)
-            for loss in self._micro_losses(rollout, credit, old, meter):
-                self.manual_backward(loss * self._world_size)  # strategies average over ranks; the weights are global
+            for first, loss in self._micro_losses(rollout, credit.rows(rollout.branches, real), real, size, old, meter):
+                self.parallel.backward(self, loss, last=first + size >= len(rollout.branches))
                 total = total + loss.detach()
+            total = self.parallel.sum(total)
             self._loss_is_finite = bool(torch.isfinite(total))
             optimizer.step()  # clips, or drops a non-finite gradient, in on_before_optimizer_step
+            if self.average is not None:
+                self.average.update(self.policy, self.updates_done)
             self.updates_done += 1
+            optimizer.zero_grad()  # now: the next rollout needs the room
         lr = optimizer.param_groups[0]["lr"]
         for scheduler in _as_list(self.lr_schedulers()):
             scheduler.step()
+        meter = TokenMeter.join(self.parallel.gather(meter))
         return meter.compute() | {"loss": float(total), "grad_norm": self._grad_norm, "lr": lr}
 
     def _micro_losses(
-        self, rollout: Rollout, credit: Credit, old: dict[int, LogProbs], meter: TokenMeter
-    ) -> Iterator[Float[Tensor, ""]]:
-        """The loss of each micro-batch of branches; they sum to the loss of the rollout."""
+        self, rollout: Rollout, credit: Rows, real: int, size: int, old: dict[int, LogProbs], meter: TokenMeter
+    ) -> Iterator[tuple[int, Float[Tensor, ""]]]:
+        """The number of the first branch and the loss of each micro-batch; they sum to the loss of the rollout."""
         stage = rollout.stage
         lengths = rollout.schedule.lengths[stage.start : stage.stop]
-        cond = self.policy.encode_prompts(rollout.prompts).repeat(stage.branches)
+        owners = [branch // stage.branches for branch in rollout.branches]
+        touched = sorted(set(owners))
+        cond = self.policy.encode_prompts([rollout.prompts[i] for i in touched])
         drawn = flat(rollout.log_probs)
-        size = self.micro_batch_size or len(cond)
-        for first in range(0, len(cond), size):
+        for first in range(0, len(owners), size):
             rows = slice(first, first + size)
             tokens = [t[rows] for t in rollout.tokens]
-            new = self.policy(tokens, cond.rows(rows), stage.start, stage.stop, score=self.score, reference=self.reference)
-            loss, per_token = self.objective(new, old.setdefault(first, detached(new)), drawn[rows], credit, rows, lengths)
+            index = torch.tensor([touched.index(owner) for owner in owners[rows]], device=self.policy.device)
+            new = self.policy(tokens, cond.at(index), stage.start, stage.stop, score=self.score, reference=self.reference)
+            loss, per_token = self.objective(new, old.setdefault(first, detached(new)), drawn[rows], credit[rows], lengths)
             for name, values in per_token.items():
-                meter.add(name, values)
-            yield loss
+                meter.add(name, values[: max(real - first, 0)])
+            yield first, loss
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Clip the gradient; drop it where it, or the loss, is not finite. Mixed precision has unscaled it by now."""
-        parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])
+        norm = self.parallel.gradient_norm(optimizer)
         self._grad_norm = float(norm)
         if math.isfinite(self._grad_norm) and self._loss_is_finite:
             self.bad_steps_in_a_row = 0
             if self.max_grad_norm is not None:
-                torch.nn.utils.clip_grads_with_norm_(parameters, self.max_grad_norm, norm)
+                self.parallel.clip(optimizer, self.max_grad_norm, norm)
             return
         self.bad_steps += 1
         if not self._scaler_is_searching():
             self.bad_steps_in_a_row += 1
-        optimizer.zero_grad()  # without gradients the step changes nothing, and still counts as one
+        self.parallel.drop(optimizer)  # without gradients the step changes nothing, and still counts as one
 
     def _scaler_is_searching(self) -> bool:
         """Whether fp16 loss scaling explains a non-finite gradient: it halves its scale by such steps until they stop."""
@@ -380,14 +427,15 @@ class VARGRPO(L.LightningModule):
                 "precision bf16-mixed or 32 instead of 16-mixed, then resume with --ckpt_path."
             )
 
-    def _log_step(self, rollout: Rollout, metrics: dict[str, float], seconds: dict[str, float]) -> None:
+    def _log_step(self, rollout: Rollout, branches: int, metrics: dict[str, float], seconds: dict[str, float]) -> None:
         stage, schedule = rollout.stage, rollout.schedule
+        metrics["reward_seconds"] = seconds.pop("scoring")
         total = sum(seconds.values())
-        trained = len(rollout.prompts) * stage.branches * schedule.span(stage.start, stage.stop)
+        trained = branches * schedule.span(stage.start, stage.stop)
         metrics |= {f"seconds/{name}": value for name, value in seconds.items()}
         metrics |= {
             "step_time": total,
-            "images_per_second": len(rollout.images) / seconds["rollout"],
+            "images_per_second": branches * stage.continuations / seconds["rollout"],
             "tokens_per_second": trained / seconds["update"],
             "num_tokens": float(trained),
             "bad_steps": float(self.bad_steps),
@@ -406,53 +454,6 @@ class VARGRPO(L.LightningModule):
         self._logged_names |= metrics.keys()
         self.log_dict(metrics | absent, batch_size=size)
 
-    # --- evaluation and drawing ---------------------------------------------------------------------------------------------
-
-    def forward(self, prompts: Any) -> Float[Tensor, "N 3 H W"]:
-        """One image per prompt (of any form that a batch may have), RGB in [0, 1], at the fixed keys of evaluation."""
-        return draw(self.policy, as_prompts(prompts), self.sampling, self.eval_seed, self.images_at_once or 64)
-
-    def evaluate(self, prompts: Sequence[Prompt], sampling: Sampling | None = None) -> Evaluation:
-        """Draw and score one image per prompt at fixed keys, so that two calls differ by the policy alone."""
-        images_at_once = self.images_at_once or 64
-        return evaluate(self.policy, self.rewards, prompts, sampling or self.sampling, self.eval_seed, images_at_once)
-
-    def validation_step(self, batch: Any, batch_idx: int) -> None:  # noqa: ARG002
-        """Collect the scores of one batch."""
-        self._collect("val", self.evaluate(as_prompts(batch)))
-
-    def test_step(self, batch: Any, batch_idx: int) -> None:  # noqa: ARG002
-        """Collect the scores of one batch, by the sampler and greedily."""
-        prompts = as_prompts(batch)
-        for name, sampling in (("test", self.sampling), ("test/greedy", self.sampling.greedy())):
-            evaluation = self.evaluate(prompts, sampling)
-            self._collect(name, evaluation)
-            if self.judge is not None:
-                scores = score_images(self.judge, evaluation.images, prompts, "judge")
-                judged = replace(evaluation, values=scores.values, texts=scores.texts, scores={}, readable=scores.usable)
-                self._collect(f"{name}/judge", judged)
-
-    def predict_step(self, batch: Any, batch_idx: int) -> Float[Tensor, "N 3 H W"]:  # noqa: ARG002
-        """Draw one image per prompt."""
-        return self.forward(batch)
-
-    def on_validation_epoch_end(self) -> None:
-        """Log `val/reward`, `val/word_accuracy`, `val/ned`."""
-        self._log_collected()
-
-    def on_test_epoch_end(self) -> None:
-        """Log `test/...`, `test/greedy/...` and what the judge said of both."""
-        self._log_collected()
-
-    def _collect(self, name: str, evaluation: Evaluation) -> None:
-        self._batch_scores.setdefault(name, []).append(evaluation.without_images())
-
-    def _log_collected(self) -> None:
-        self.collected = {name: Evaluation.merge(parts) for name, parts in self._batch_scores.items()}
-        for name, merged in self.collected.items():
-            self.log_dict({f"{name}/{k}": v for k, v in merged.metrics().items()}, prog_bar=True, sync_dist=True)
-        self._batch_scores = {}
-
     # --- Lightning ----------------------------------------------------------------------------------------------------------
 
     def configure_optimizers(self) -> Any:
@@ -462,112 +463,57 @@ class VARGRPO(L.LightningModule):
             return optimizer
         return [optimizer], [self.lr_scheduler_factory(optimizer)]
 
-    def setup(self, stage: str) -> None:  # noqa: ARG002
-        """Silence a warning of Lightning's about what is meant to be so."""
+    def setup(self, stage: str) -> None:
+        """Hand on to the strategy what it does itself; silence a warning of Lightning's about what is meant to be so."""
+        if stage == "fit":
+            self.parallel.check_optimization(self.max_grad_norm)
+            if self.average is not None:
+                self.parallel.check_average()
+            self._agreement.before_sharding(self, self.parallel)
+            if self.micro_batch_size == "auto":
+                self._simulation = outlined(self)
         # A policy stays in evaluation mode for good, so that nothing drops out.
         warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode")
 
-    def on_fit_start(self) -> None:
-        """Bring the reference to the policy's device: outside the module tree, nobody else does.
+    def configure_model(self) -> None:
+        """Shard the policy, under a strategy that does."""
+        self.parallel.configure(self.policy)
+        if self.average is not None:
+            self.average.follow(self.policy)
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:  # noqa: ARG002
+        """Before the first step: stop where the processes hold different things.
 
         Raises:
-            RuntimeError: under more than one process, which this version does not train with, or with an adapter in half precision.
+            RanksDisagreeError: on all of them; names what differs.
         """
-        if self.trainer.world_size > 1:
-            raise RuntimeError(
-                f"VARGRPO trains on one process in this version, got {self.trainer.world_size}; set --trainer.devices 1 "
-                "(and --trainer.num_nodes 1)"
-            )
-        if any(is_adapter(name) and p.dtype != torch.float32 for name, p in self.policy.named_parameters()):
+        self._agreement.before_step(self, self.trainer, self.parallel)
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:  # noqa: ARG002
+        """The same after every `agree_every_n_steps`."""
+        self._agreement.after_step(self, self.trainer, self.parallel)
+
+    def on_fit_start(self) -> None:
+        """Bring the reference to where the policy is: outside the module tree, nobody else does.
+
+        Raises:
+            RuntimeError: with an adapter in half precision.
+        """
+        check_schedules(self.trainer)
+        rounded = not self.parallel.fp32_masters
+        if rounded and any(is_adapter(name) and p.dtype != torch.float32 for name, p in self.policy.named_parameters()):
             raise RuntimeError(
                 f"precision {self.trainer.precision!r} rounds the adapter's weights away, which train in float32; use bf16-mixed, "
                 "and dtype: bfloat16 of the policy's from_pretrained to halve its base"
             )
         if isinstance(self.reference, VARPolicy):
-            weight = next(self.policy.transformer.parameters())
-            self.reference.to(self.device, weight.dtype)  # rounded alike, or the KL would not begin at zero
-        if any(p.requires_grad and p.dtype in (torch.bfloat16, torch.float16) for p in self.policy.parameters()):
+            self.parallel.place_reference(self.reference, self.policy)
+        if rounded and any(p.requires_grad and p.dtype in (torch.bfloat16, torch.float16) for p in self.policy.parameters()):
             warnings.warn(
                 f"the trained weights are {weight_dtype(self.policy)}: a step that changes a weight by less than its last digit "
                 "(1 in 256 of it for bfloat16) changes nothing. Use precision bf16-mixed with float32 weights, or add_lora",
                 stacklevel=2,
             )
-
-    def saved_tensors(self) -> dict[str, Tensor]:
-        """What a checkpoint holds of the weights: all of them, or those of the adapter alone where there is one."""
-        state: dict[str, Tensor] = self.state_dict()
-        return {name: x for name, x in state.items() if is_adapter(name)} if has_adapter(self.policy) else state
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Counters and the identity of the frozen weights: all that a resumed run needs beside trained weights and optimizer."""
-        if has_adapter(self.policy):
-            checkpoint["state_dict"] = {name: x for name, x in checkpoint["state_dict"].items() if is_adapter(name)}
-        checkpoint["varrl"] = {
-            "rollouts_done": self.rollouts_done,
-            "updates_done": self.updates_done,
-            "bad_steps": self.bad_steps,
-            "bad_steps_in_a_row": self.bad_steps_in_a_row,
-            "seed": self.seed,
-            "adapter": adapter_settings(self.policy),
-            "reference": self._frozen_digest,
-        }
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore the counters; complete the weights where the checkpoint holds an adapter alone.
-
-        Raises:
-            ValueError: when the frozen weights are others than those the run began with: an adapter would sit on a wrong base, or
-                the KL would change its anchor.
-        """
-        saved = checkpoint.get("varrl")
-        if saved is None:
-            raise ValueError("this checkpoint was not written by VARGRPO: it has no counters. Expected a checkpoint of a fit run.")
-        adapter = adapter_settings(self.policy)
-        if saved.get("adapter") != adapter:
-            raise ValueError(
-                f"the checkpoint has {_described(saved.get('adapter'), 'no adapter', 'an adapter')}, but the policy has "
-                f"{_described(adapter, 'none', 'one')}; use the config.yaml of the run that wrote it"
-            )
-        fitting = self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING
-        mine = self._frozen_digest if adapter or fitting else None
-        if None not in (saved["reference"], mine) and saved["reference"] != mine:
-            raise ValueError(
-                f"the {'base' if adapter else 'reference'}'s weights differ from those that the run began with ({mine} against "
-                f"{saved['reference']}); give the same base weights as then"
-            )
-        if adapter:
-            if problems := differences(checkpoint["state_dict"], self.saved_tensors()):
-                raise ValueError("the checkpoint does not fit the policy's adapter:\n  " + "\n  ".join(problems))
-            checkpoint["state_dict"] = {**self.state_dict(), **checkpoint["state_dict"]}
-        for name in ("rollouts_done", "updates_done", "bad_steps", "bad_steps_in_a_row"):
-            setattr(self, name, saved[name])
-
-    def _digest_of_frozen(self) -> str | None:
-        """A hash of the frozen weights as they were given, before a Trainer's precision: the adapter's base, else the reference."""
-        if has_adapter(self.policy):
-            return weights_digest(base_tensors(self.policy))
-        return weights_digest(self.reference.transformer.state_dict()) if isinstance(self.reference, VARPolicy) else None
-
-    @property
-    def _world_size(self) -> int:
-        return self._trainer.world_size if self._trainer is not None else 1
-
-    def _sum_over_ranks(self, x: Tensor) -> Tensor:
-        if self._world_size == 1:
-            return x
-        summed: Tensor = self.trainer.strategy.reduce(x, reduce_op="sum")
-        return summed
-
-
-def weights_digest(tensors: Mapping[str, Tensor]) -> str:
-    """A short hash of named weights, to tell two models apart: of names, shapes and some thousand entries of each tensor."""
-    digest = hashlib.sha256()
-    for name, value in sorted(tensors.items()):
-        step = max(1, value.numel() // DIGESTED)
-        digest.update(f"{name} {tuple(value.shape)}".encode())
-        digest.update(value.detach().flatten()[::step].cpu().float().numpy().tobytes())
-    return digest.hexdigest()[:16]
-
 
 def _installed_judge(rewards: WeightedRewards) -> Reward | None:
     """Tesseract beside the OCR reward, where it is installed; without thresholds, since a miss is a miss."""
@@ -575,6 +521,15 @@ def _installed_judge(rewards: WeightedRewards) -> Reward | None:
     if reader is None or why_not_installed() is not None:
         return None
     return TesseractReward(reader.engine.detect, min_confidence=0, min_length=1, without_words="skip")
+
+
+def _built(
+    policy: Any, reference: Any, sampling: Any, score: Any, stages: Any
+) -> tuple[VARPolicy, VARPolicy | None, SamplingChanges | Sampling | None, str | Score, Sequence[Stage] | None]:
+    """What plain specs name."""
+    policy, reference = built("policy", VARPolicy, policy), built("reference", VARPolicy, reference)
+    stages = None if stages is None else [built("stages", Stage, stage) for stage in stages]
+    return policy, reference, built("sampling", SamplingChanges, sampling), built("score", Score, score), stages
 
 
 def _frozen(policy: VARPolicy) -> Anchor:
@@ -590,10 +545,6 @@ def _sampling(asked: SamplingChanges | Sampling | None, default: Sampling) -> Sa
     if asked is None:
         return default
     return asked.over(default) if isinstance(asked, SamplingChanges) else asked
-
-
-def _described(adapter: dict[str, float] | None, absent: str, present: str) -> str:
-    return absent if adapter is None else f"{present} of rank {adapter['rank']:g} and alpha {adapter['alpha']:g}"
 
 
 def _check(condition: bool, message: str) -> None:

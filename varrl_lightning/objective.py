@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from varrl_lightning.algorithms.losses import clipped_surrogate, kl_penalty, kl_to_old, policy_loss, truncated_importance
-from varrl_lightning.credit import Credit
+from varrl_lightning.credit import Rows
 from varrl_lightning.types import LogProbs, Score, check_choices
 
 
@@ -41,32 +41,33 @@ class Objective:
             raise ValueError(f"kl_coef and kl_old_coef must be >= 0 and finite, got {self.kl_coef} and {self.kl_old_coef}")
 
     def __call__(
-        self, new: LogProbs, old: LogProbs, drawn: Float[Tensor, "R L"], credit: Credit, rows: slice, lengths: Sequence[int]
+        self, new: LogProbs, old: LogProbs, drawn: Float[Tensor, "R L"], credit: Rows, lengths: Sequence[int]
     ) -> tuple[Float[Tensor, ""], dict[str, Float[Tensor, "R L"]]]:
-        """The loss of the branches `rows`, and per-token quantities for the log.
+        """The loss of some branches, and per-token quantities for the log.
 
         Args:
             new: of the policy as it is.
             old: of the policy before the first update on this rollout, by the same path; detached.
             drawn: the sampler's own log-probabilities.
+            credit: of these branches.
             lengths: tokens of each trained scale.
         """
         log_prob, old_log_prob = flat(new.log_prob), flat(old.log_prob)
         surrogate, clipped = clipped_surrogate(
             log_prob,
             old_log_prob,
-            credit.advantages[rows],
+            credit.advantages,
             self.clip_low,
             self.clip_high,
             ratio=self.ratio,
             lengths=lengths,
-            mask=credit.mask[rows],
+            mask=credit.mask,
             bit_log_prob=None if new.bit_log_prob is None else flat(new.bit_log_prob),
             old_bit_log_prob=None if old.bit_log_prob is None else flat(old.bit_log_prob),
         )
         tokens = {f"clip_ratio/{name}_mean": values for name, values in clipped.items()}
         tokens |= {"entropy": flat(new.entropy), "sampler_gap": drawn - log_prob}
-        W, W_kl = credit.policy_weights[rows], credit.kl_weights[rows]
+        W, W_kl = credit.policy_weights, credit.kl_weights
         if self.score.kind == "corrected":
             tokens["importance"] = truncated_importance(old_log_prob, drawn, self.score.max_weight)
             W = W * tokens["importance"]

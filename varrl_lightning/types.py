@@ -314,6 +314,8 @@ class Rollout:
         images: P * A * K images, RGB in [0, 1].
         log_probs: the sampler's own log-probability of each drawn token in scales `[start, stop)`, rows P * A.
         keys: the noise key of each image; None when a generator was used.
+        branches: which of the P * A branches, counted prompt by prompt, the rows are; all of them unless several processes share
+            the work.
     """
 
     stage: Stage
@@ -324,11 +326,17 @@ class Rollout:
     images: Float[Tensor, "N 3 H W"]
     log_probs: list[Float[Tensor, "R _n"]]
     keys: Int[Tensor, " N"] | None = None
+    branches: Sequence[int] = ()
+
+    def __post_init__(self) -> None:
+        if not self.branches:
+            object.__setattr__(self, "branches", range(len(self.prompts) * self.stage.branches))
 
     @property
     def image_prompts(self) -> list[Prompt]:
         """The prompt of each image: (P, A, K) order."""
-        return [p for p in self.prompts for _ in range(self.stage.images_per_prompt)]
+        owners = [self.prompts[branch // self.stage.branches] for branch in self.branches]
+        return [prompt for prompt in owners for _ in range(self.stage.continuations)]
 
 
 @dataclass(frozen=True)
@@ -420,48 +428,3 @@ def check_choices(options: Any) -> None:
 
 def _numbers(value: float | tuple[float, ...]) -> tuple[float, ...]:
     return value if isinstance(value, tuple) else (value,)
-
-
-_COLUMNS = ("prompt", "text", "id", "words", "category", "label", "negative")
-
-
-def as_prompts(batch: Any) -> list[Prompt]:
-    """Read a batch of somebody's own DataModule as prompts.
-
-    Accepts prompts, strings, mappings with `text` (or `prompt`), a mapping of columns with one of these, or a tuple or list whose
-    first element is one of the former.
-
-    Raises:
-        TypeError: says what was given and what is understood.
-    """
-    if isinstance(batch, Prompt):
-        return [batch]
-    if isinstance(batch, Mapping):
-        column = next((batch[key] for key in ("text", "prompt") if key in batch), None)
-        if isinstance(column, str):
-            return [_as_prompt(batch)]
-        if isinstance(column, Sequence):
-            known = {key: batch[key] for key in _COLUMNS if isinstance(batch.get(key), (Sequence, Tensor))}
-            return [_as_prompt(dict(zip(known, row, strict=True))) for row in zip(*known.values(), strict=True)]
-    if isinstance(batch, (list, tuple)) and batch:
-        if all(isinstance(item, (Prompt, str, Mapping)) for item in batch):
-            return [_as_prompt(item) for item in batch]
-        if isinstance(batch[0], (list, tuple, Mapping)):
-            return as_prompts(batch[0])
-    raise TypeError(
-        f"cannot read a batch of {type(batch).__name__} as prompts; expected prompts, strings, or mappings with 'text' or 'prompt'"
-    )
-
-
-def _as_prompt(item: Any) -> Prompt:
-    if isinstance(item, Prompt):
-        return item
-    if isinstance(item, str):
-        return Prompt(item)
-    known = {f.name for f in fields(Prompt)}
-    line = {key: value.tolist() if isinstance(value, Tensor) else value for key, value in item.items() if key in known}
-    if "id" in line:
-        line["id"] = str(line["id"])
-    if "prompt" in item:
-        line.setdefault("text", item["prompt"])
-    return Prompt.from_mapping(line)

@@ -69,7 +69,7 @@ def differences(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> li
 def load_strictly(
     module: nn.Module, tensors: Mapping[str, Tensor], source: str, ignore: Sequence[str] = (), dtype: torch.dtype | None = None
 ) -> None:
-    """Load tensors into a module whose names and shapes are exactly theirs.
+    """Load tensors into a module whose names and shapes are exactly theirs; it remembers from where, as `source`.
 
     What was built on the `meta` device is given memory here, of its own: none is shared with `tensors`.
 
@@ -100,6 +100,7 @@ def load_strictly(
     left = [name for name, x in [*module.named_parameters(), *module.named_buffers()] if x.is_meta]
     if left:
         raise ValueError(f"{type(module).__name__} has on the meta device what no file holds: {some(left)}; build that elsewhere")
+    module.__dict__["source"] = source
 
 
 def _owned(tensor: Tensor, place: Tensor, dtype: torch.dtype | None) -> Tensor:

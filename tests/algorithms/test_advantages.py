@@ -1,7 +1,5 @@
 import math
 import statistics
-import threading
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -69,26 +67,6 @@ def test_a_large_common_value_costs_no_digits() -> None:
     advantages, _ = group_advantages(returns, scale="batch", eps=0.0)
     expected = 0.5 / statistics.stdev(returns.flatten().tolist())
     assert advantages[0, 1].item() == pytest.approx(expected, rel=1e-5)
-
-
-def test_the_batch_std_is_that_of_all_ranks() -> None:
-    """Ranks run in threads and meet at every reduction, as processes do."""
-    halves = RETURNS.split((2, 3))
-    meeting, local = threading.Barrier(2, timeout=10), {}
-
-    def advantages_on(rank: int) -> Tensor:
-        def reduce(tensor: Tensor) -> Tensor:
-            local[rank] = tensor
-            meeting.wait()
-            total = local[0] + local[1]
-            meeting.wait()
-            return total
-
-        return group_advantages(halves[rank], scale="batch", reduce=reduce)[0]
-
-    with ThreadPoolExecutor(2) as ranks:
-        together = torch.cat(list(ranks.map(advantages_on, range(2))))
-    torch.testing.assert_close(together, group_advantages(RETURNS, scale="batch")[0])
 
 
 def test_groups_that_say_nothing() -> None:

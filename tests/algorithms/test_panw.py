@@ -1,4 +1,3 @@
-from collections.abc import Callable
 
 import pytest
 import torch
@@ -60,23 +59,6 @@ def test_row_weights(normaliser: str, constant: float | None) -> None:
     torch.testing.assert_close(W, torch.tensor(_by_loops(normaliser, constant)))
     if normaliser in ("branch", "batch"):
         assert W.sum().item() == pytest.approx(1)
-
-
-@pytest.mark.parametrize(("normaliser", "constant"), NORMALISERS)
-@pytest.mark.parametrize("rows", [(2, 3), (2, 1, 2)])
-def test_ranks_together_have_the_weights_of_the_whole_batch(normaliser: str, constant: float | None, rows: tuple[int, ...]) -> None:
-    k, mask, active = _case()
-    parts = list(zip(mask.split(rows), active.split(rows), strict=True))
-    seen: list[Tensor] = []
-
-    def of_rank(part: tuple[Tensor, Tensor], reduce: Callable[[Tensor], Tensor]) -> Tensor:
-        return row_weights(k, *part, normaliser, constant, reduce=reduce)
-
-    for part in parts:
-        of_rank(part, lambda local: seen.append(local) or local)
-    W = torch.cat([of_rank(part, lambda _: sum(seen)) for part in parts])
-    assert len(seen) == len(parts), "one reduction a rank, whatever its rows"
-    torch.testing.assert_close(W, row_weights(k, mask, active, normaliser, constant))
 
 
 @pytest.mark.parametrize("normaliser", ["branch", "batch", "none"])

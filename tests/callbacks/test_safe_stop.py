@@ -257,13 +257,13 @@ def test_every_checkpoint_of_a_run_resumes_exactly(tmp_path, undisturbed, monkey
     """Those saved at validation, at a step and at the end, too."""
     kept: list[Path] = []
 
-    def save_and_keep(self: Checkpoints, trainer: Any, name: str) -> str:
-        path = Path(original(self, trainer, name))
-        kept.append(path.rename(path.with_name(f"kept{len(kept)}.ckpt")))
-        return str(path)
+    def save_and_keep(self: Checkpoints, trainer: Any, name: str) -> None:
+        original(self, trainer, name)
+        kept.append(tmp_path / f"kept{len(kept)}.ckpt")
+        (tmp_path / "checkpoints" / f"{name}.ckpt").rename(kept[-1])
 
-    original = Checkpoints._save
-    monkeypatch.setattr(Checkpoints, "_save", save_and_keep)
+    original = Checkpoints._write
+    monkeypatch.setattr(Checkpoints, "_write", save_and_keep)
     first = Run(tmp_path)
     first.fit(5, val_check_interval=3)
     monkeypatch.undo()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -17,7 +16,6 @@ def group_advantages(
     scale: Literal["group", "batch", "none"] = "group",
     eps: float = 1e-4,
     min_std: float = 1e-6,
-    reduce: Callable[[Tensor], Tensor] | None = None,
 ) -> tuple[Float[Tensor, "P A"], Bool[Tensor, "P A"]]:
     """Advantage of each branch over its group, and which branches are active.
 
@@ -33,7 +31,6 @@ def group_advantages(
         scale: what divides the centred returns.
         eps: added to the std, in the unit of the returns.
         min_std: below it a group counts as being without variance.
-        reduce: sums a tensor over the ranks, for the batch std; None for one rank.
     """
     usable = torch.isfinite(returns) if valid is None else valid & torch.isfinite(returns)
     known = torch.where(usable, returns, 0.0)
@@ -44,7 +41,7 @@ def group_advantages(
     if scale == "group":
         centred = centred / (std + eps)
     elif scale == "batch":
-        centred = centred / (_batch_std(known, usable, reduce) + eps)
+        centred = centred / (_batch_std(known, usable) + eps)
     return torch.where(active, centred, 0.0), active
 
 
@@ -56,15 +53,8 @@ def degenerate_groups(active: Bool[Tensor, "P A"]) -> Bool[Tensor, " P"]:
     return ~active.any(dim=1)
 
 
-def _batch_std(
-    known: Float[Tensor, "P A"], usable: Bool[Tensor, "P A"], reduce: Callable[[Tensor], Tensor] | None
-) -> Float[Tensor, ""]:
+def _batch_std(known: Float[Tensor, "P A"], usable: Bool[Tensor, "P A"]) -> Float[Tensor, ""]:
     """Unbiased std of all valid returns around their mean, in two passes so that a large mean costs no digits."""
-    over_ranks = reduce or _one_rank
-    count, total = over_ranks(torch.stack([usable.sum().to(known.dtype), known.sum()]))
-    deviation = torch.where(usable, known - total / count.clamp(min=1), 0.0).square().sum()
-    return over_ranks(deviation).div((count - 1).clamp(min=1)).sqrt()
-
-
-def _one_rank(total: Tensor) -> Tensor:
-    return total
+    count = usable.sum()
+    mean = known.sum() / count.clamp(min=1)
+    return torch.where(usable, known - mean, 0.0).square().sum().div((count - 1).clamp(min=1)).sqrt()

@@ -32,21 +32,22 @@ def unite_over_continuations(masks: Float[Tensor, "N H W"], K: int, threshold: f
 
 
 def fill_missing(
-    mask: Bool[Tensor, "P A H W"],
+    mask: Bool[Tensor, "P A *cells"],
     has_regions: Bool[Tensor, "P A"],
     missing: Literal["group_union", "ones"] = "group_union",
-) -> Bool[Tensor, "P A H W"]:
+) -> Bool[Tensor, "P A *cells"]:
     """Give a mask to the branches whose images showed no region.
 
     group_union: the union of the masks of the group's other branches, all ones when the group has none. ones: all ones.
     """
     ones = torch.ones_like(mask)
+    has = has_regions.reshape(*has_regions.shape, *[1] * (mask.dim() - 2))
     if missing == "ones":
         substitute = ones
     else:
-        union = (mask & has_regions[..., None, None]).any(dim=1, keepdim=True)
-        substitute = torch.where(has_regions.any(dim=1)[:, None, None, None], union, ones)
-    return torch.where(has_regions[..., None, None], mask, substitute)
+        union = (mask & has).any(dim=1, keepdim=True)
+        substitute = torch.where(has.any(dim=1, keepdim=True), union, ones)
+    return torch.where(has, mask, substitute)
 
 
 def propagate(

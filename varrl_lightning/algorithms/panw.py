@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -40,8 +39,6 @@ def row_weights(
     active: Bool[Tensor, " R"],
     normaliser: Literal["branch", "batch", "constant", "none"] = "branch",
     constant: float | None = None,
-    *,
-    reduce: Callable[[Tensor], Tensor] | None = None,
 ) -> Float[Tensor, "R L"]:
     """Weight W of each token, such that the policy loss is -sum(W * surrogate) over all rows of the global batch.
 
@@ -50,33 +47,27 @@ def row_weights(
         constant:  k mask / (constant * active rows)
         none:      k mask / active rows   (NextFlow's Eq. 5)
 
-    Rows that are not active get 0. All rows are passed at once, so that micro-batches can slice W and sum their losses.
+    Rows that are not active get 0. All rows of the batch are passed at once, so that micro-batches and processes can slice W and
+    sum their losses and gradients.
 
     Args:
         k: of `panw_weights`.
         mask: of mask propagation, in [0, 1].
         active: of `group_advantages`.
         constant: what `normaliser="constant"` divides by, > 0.
-        reduce: sums a tensor over the ranks; then the ranks' losses and gradients are to be summed, not averaged.
 
     Raises:
         ValueError: when constant is missing, not positive, or given for another normaliser.
     """
     _check_constant(normaliser, constant)
-    over_ranks = reduce or _one_rank
     weight = torch.where(active[:, None], k * mask, 0.0)
     held = weight.sum(dim=1)
-    # Both statistics travel in one tensor, whatever the normaliser: every rank reduces once.
     counted = held > 0 if normaliser == "branch" else active
-    rows, total = over_ranks(torch.stack([counted.sum().to(held.dtype), held.sum()]))
+    rows, total = counted.sum().to(held.dtype), held.sum()
     if normaliser == "branch":
         weight = weight / held.where(counted, torch.ones_like(held))[:, None]
     divisor = total if normaliser == "batch" else rows * (constant or 1.0)
     return weight.div(divisor.where(divisor > 0, torch.ones_like(divisor)))
-
-
-def _one_rank(total: Tensor) -> Tensor:
-    return total
 
 
 def _span(schedule: Schedule, start: int, stop: int, alpha: float) -> list[int]:

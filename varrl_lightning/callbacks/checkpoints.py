@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.utilities import rank_zero_warn
 
-from varrl_lightning.callbacks.run_folder import dry, run_folder
+from varrl_lightning.callbacks.run_folder import checkpoint_path, dry
+from varrl_lightning.saving import SaveError, remove_leftovers, save_whole, set_aside
+from varrl_lightning.strategies import parallel_of
 
 MONITORED = ("val/word_accuracy", "val/reward")
 """What `best` is judged by: the first of these that validation logs."""
@@ -18,7 +22,8 @@ class Checkpoints(ModelCheckpoint):
     """Saves `last.ckpt` every `every_n_steps`, after each validation and at the end, and `best.ckpt` when validation improves.
 
     A ModelCheckpoint, so that `--ckpt_path last` and `best` find the files; when to save is decided here, since with manual
-    optimization the parent counts optimizer steps and saves before validation's numbers exist.
+    optimization the parent counts optimizer steps and saves before validation's numbers exist. A save that fails for want of room
+    is warned of, and the run goes on with the checkpoint before it; only the last save of a run must succeed.
 
     Args:
         every_n_steps: training steps between saves, besides those at validation; 0 for none.
@@ -30,6 +35,7 @@ class Checkpoints(ModelCheckpoint):
         super().__init__(save_top_k=0)
         self.every_n_steps = every_n_steps
         self.best: float | None = None
+        self._tried = 0
 
     @property
     def state_key(self) -> str:
@@ -37,42 +43,93 @@ class Checkpoints(ModelCheckpoint):
         return type(self).__qualname__
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Settle the folder."""
-        self.dirpath = str(run_folder(trainer) / "checkpoints")
+        """Settle the folder; remove what killed saves have left in it."""
+        self.dirpath = str(checkpoint_path(trainer, "last").parent)
         super().setup(trainer, pl_module, stage)
+        if stage == "fit" and trainer.is_global_zero and not dry(trainer):
+            for name in ("last", "best"):
+                remove_leftovers(checkpoint_path(trainer, name))
 
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int  # noqa: ARG002
+    def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+        """Set an earlier run's checkpoints aside: what lies in the folder from here on is this run's."""
+        self._tried = pl_module.rollouts_done
+        if dry(trainer) or not trainer.is_global_zero:
+            return
+        given = trainer.ckpt_path and Path(trainer.ckpt_path).resolve()
+        for name in ("last", "best"):
+            path = checkpoint_path(trainer, name)
+            if given is None or (name == "last" and given != path.resolve()):
+                set_aside(path)
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int  # noqa: ARG002
     ) -> None:
-        """Save `last.ckpt` every `every_n_steps`."""
-        if self.every_n_steps and pl_module.rollouts_done % self.every_n_steps == 0:
-            self._save(trainer, "last")
+        """Save `last.ckpt` every `every_n_steps`: now that the step's numbers are logged, which a resumed run does not repeat."""
+        self._save_if_due(trainer, pl_module)
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+        """The same: a validation may take long."""
+        if not trainer.sanity_checking and trainer.state.fn == "fit":
+            self._save_if_due(trainer, pl_module)
+
+    def on_train_batch_end(self, *args: Any) -> None:
+        """Nothing: the step's numbers are not logged yet."""
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Nothing: an epoch's end means little to a run that is counted in steps."""
 
-    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:  # noqa: ARG002
+    def on_validation_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Save `last.ckpt`, and `best.ckpt` if this is the best so far."""
         if trainer.sanity_checking or trainer.state.fn != "fit":
             return
+        self._tried = pl_module.rollouts_done
         judged = [trainer.callback_metrics[name] for name in MONITORED if name in trainer.callback_metrics]
         value = float(judged[0]) if judged else math.nan
-        if math.isfinite(value) and (self.best is None or value > self.best):
-            self.best, self.best_model_score = value, judged[0]
-            self.best_model_path = self._save(trainer, "best")
-        self._save(trainer, "last")
+        better = math.isfinite(value) and (self.best is None or value > self.best)
+        if parallel_of(trainer).highest(int(better)):  # a save is the work of all processes
+            former, self.best = self.best, value
+            if self._save(trainer, "best"):
+                self.best_model_path, self.best_model_score = str(checkpoint_path(trainer, "best")), judged[0]
+            else:
+                self.best = former
+        if not _at_its_end(trainer, pl_module):
+            self._save(trainer, "last")
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:  # noqa: ARG002
-        """Save `last.ckpt`."""
-        self._save(trainer, "last")
+        """Save `last.ckpt`, when all else is done that comes after the last step: a run that has it does nothing when resumed.
 
-    def _save(self, trainer: L.Trainer, name: str) -> str:
-        path = f"{self.dirpath}/{name}.ckpt"
-        if not dry(trainer):
-            trainer.save_checkpoint(path, weights_only=False)
-            if name == "last":
-                self.last_model_path = path
-        return path
+        Raises:
+            SaveError: when there is no room for it.
+        """
+        self._write(trainer, "last")
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """Nothing: SafeStop saves."""
+
+    def _save_if_due(self, trainer: L.Trainer, module: Any) -> None:
+        done = module.rollouts_done
+        if self.every_n_steps and done != self._tried and done % self.every_n_steps == 0 and not _at_its_end(trainer, module):
+            self._tried = done
+            self._save(trainer, "last")
+
+    def _save(self, trainer: L.Trainer, name: str) -> bool:
+        """Whether it could be saved."""
+        try:
+            self._write(trainer, name)
+        except SaveError as error:
+            rank_zero_warn(f"{error}\nTraining goes on, and saves again when the next checkpoint is due.")
+            return False
+        return True
+
+    def _write(self, trainer: L.Trainer, name: str) -> None:
+        if dry(trainer):
+            return
+        for logger in trainer.loggers:
+            logger.save()  # a run that is killed goes on from here: what was logged before must be there
+        path = checkpoint_path(trainer, name)
+        save_whole(trainer, path)
+        if name == "last":
+            self.last_model_path = str(path)
 
     def state_dict(self) -> dict[str, Any]:
         """The best value, so that a resumed run does not take a worse one for better."""
@@ -81,3 +138,9 @@ class Checkpoints(ModelCheckpoint):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from the best value."""
         self.best = state_dict["best"]
+
+
+def _at_its_end(trainer: L.Trainer, module: Any) -> bool:
+    """Whether the last training step is done: Lightning would not even begin to go on from there."""
+    batches = (trainer.max_epochs or -1) * trainer.num_training_batches
+    return bool(0 < trainer.max_steps <= module.updates_done or 0 < batches <= module.rollouts_done)

@@ -8,9 +8,10 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
+from varrl_lightning.batches import as_prompts
 from varrl_lightning.evaluation import Evaluation
 from varrl_lightning.prompts import PromptFileError
-from varrl_lightning.types import Prompt, Sampling, as_prompts
+from varrl_lightning.types import Prompt, Sampling
 
 
 def evaluation_prompts(trainer: L.Trainer) -> list[Prompt]:

@@ -25,6 +25,8 @@ class Rollback:
         self.counters = {name: getattr(module, name) for name in _COUNTERS if hasattr(module, name)}
         self.schedules = [copy.deepcopy(c.scheduler.state_dict()) for c in trainer.lr_scheduler_configs]
         self.precision = copy.deepcopy(trainer.precision_plugin.state_dict())
+        average = getattr(module, "average", None)
+        self.averaged: list[Tensor] = [] if average is None else list(average.parameters())
         self.weights: list[Tensor] | None = None
         self.moments: dict[Tensor, dict[str, Any]] = {}
         self.groups: list[dict[str, Any]] = []
@@ -33,7 +35,7 @@ class Rollback:
         """Copy weights and moments, unless this was done earlier in the step."""
         if self.weights is not None:
             return
-        self.weights = [p.detach().clone() for p in _parameters(optimizer)]
+        self.weights = [p.detach().clone() for p in (*_parameters(optimizer), *self.averaged)]
         self.moments = {p: {k: _clone(v) for k, v in state.items()} for p, state in optimizer.state.items()}
         self.groups = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
 
@@ -42,7 +44,7 @@ class Rollback:
         """Bring everything back."""
         if self.weights is not None:
             optimizer = trainer.optimizers[0]
-            for parameter, value in zip(_parameters(optimizer), self.weights, strict=True):
+            for parameter, value in zip((*_parameters(optimizer), *self.averaged), self.weights, strict=True):
                 parameter.copy_(value)
             optimizer.state.clear()
             optimizer.state.update(self.moments)

@@ -14,9 +14,14 @@ def run_folder(trainer: L.Trainer) -> Path:
     return Path(trainer.default_root_dir)
 
 
-def last_checkpoint(trainer: L.Trainer) -> Path:
-    """The state to resume from."""
-    return run_folder(trainer) / "checkpoints" / "last.ckpt"
+def checkpoint_path(trainer: L.Trainer, name: str) -> Path:
+    """The run's `last`, to resume from, or its `best`."""
+    return checkpoint_in(run_folder(trainer), name)
+
+
+def checkpoint_in(folder: str | Path, name: str) -> Path:
+    """The `last` or `best` of the run in a folder."""
+    return Path(folder) / "checkpoints" / f"{name}.ckpt"
 
 
 def shown(path: Path) -> str:

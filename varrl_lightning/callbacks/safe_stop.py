@@ -10,27 +10,47 @@ from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities import rank_zero_warn
 from torch.optim import Optimizer
 
 from varrl_lightning.callbacks.loop_state import Position, mend_counters, rewind
+from varrl_lightning.callbacks.requeue import requeue, requeue_signal
 from varrl_lightning.callbacks.rollback import Rollback
-from varrl_lightning.callbacks.run_folder import dry, last_checkpoint, say, shown
+from varrl_lightning.callbacks.run_folder import checkpoint_path, dry, say, shown
+from varrl_lightning.evaluating import RunStoppedError
+from varrl_lightning.memory import copy_is_kept
+from varrl_lightning.saving import SaveError, save_whole
+from varrl_lightning.strategies import Parallel, RankError, parallel_of
+
+
+class StopSignal(SystemExit):
+    """All processes stop after the same training step, because a signal has asked one of them to."""
+
+
+RAISED_EVERYWHERE = (StopSignal, RunStoppedError, RankError)
+"""What all processes raise at the same place, so that they can save together; of anything else one may be alone with it."""
 
 
 class SafeStop(Callback):
     """Ctrl-C and SIGTERM wait for the running training step; a step that fails leaves the state before it in `last.ckpt`.
 
     A second Ctrl-C stops at once. The exit status is 128 + the signal's number: 130 after Ctrl-C. An exception in a training step
-    takes back whatever the step has changed, is saved like the others, and goes on.
+    takes back whatever the step has changed, is saved like the others, and goes on. Of several processes any may get the signal:
+    all stop after the same step. An exception that one of them has alone is not saved: the others could not join in.
+
+    Under SLURM the signal that tells of the end of the job's time (SIGUSR1, `sbatch --signal=USR1@90`) does the same and queues
+    the job again, unless SLURMEnvironment(auto_requeue=False) is among the Trainer's plugins.
 
     Args:
         keep_copy: keep a copy of weights and optimizer moments during each step, to return to when it fails after its first
-            optimizer step. Without it such a failure leaves `last.ckpt` as it was.
+            optimizer step. Without it such a failure leaves `last.ckpt` as it was. None keeps one of up to 256 MiB of weights.
     """
 
-    def __init__(self, keep_copy: bool = True) -> None:
+    def __init__(self, keep_copy: bool | None = None) -> None:
         self.keep_copy = keep_copy
+        self._parallel = Parallel()
         self._wanted: int | None = None
+        self._requeue_on: int | None = None
         self._at_once = False
         self._in_step = False
         self._position: Position | None = None
@@ -41,10 +61,15 @@ class SafeStop(Callback):
     # --- signals ------------------------------------------------------------------------------------------------------------
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:  # noqa: ARG002
-        """Remember who listens to Ctrl-C and SIGTERM, before Lightning does; only a program's main thread can listen."""
+        """Remember who listens to the signals, before Lightning does; only a program's main thread can listen."""
         self._wanted, self._at_once, self._in_step = None, False, False  # a Trainer may be used again after a stop
+        self._parallel = parallel_of(trainer)
         if stage == "fit" and threading.current_thread() is threading.main_thread():
-            self._former = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+            self._requeue_on = requeue_signal(trainer)
+            numbers = {signal.SIGINT, signal.SIGTERM} | ({self._requeue_on} if self._requeue_on else set())
+            self._former = {number: signal.getsignal(number) for number in numbers}
+            if self._requeue_on:  # now: Lightning would save in the midst of a step, but leaves a signal that is taken alone
+                signal.signal(self._requeue_on, self._note)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:  # noqa: ARG002
         """Listen in their place; note where the loader stands."""
@@ -58,15 +83,20 @@ class SafeStop(Callback):
             signal.signal(number, handler)
         self._former, self._running = {}, False
 
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
-        repeated, self._wanted = self._wanted is not None, number
-        if self._in_step and repeated and number == signal.SIGINT:
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        repeated = self._wanted is not None
+        self._note(number, frame)
+        waits = self._in_step or self._parallel.world_size > 1  # the other processes have not heard of it
+        if waits and repeated and number == signal.SIGINT:
             self._at_once = True
-        elif self._in_step:
+        elif waits:
             name, once_more = ("Ctrl-C", "again ") if number == signal.SIGINT else (signal.Signals(number).name, "")
             say(f"{name}: finishing this training step, then saving. Ctrl-C {once_more}stops at once.")
             return
-        raise SystemExit(128 + number)
+        raise StopSignal(128 + number)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
+        self._wanted = self._wanted or number
 
     # --- the training step --------------------------------------------------------------------------------------------------
 
@@ -81,7 +111,9 @@ class SafeStop(Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer  # noqa: ARG002
     ) -> None:
         """Copy the weights before they move; not those that a strategy keeps in a form of its own."""
-        if self.keep_copy and self._rollback is not None and isinstance(optimizer, Optimizer):
+        if self._rollback is None or not isinstance(optimizer, Optimizer):
+            return
+        if copy_is_kept(self.keep_copy, (p for group in optimizer.param_groups for p in group["params"])):
             self._rollback.copy_weights(optimizer)
 
     def on_train_batch_end(
@@ -94,14 +126,21 @@ class SafeStop(Callback):
         """Stop if that was asked for in the last step; a resumed run begins with this validation."""
         self._leave_step()
 
+    def on_validation_batch_start(self, *args: Any) -> None:  # noqa: ARG002
+        """Stop if a process was asked to during validation, which one process alone does at once."""
+        if self._running:
+            self._leave_step()
+
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:  # noqa: ARG002
         """Stop if that was asked for in the last step, rather than evaluate what it has come to."""
         self._leave_step()
 
     def _leave_step(self) -> None:
         self._in_step = False
-        if self._wanted is not None:
-            raise SystemExit(128 + self._wanted)
+        wanted = self._parallel.highest(self._wanted or 0)
+        if wanted:
+            self._wanted = wanted
+            raise StopSignal(128 + wanted)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:  # noqa: ARG002
         """Nothing is due any more."""
@@ -117,23 +156,45 @@ class SafeStop(Callback):
         if self._position is not None and "loops" in checkpoint:
             rewind(checkpoint, trainer.num_training_batches, pl_module.updates_done, self._position)
 
-    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:  # noqa: ARG002
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+        """Warn of another seed: the run goes on, but not as the one before would have."""
+        began = checkpoint.get("varrl", {}).get("seed", pl_module.seed)
+        if trainer.state.fn == "fit" and began != pl_module.seed:
+            rank_zero_warn(
+                f"resuming with seed {pl_module.seed} a run that began with seed {began}: from here on other prompts and noise are "
+                f"drawn than if it had not been stopped. Set seed_everything to {began} to go on exactly"
+            )
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Save `last.ckpt`, and say how to go on; the exception's own message comes after it."""
-        running = self._running
-        self.teardown(trainer, pl_module, "fit")
-        if not running or dry(trainer):
-            return
-        path = last_checkpoint(trainer)
-        if self._at_once or not self._return(trainer):
-            if path.is_file():
-                say(f"Stopped within a training step; the last saved state is {shown(path)}\n{_how(path)}")
-            return
+        for number, handler in self._former.items():  # Ctrl-C ends the save too; a repeated SIGTERM does not
+            signal.signal(number, handler if number == signal.SIGINT else self._note)
         try:
-            trainer.save_checkpoint(path, weights_only=False)
+            saved = not self._running  # nothing has changed yet
+            if self._running and not dry(trainer) and not isinstance(exception, SaveError):
+                saved = self._save(trainer, alone=self._parallel.world_size > 1 and not isinstance(exception, RAISED_EVERYWHERE))
+            if saved and isinstance(exception, StopSignal) and self._wanted == self._requeue_on:
+                # The others wait: the first process that ends may end the job.
+                _, said = self._parallel.collect(lambda: (None, requeue() if trainer.is_global_zero else ""))
+                say(said[0])
+        finally:
+            # Lightning would give back what it has found when it began to listen, among it our own.
+            trainer._signal_connector._original_handlers.update(self._former)
+            self.teardown(trainer, pl_module, "fit")
+
+    def _save(self, trainer: L.Trainer, alone: bool) -> bool:
+        path = checkpoint_path(trainer, "last")
+        if alone or self._at_once or not self._return(trainer):
+            if path.exists():
+                say(f"Stopped within a training step; the last saved state is {shown(path)}\n{_how(path)}")
+            return False
+        try:
+            save_whole(trainer, path)
         except OSError as error:
-            say(f"the state could not be saved to {shown(path)}: {error}")
-            return
+            say(f"The state after training step {trainer.lightning_module.rollouts_done} is lost: {error}")
+            return False
         say(f"Saved after training step {trainer.lightning_module.rollouts_done}: {shown(path)}\n{_how(path)}")
+        return True
 
     def _return(self, trainer: L.Trainer) -> bool:
         """Back to the state before a step that did not finish; False where weights have moved and there is no copy."""

@@ -31,6 +31,9 @@ class Disagreement:
         ValueError: on a value out of its range.
     """
 
+    whole_groups = True
+    """Needs all images of a prompt in one process."""
+
     def __init__(self, smoothing: float = 0.02, quantile: float | None = 0.75) -> None:
         check_map_options(smoothing, quantile)
         self.smoothing, self.quantile = smoothing, quantile

@@ -21,31 +21,9 @@ from torch.utils.checkpoint import checkpoint
 
 from varrl_lightning.algorithms.noise import fold, uniforms
 from varrl_lightning.algorithms.sampling import guided_logits, inverse_cdf, truncate
+from varrl_lightning.policies.cache import Cache
 from varrl_lightning.schedule import Schedule
 from varrl_lightning.types import LogProbs, Prompt, Sampling, Score
-
-KeysValues = tuple[Tensor, Tensor]
-"""Keys and values of one layer, (R, heads, positions, d / heads)."""
-
-
-@dataclass(frozen=True)
-class Cache:
-    """What need not be computed again for the next scale; rows (guidance half, row) along dimension 0.
-
-    Args:
-        layers: of each layer's self-attention, all positions so far; grows with the scales.
-        cross: of each layer's cross-attention to the prompt; stays.
-        condition: what the transformer made of the prompt as a whole, (R, ...); stays.
-    """
-
-    layers: list[KeysValues]
-    cross: list[KeysValues] = field(default_factory=list)
-    condition: Tensor | None = None
-
-    def map(self, f: Callable[[Tensor], Tensor]) -> Cache:
-        """The cache of other rows."""
-        layers, cross = ([(f(key), f(value)) for key, value in pairs] for pairs in (self.layers, self.cross))
-        return Cache(layers, cross, None if self.condition is None else f(self.condition))
 
 
 @runtime_checkable
@@ -83,6 +61,10 @@ class Cond:
 
     def rows(self, index: slice) -> Cond:
         """A contiguous range of rows."""
+        return self._map(lambda x: x[index])
+
+    def at(self, index: Int[Tensor, " R"]) -> Cond:
+        """These rows; one may come several times."""
         return self._map(lambda x: x[index])
 
     def halves(self, guided: bool) -> dict[str, Tensor]:
@@ -131,28 +113,23 @@ class State:
         """2 under classifier-free guidance, else 1."""
         return 1 if self.sampling.cfg is None else 2
 
-    def fork(self, k: int, first: int = 0) -> State:
-        """k independent continuations of each row, adjacent, which share everything drawn so far.
+    def fork(self, k: int) -> State:
+        """k independent continuations of each row, adjacent, which share everything drawn so far."""
+        rows = range(len(self.cond))
+        return self.children([row for row in rows for _ in range(k)], [child for _ in rows for child in range(k)])
 
-        Args:
-            first: number of the first: a family may be drawn a part at a time, and each child is who it is.
+    def children(self, parents: Sequence[int], numbers: Sequence[int]) -> State:
+        """A continuation of row `parents[i]` for each i, the `numbers[i]`-th that it has; it shares everything drawn so far.
+
+        Who a child is depends on its parent and its number alone, so that a family may be drawn in parts and anywhere.
         """
         keys = self.keys
         if isinstance(keys, Tensor):
-            children = torch.arange(first, first + k, device=keys.device).repeat(keys.shape[0])
-            keys = fold(keys.repeat_interleave(k), children)
-        if k == 1:  # nothing is copied: the cache is the largest thing there is
+            keys = fold(keys[list(parents)], torch.tensor(list(numbers), device=keys.device))
+        if list(parents) == list(range(len(self.cond))):  # nothing is copied: the cache is the largest thing there is
             return replace(self, keys=keys)
-
-        def repeat(x: Tensor) -> Tensor:
-            return x.repeat_interleave(k, dim=0)
-
-        return self._map(repeat, self.cond.repeat(k), keys)
-
-    def rows(self, index: slice) -> State:
-        """A contiguous range of rows."""
-        keys = self.keys[index] if isinstance(self.keys, Tensor) else self.keys
-        return self._map(lambda x: x[index], self.cond.rows(index), keys)
+        index = torch.tensor(list(parents), device=self.latent.device)
+        return self._map(lambda x: x[index], self.cond.at(index), keys)
 
     def finished(self) -> State:
         """Without the cache, which only further scales would need."""
@@ -160,9 +137,10 @@ class State:
 
     def _map(self, f: Callable[[Tensor], Tensor], cond: Cond, keys: Tensor | torch.Generator) -> State:
         """The state of other rows, which `f` takes; the cache has them twice under guidance."""
+        halves = self.halves  # the cache takes rows later on, and must not keep this state until then
 
         def in_each_half(x: Tensor) -> Tensor:
-            return f(x) if self.halves == 1 else torch.cat([f(half) for half in x.chunk(2)])
+            return f(x) if halves == 1 else torch.cat([f(half) for half in x.chunk(2)])
 
         return State(
             cond=cond,
@@ -265,6 +243,14 @@ class VARPolicy(nn.Module, ABC):
         """The transformer's tensors as the family's own checkpoints hold them, with what its code computes and yet stores."""
         return tensors
 
+    def blocks(self) -> list[nn.Module]:
+        """The layers of the transformer, each with weights of its own: what a strategy shards one by one.
+
+        A layer is entered by calling it and, where it has them, by its methods `remember` and `through`; it returns whatever is
+        needed of it later on. Here those in the transformer's list `blocks`, if it has one.
+        """
+        return list(getattr(self.transformer, "blocks", ()))
+
     # --- what holds for all families ----------------------------------------------------------------------------------------
 
     def __getattr__(self, name: str) -> Any:
@@ -308,13 +294,15 @@ class VARPolicy(nn.Module, ABC):
         """Draw scales up to, not including, `until`."""
         inputs = state.cond.halves(state.halves == 2)
         while state.scale < until:
-            state = self._draw_scale(state, inputs)
+            state = self._draw_scale(state, inputs, until)
         return state
 
-    def _draw_scale(self, state: State, inputs: dict[str, Tensor]) -> State:
+    def _draw_scale(self, state: State, inputs: dict[str, Tensor], until: int) -> State:
         scale, schedule = state.scale, state.cond.schedule
         latent = state.latent if state.halves == 1 else torch.cat((state.latent, state.latent))
-        features, cache = self.scale_features(inputs, state.cache, [latent], scale, schedule)
+        # The keys and values of the last scale are read by none, so that there is no room for them.
+        cache = state.cache.expecting(schedule.span(scale, min(until, len(schedule) - 1)))
+        features, cache = self.scale_features(inputs, cache, [latent], scale, schedule)
         score = Score("sampler", state.sampling)
         logits = self._score_logits(_split(features[0], state.halves), scale, schedule, score)
         log_probs = logits.log_softmax(dim=-1)

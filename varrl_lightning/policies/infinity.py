@@ -11,7 +11,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from varrl_lightning.layout import dtype_named
-from varrl_lightning.policies.base import Cache, Cond, VARPolicy
+from varrl_lightning.policies.base import Cond, VARPolicy
+from varrl_lightning.policies.cache import Cache
 from varrl_lightning.policies.infinity_schedules import PIXELS, published_schedule, rotary_angles
 from varrl_lightning.policies.infinity_sizes import Sizes
 from varrl_lightning.policies.infinity_transformer import InfinityTransformer
@@ -192,6 +193,10 @@ class InfinityPolicy(VARPolicy):
     def logits(self, features: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
         """Logits of both values of each bit, (..., bits, 2)."""
         return self.transformer.logits(features)
+
+    def blocks(self) -> list[nn.Module]:
+        """The blocks of all chunks."""
+        return [block for chunk in self.transformer.chunks for block in chunk]
 
     def published(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """With the constants that the public code stores among its weights."""

@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from varrl_lightning.policies.base import KeysValues
+from varrl_lightning.policies.cache import Kept, KeysValues
 from varrl_lightning.policies.infinity_sizes import Sizes
 from varrl_lightning.policies.layers import rotate, scalewise_attention
 
@@ -73,8 +73,8 @@ class SelfAttention(nn.Module):
             self.scale_mul_1H11 = nn.Parameter(torch.full(sizes.scale_shape, math.log(4)))
 
     def forward(
-        self, x: Float[Tensor, "R n d"], lengths: Sequence[int], past: KeysValues | None, angles: tuple[Tensor, Tensor]
-    ) -> tuple[Float[Tensor, "R n d"], KeysValues]:
+        self, x: Float[Tensor, "R n d"], lengths: Sequence[int], past: Kept | None, angles: tuple[Tensor, Tensor]
+    ) -> tuple[Float[Tensor, "R n d"], Kept]:
         """What is attended to, and the keys and values of past and present."""
         qkv = in_own_dtype(self.mat_qkv, x)
         qkv = qkv + torch.cat((self.q_bias, torch.zeros_like(self.q_bias), self.v_bias)).to(qkv.dtype)
@@ -170,6 +170,10 @@ class Block(nn.Module):
         if sizes.cross_scale:
             self.ca_gamma = nn.Parameter(torch.zeros(sizes.width))
 
+    def remember(self, text: Float[Tensor, "R S d"]) -> KeysValues:
+        """What cross-attention keeps of the prompt."""
+        return self.ca.keys_values(text)
+
     def forward(
         self,
         x: Float[Tensor, "R n d"],
@@ -177,9 +181,9 @@ class Block(nn.Module):
         text: KeysValues,
         mask: Bool[Tensor, "R S"],
         lengths: Sequence[int],
-        past: KeysValues | None,
+        past: Kept | None,
         angles: tuple[Tensor, Tensor],
-    ) -> tuple[Float[Tensor, "R n d"], KeysValues]:
+    ) -> tuple[Float[Tensor, "R n d"], Kept]:
         """The stream after this block, and its keys and values.
 
         Args:

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from varrl_lightning.policies.base import Cache, KeysValues
+from varrl_lightning.policies.cache import Cache, Kept
 from varrl_lightning.policies.infinity_layers import Block, HeadNorm, RMSNorm, TextPool, in_own_dtype, norm
 from varrl_lightning.policies.infinity_sizes import Sizes
 from varrl_lightning.policies.layers import checkpointed
@@ -70,7 +70,7 @@ class InfinityTransformer(nn.Module):
             text = self.text_norm(torch.where(unconditional[:, None, None], learned, text.float()))
             condition = self.text_proj_for_sos(text, mask).float()
             text = in_own_dtype(self.text_proj_for_ca, text)
-        return Cache([], [block.ca.keys_values(text) for chunk in self.chunks for block in chunk], condition)
+        return Cache([], [block.remember(text) for chunk in self.chunks for block in chunk], condition)
 
     def forward(
         self,
@@ -96,7 +96,7 @@ class InfinityTransformer(nn.Module):
         x, levels = self._enter(seen, cache.condition, first, lengths)
         modulation = self._shared(cache.condition)
         past, text = iter(cache.layers), iter(cache.cross)
-        grown: list[KeysValues] = []
+        grown: list[Kept] = []
         for index, chunk in enumerate(self.chunks):
             if index == 0 or self.level_embedding == "every":
                 x = x + levels

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from varrl_lightning.policies.cache import Kept, KeysValues, appended
 from varrl_lightning.policies.layers import checkpointed
 from varrl_lightning.schedule import Schedule
 
@@ -70,10 +72,10 @@ class PrefixTransformer(nn.Module, ABC):
         self,
         x: Float[Tensor, "R n d"],
         positions: Int[Tensor, "R n"],
-        cache: Sequence[tuple[Tensor, Tensor]] | None = None,
+        cache: Sequence[Kept] | None = None,
         seen: Bool[Tensor, "R 1 _q _k"] | None = None,
         lengths: Sequence[int] | None = None,
-    ) -> tuple[Float[Tensor, "R n d"], list[tuple[Tensor, Tensor]]]:
+    ) -> tuple[Float[Tensor, "R n d"], list[Kept]]:
         """Normalised outputs of the last layer, and every layer's keys and values, those of `cache` included.
 
         Args:
@@ -88,7 +90,8 @@ class PrefixTransformer(nn.Module, ABC):
         grown = []
         for i, layer in enumerate(decoder.layers):
             past = None if cache is None else cache[i]
-            x, kept = checkpointed(_through, layer, x, rotary, past, seen, lengths, enabled=self.gradient_checkpointing)
+            call = getattr(layer, "through", None) or partial(through, layer)
+            x, kept = checkpointed(call, x, rotary, past, seen, lengths, enabled=self.gradient_checkpointing)
             grown.append(kept)
         return decoder.norm(x), grown
 
@@ -96,16 +99,14 @@ class PrefixTransformer(nn.Module, ABC):
 class Memory:
     """One layer's keys and values in the place of transformers' cache; lives for one call, so that a layer is a pure function."""
 
-    def __init__(self, past: tuple[Tensor, Tensor] | None) -> None:
+    def __init__(self, past: Kept | None) -> None:
         self.kept = past
 
-    def update(self, key: Tensor, value: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+    def update(self, key: Tensor, value: Tensor, *_: Any, **__: Any) -> KeysValues:
         """Append, and return all."""
         key = key.to(value.dtype)  # under autocast the rotary embedding has made it float32
-        if self.kept is not None:
-            key, value = torch.cat((self.kept[0], key), dim=2), torch.cat((self.kept[1], value), dim=2)
-        self.kept = key, value
-        return self.kept
+        together, self.kept = appended(self.kept, key, value)
+        return together
 
 
 def attend(
@@ -154,14 +155,15 @@ def causal(mask: Bool[Tensor, "R S"]) -> Bool[Tensor, "R 1 S S"]:
     return (earlier & mask[:, None, None, :]) | itself
 
 
-def _through(
-    layer: Any,
+def through(
+    layer: Callable[..., Any],
     x: Tensor,
     rotary: tuple[Tensor, Tensor],
-    past: tuple[Tensor, Tensor] | None,
+    past: Kept | None,
     seen: Tensor | None,
     lengths: Sequence[int] | None,
-) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+) -> tuple[Tensor, Kept]:
+    """What one layer makes of its inputs, and its keys and values."""
     memory = Memory(past)
     x = layer(x, attention_mask=seen, position_embeddings=rotary, past_key_values=memory, use_cache=True, lengths=lengths)
     assert memory.kept is not None

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from varrl_lightning.policies.cache import Kept, appended
+
 T = TypeVar("T")
 
 
@@ -19,10 +21,10 @@ def scalewise_attention(
     k: Float[Tensor, "R heads n d"],
     v: Float[Tensor, "R heads n d"],
     lengths: Sequence[int],
-    past: tuple[Tensor, Tensor] | None = None,
+    past: Kept | None = None,
     scale: float | None = None,
     across: bool = True,
-) -> tuple[Float[Tensor, "R heads n d"], tuple[Tensor, Tensor]]:
+) -> tuple[Float[Tensor, "R heads n d"], Kept]:
     """Attention of consecutive scales: full within a scale, causal across scales.
 
     One call of scaled dot-product attention per scale, on the keys that it may see and so without a mask: no L x L matrix exists,
@@ -35,19 +37,17 @@ def scalewise_attention(
         across: False when a scale sees neither the other scales nor a past.
 
     Returns:
-        what was attended to, and the keys and values of past and scales together.
+        what was attended to, and what is kept: the keys and values of past and scales together.
     """
-    before = 0
-    if past is not None:
-        before = past[0].shape[2]
-        k, v = torch.cat((past[0], k), dim=2), torch.cat((past[1], v), dim=2)
+    (k, v), kept = appended(past, k, v)
+    before = k.shape[2] - q.shape[2]
     attended, first = [], 0
     for length in lengths:
         last = first + length
         seen = slice(0 if across else before + first, before + last)
         attended.append(F.scaled_dot_product_attention(q[:, :, first:last], k[:, :, seen], v[:, :, seen], scale=scale))
         first = last
-    return torch.cat(attended, dim=2), (k, v)
+    return torch.cat(attended, dim=2), kept
 
 
 def rotate(

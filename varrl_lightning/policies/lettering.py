@@ -11,7 +11,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from varrl_lightning.policies.base import Cache, Cond, KeysValues, VARPolicy
+from varrl_lightning.policies.base import Cond, VARPolicy
+from varrl_lightning.policies.cache import Cache, Kept
 from varrl_lightning.policies.layers import scalewise_attention
 from varrl_lightning.rendering import HEIGHT, LETTER_PITCH, WIDTH
 from varrl_lightning.schedule import Schedule
@@ -45,9 +46,7 @@ class Block(nn.Module):
         self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
         self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
 
-    def forward(
-        self, x: Float[Tensor, "R n d"], lengths: Sequence[int], past: KeysValues | None
-    ) -> tuple[Float[Tensor, "R n d"], KeysValues]:
+    def forward(self, x: Float[Tensor, "R n d"], lengths: Sequence[int], past: Kept | None) -> tuple[Float[Tensor, "R n d"], Kept]:
         """Attend to `past` and, scale by scale, to `x` itself; return the keys and values of both, (R, heads, L, d / heads)."""
         q, k, v = self.qkv(self.norm1(x)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         attended, kept = scalewise_attention(q, k, v, lengths, past)  # (R, heads, n, d / heads)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from varrl_lightning.layout import dtype_named
-from varrl_lightning.policies.base import Cache, Cond, VARPolicy
-from varrl_lightning.policies.language_model import PrefixTransformer, causal
+from varrl_lightning.policies.base import Cond, VARPolicy
+from varrl_lightning.policies.cache import Cache
+from varrl_lightning.policies.language_model import PrefixTransformer, causal, through
 from varrl_lightning.policies.visual_language_model import VisualLanguageModel
 from varrl_lightning.schedule import NEXTFLOW_1024, Schedule, square
 from varrl_lightning.tokenizers.tokenflow_vq import NESTED, TokenFlowVQ
@@ -207,6 +209,14 @@ class LLMPrefixPolicy(VARPolicy):
     def logits(self, features: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
         """Logits over the visual vocabulary."""
         return self.transformer.logits(features)
+
+    def blocks(self) -> list[nn.Module]:
+        """The decoder's layers, each with `through`: a call of it that has keys and values among its inputs and outputs."""
+        layers: list[Any] = list(self.transformer.decoder.layers)
+        for layer in layers:
+            if not hasattr(layer, "through"):
+                layer.through = partial(through, layer.forward)
+        return layers
 
     def _input(self, inputs: dict[str, Tensor], latent: Tensor, t: int, schedule: Schedule) -> Float[Tensor, "R n d"]:
         if t == 0:

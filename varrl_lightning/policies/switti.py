@@ -16,7 +16,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from varrl_lightning.layout import dtype_named
-from varrl_lightning.policies.base import Cache, Cond, VARPolicy
+from varrl_lightning.policies.base import Cond, VARPolicy
+from varrl_lightning.policies.cache import Cache
 from varrl_lightning.policies.layers import outside_autocast
 from varrl_lightning.policies.switti_transformer import CropFrequencies, SwittiTransformer, sizes
 from varrl_lightning.schedule import Schedule, square

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from varrl_lightning.layout import numbered, require
-from varrl_lightning.policies.base import Cache, KeysValues
+from varrl_lightning.policies.cache import Cache, Kept, KeysValues
 from varrl_lightning.policies.layers import FeedForward, checkpointed, outside_autocast, rotate, scalewise_attention
 from varrl_lightning.schedule import Schedule
 
@@ -44,9 +44,9 @@ class SelfAttention(nn.Module):
         x: Float[Tensor, "R n d"],
         lengths: Sequence[int],
         turns: tuple[Tensor, Tensor] | None,
-        past: KeysValues | None,
+        past: Kept | None,
         across: bool,
-    ) -> tuple[Float[Tensor, "R n d"], KeysValues]:
+    ) -> tuple[Float[Tensor, "R n d"], Kept]:
         """Attend as `scalewise_attention` does; return its keys and values too."""
         q, k, v = self.to_qkv(x).chunk(3, dim=-1)
         q, k, v = (_split_heads(y, self.heads) for y in (_normalised(q), _normalised(k), v))
@@ -118,9 +118,9 @@ class Block(nn.Module):
         lengths: Sequence[int],
         turns: tuple[Tensor, Tensor] | None,
         prompt: tuple[KeysValues, Tensor],
-        past: KeysValues | None,
+        past: Kept | None,
         across: bool,
-    ) -> tuple[Float[Tensor, "R n d"], KeysValues]:
+    ) -> tuple[Float[Tensor, "R n d"], Kept]:
         """One layer; returns the keys and values of its self-attention too.
 
         Args:

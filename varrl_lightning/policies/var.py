@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from varrl_lightning.layout import dtype_named, numbered, require
-from varrl_lightning.policies.base import Cache, Cond, KeysValues, VARPolicy
+from varrl_lightning.policies.base import Cond, VARPolicy
+from varrl_lightning.policies.cache import Cache, Kept
 from varrl_lightning.policies.layers import FeedForward, checkpointed, outside_autocast, scalewise_attention
 from varrl_lightning.schedule import VAR_256, VAR_512, Schedule, square
 from varrl_lightning.tokenizers.vqvae import VQVAE
@@ -40,9 +41,7 @@ class Attention(nn.Module):
         if normalised:
             self.scale_mul_1H11 = nn.Parameter(torch.full((1, heads, 1, 1), math.log(4)))
 
-    def forward(
-        self, x: Float[Tensor, "R n d"], lengths: Sequence[int], past: KeysValues | None
-    ) -> tuple[Float[Tensor, "R n d"], KeysValues]:
+    def forward(self, x: Float[Tensor, "R n d"], lengths: Sequence[int], past: Kept | None) -> tuple[Float[Tensor, "R n d"], Kept]:
         """Attend to `past` and, scale by scale, to `x`; return the keys and values of both."""
         bias = torch.cat((self.q_bias, torch.zeros_like(self.q_bias), self.v_bias))
         qkv = self.mat_qkv(x)
@@ -69,8 +68,8 @@ class Block(nn.Module):
             self.ada_lin = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
 
     def forward(
-        self, x: Float[Tensor, "R n d"], condition: Float[Tensor, "R ..."], lengths: Sequence[int], past: KeysValues | None
-    ) -> tuple[Float[Tensor, "R n d"], KeysValues]:
+        self, x: Float[Tensor, "R n d"], condition: Float[Tensor, "R ..."], lengths: Sequence[int], past: Kept | None
+    ) -> tuple[Float[Tensor, "R n d"], Kept]:
         """One layer.
 
         Args:

@@ -1,0 +1,115 @@
+"""Runs of `VARGRPO` that every worker does at the same time."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+from tests.tiny import PROMPTS, LeftBright, tiny_loader, tiny_module, tiny_policy, tiny_trainer
+from varrl_lightning.lora import add_lora
+from varrl_lightning.module import VARGRPO
+from varrl_lightning.strategies import RankError
+from varrl_lightning.types import Prompt
+
+
+def quiet() -> None:
+    """Say nothing but errors."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore")
+
+
+def adamw(parameters: Any) -> torch.optim.Optimizer:
+    """The gradient of a key's bias is zero but for rounding: a small eps would make a step of that rounding."""
+    return torch.optim.AdamW(parameters, lr=1e-3, eps=1e-4)
+
+
+def module(lora: bool = False, **options: Any) -> VARGRPO:
+    """A module that is the same on every rank."""
+    options = {"optimizer": adamw} | options
+    policy = tiny_policy()
+    if lora:
+        torch.manual_seed(1)
+        add_lora(policy, rank=4)
+    return tiny_module(policy, kl_coef=0.01, **options)
+
+
+def train(
+    strategy: str | None, world_size: int, steps: int = 5, prompts: Sequence[Prompt] = PROMPTS, batch_size: int = 2, **options: Any
+) -> dict[str, Any]:
+    """Weights, counters and metrics after some steps of the cycle (prefix, prefix, prefix, suffix)."""
+    quiet()
+    trained = module(**options)
+    trainer = tiny_trainer(devices=world_size, strategy=named(strategy), max_steps=steps, use_distributed_sampler=False)
+    trainer.fit(trained, tiny_loader(prompts, batch_size))
+    return {
+        "weights": full_weights(trained),
+        "metrics": {name: float(value) for name, value in trainer.callback_metrics.items()},
+        "counters": (trained.rollouts_done, trained.updates_done, trained.bad_steps),
+    }
+
+
+def named(strategy: str | None) -> Any:
+    """A strategy by its name; ZeRO with nothing too small to be sharded."""
+    if strategy is None or not strategy.startswith("zero"):
+        return strategy or "auto"
+    from varrl_lightning.strategies.deepspeed import ZeROStrategy
+
+    return ZeROStrategy(stage=int(strategy[-1]), persistence=0)  # type: ignore[arg-type]
+
+
+def full_weights(trained: VARGRPO) -> dict[str, Tensor]:
+    """The trained weights by name, whole."""
+    parameters = {name: p for name, p in trained.policy.named_parameters() if p.requires_grad}
+    with contextlib.ExitStack() as stack:
+        if any(hasattr(p, "ds_id") for p in parameters.values()):
+            import deepspeed
+
+            stack.enter_context(deepspeed.zero.GatheredParameters(list(parameters.values())))
+        whole = {name: p.full_tensor() if isinstance(p, DTensor) else p for name, p in parameters.items()}
+        return {name: p.detach().clone() for name, p in whole.items()}
+
+
+class FailsOnRank1(LeftBright):
+    """Raises on one rank alone, in one rollout."""
+
+    def __init__(self, module: list[VARGRPO], rollout: int) -> None:
+        self.module, self.rollout = module, rollout
+
+    def __call__(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
+        module = self.module[0]
+        if module.parallel.rank == 1 and module.rollouts_done == self.rollout:
+            raise KeyError("font")
+        return super().__call__(images, prompts)
+
+
+class SlowOnRank1(FailsOnRank1):
+    """Is late on one rank alone, in one rollout."""
+
+    def __call__(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
+        module = self.module[0]
+        if module.parallel.rank == 1 and module.rollouts_done == self.rollout:
+            time.sleep(2)
+        return LeftBright.__call__(self, images, prompts)
+
+
+def disturbed(strategy: str, kind: str) -> dict[str, Any]:
+    """What comes of a run in whose third rollout the reward raises, or is slow, on rank 1."""
+    quiet()
+    found: list[VARGRPO] = []
+    trained = module(reward=(FailsOnRank1 if kind == "raises" else SlowOnRank1)(found, 2))
+    found.append(trained)
+    trainer = tiny_trainer(devices=2, strategy=named(strategy), max_steps=4, use_distributed_sampler=False)
+    error = ""
+    try:
+        trainer.fit(trained, tiny_loader())
+    except RankError as caught:
+        error = str(caught)
+    return {"error": error, "rollouts": trained.rollouts_done, "weights": full_weights(trained)}

@@ -1,0 +1,146 @@
+"""Processes that hold different things stop before a training step, and say what differs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.distributed.workers import Workers
+from varrl_lightning.strategies.agreement import Agreement, checksums, differences
+
+FIT = "tests.distributed.jobs_agreement:fit"
+
+
+@pytest.mark.parametrize(
+    ("faults", "step"),
+    [
+        (
+            {
+                "seed": "seed: 0 on rank 0; 7 on rank 1",
+                "alpha": "alpha: 0.6 on rank 0; 0.7 on rank 1",
+                "eta": "eta: 1.0 on rank 0; 2.0 on rank 1",
+                "clip_high": "clip_high: 0.28 on rank 0; 0.5 on rank 1",
+                "reward": "reward left: tiny.LeftBright, weight 1.0 on rank 0; tiny.LeftBright, weight 0.5 on rank 1",
+                "micro_batch_size": "micro_batch_size: None on rank 0; 2 on rank 1",
+                "every": "agree_every_n_steps: 2 on rank 0; 3 on rank 1",
+            },
+            0,
+        ),
+        (
+            {
+                "group_size": "stages.0.branches: 4 on rank 0; 8 on rank 1",
+                "group_size ": "stages.1.branches: 4 on rank 0; 8 on rank 1",
+                "counter": "bad_steps: 0 on rank 0; 1 on rank 1",
+                "version": "version of torch: ",
+                "max_steps": "trainer.max_steps: 5 on rank 0; 6 on rank 1",
+                "learning rate": "optimizer.0.lr: 0.001 on rank 0; 0.002 on rank 1",
+                "order": "prompts.seed: 0 on rank 0; 1 on rank 1",
+            },
+            0,
+        ),
+        ({"m": "stages.0.stop: 4 on rank 0; 3 on rank 1", "m ": "stages.1.start: 4 on rank 0; 3 on rank 1"}, 0),
+        ({"prompts": "prompts: ", "tokenizer": "policy.tokenizer.", "reference": "reference."}, 0),
+        ({"weight": "policy.transformer.blocks.1.qkv.weight: float32 [48, 16] "}, 4),
+        ({"later counter": "bad_steps: 0 on rank 0; 1 on rank 1"}, 4),
+    ],
+    ids=lambda faults: next(iter(faults)) if isinstance(faults, dict) else "",
+)
+def test_a_difference_stops_all_processes_and_is_named(
+    workers: Callable[[int], Workers], tmp_path: Path, faults: dict[str, str], step: int
+) -> None:
+    (message, done, _), (other, done_by_other, _) = workers(2)(FIT, faults=[*faults], folder=tmp_path)
+    assert message is not None
+    assert message == other
+    lines = sorted(line.strip() for line in message.splitlines() if line.startswith("  "))
+    assert len(lines) == len(faults), message
+    assert all(line.startswith(said) for line, said in zip(lines, sorted(faults.values()), strict=True)), message
+    assert all(" on rank 0; " in line and line.endswith(" on rank 1") for line in lines)
+    assert (done, done_by_other) == (step, step)
+    when = f"after training step {step}, but did after step 2:" if step else "before training step 0:"
+    assert f"the 2 processes do not hold the same {when}" in message
+
+
+def test_weights_as_they_were_given_are_compared_before_a_strategy_takes_them(
+    workers: Callable[[int], Workers], tmp_path: Path
+) -> None:
+    (message, done, asked), (other, _, _) = workers(2)(FIT, faults=["given weights"], folder=tmp_path)
+    assert message == other
+    assert "do not hold the same before training:" in message
+    assert "policy.transformer." in message
+    assert "... and " in message
+    assert (done, asked) == (0, 1)
+
+
+def test_processes_that_agree_go_on_and_are_asked_as_often_as_was_said(workers: Callable[[int], Workers], tmp_path: Path) -> None:
+    # Of the weights as given, before the first step, after the second and the fourth.
+    assert workers(2)(FIT, faults=[], folder=tmp_path) == [(None, 5, 4)] * 2
+
+
+def test_differences_name_each_value_and_its_ranks() -> None:
+    facts = [
+        {"a": "1", "b": "x"},
+        {"a": "1", "b": "y"},
+        {"a": "1", "b": "x"},
+        {"a": "1"},
+        {"a": "1", "b": "x"},
+        {"a": "1", "b": "x"},
+    ]
+    assert differences(facts) == ["b: x on ranks 0, 2, 4-5; y on rank 1; absent on rank 3"]
+    assert differences(facts[:1]) == []
+    assert differences([{"a": "1"}, {"a": "1"}]) == []
+    long, longer = differences([{"a": "z" * 100}, {"a": "z" * 101}])[0].split("; ")
+    assert long.startswith("a: " + "z" * 30 + "... (hash ")
+    assert long.removeprefix("a: ").split(" on")[0] != longer.split(" on")[0]
+
+
+def by_hand(words: list[int]) -> str:
+    total, placed = sum(words), sum(i * w for i, w in enumerate(words, start=1))
+    return f"{total % 2**64:016x}{placed % 2**64:016x}"
+
+
+def test_a_checksum_is_fletchers_sum_over_bit_patterns() -> None:
+    floats = torch.tensor([[1.0, -2.0], [0.5, 3.0]])
+    words = [0x3F800000, 0xC0000000 - 2**32, 0x3F000000, 0x40400000]
+    assert checksums({"x": floats}) == {"x": f"float32 [2, 2] {by_hand(words)}"}
+    assert checksums({"x": floats.bfloat16()}) == {"x": f"bfloat16 [2, 2] {by_hand([0x3F80, 0xC000 - 2**16, 0x3F00, 0x4040])}"}
+    assert checksums({"x": torch.tensor([True, False])})["x"] == f"bool [2] {by_hand([1, 0])}"
+    assert checksums({"x": torch.zeros(0)})["x"] == f"float32 [0] {by_hand([])}"
+    assert checksums({}) == {}
+
+
+def test_a_checksum_of_many_parts_is_that_of_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.randint(-(2**31), 2**31, (1000,), dtype=torch.int32)
+    monkeypatch.setattr("varrl_lightning.strategies.agreement.CHUNK_IN_CACHE", 7)
+    assert checksums({"x": x})["x"] == f"int32 [1000] {by_hand(x.tolist())}"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64, torch.int64, torch.uint8])
+def test_a_bit_anywhere_and_two_entries_swapped_change_the_checksum(dtype: torch.dtype) -> None:
+    x = torch.randint(1, 200, (6, 5)).to(dtype)
+    x[0, 0], x[5, 4] = 1, 2
+    seen = {checksums({"x": x})["x"]}
+    raw = x.view(torch.uint8).view(-1)
+    for byte in range(raw.numel()):
+        for bit in range(8):
+            raw[byte] ^= 1 << bit
+            seen.add(checksums({"x": x})["x"])
+            raw[byte] ^= 1 << bit
+    assert len(seen) == 1 + 8 * raw.numel()
+    swapped: Tensor = x.clone()
+    swapped[0, 0], swapped[5, 4] = x[5, 4].clone(), x[0, 0].clone()
+    assert checksums({"x": swapped})["x"] not in seen
+
+
+def test_what_is_sharded_is_left_out() -> None:
+    whole, empty = torch.ones(3), torch.ones(0)
+    empty.ds_id = 5  # type: ignore[attr-defined]  # how ZeRO-3 marks a weight whose values are elsewhere
+    assert list(checksums({"whole": whole, "elsewhere": empty, "nowhere": torch.ones(2, device="meta")})) == ["whole"]
+
+
+def test_the_number_of_steps_is_checked() -> None:
+    with pytest.raises(ValueError, match="agree_every_n_steps must be 0"):
+        Agreement(-1)

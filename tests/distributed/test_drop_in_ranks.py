@@ -1,0 +1,50 @@
+"""Somebody's DataLoader under DDP: Lightning gives each process other rows, and all of them are one update."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.distributed.jobs_drop_in import ROWS, SPEC, alone, drawn_alone
+from tests.distributed.workers import Workers
+from tests.tiny import weights
+from varrl_lightning.module import VARGRPO
+
+JOBS = "tests.distributed.jobs_drop_in"
+
+
+def test_what_each_process_is_given_is_one_batch_of_all(workers: Callable[[int], Workers]) -> None:
+    (mine, first, reward), (others, second, _) = workers(2)(f"{JOBS}:fit")
+    assert torch.equal(mine, others)
+    assert sorted(first[0] + first[1] + second[0] + second[1]) == sorted(row["caption"] for row in ROWS)
+    together = alone([[*a, *b] for a, b in zip(first, second, strict=True)])
+    torch.testing.assert_close(mine, together, atol=1e-6, rtol=0)
+    assert -1 < reward < 1
+
+
+def test_a_stream_that_is_the_same_everywhere_is_not_taken_twice(workers: Callable[[int], Workers]) -> None:
+    (mine, first, _), (others, second, _) = workers(2)(f"{JOBS}:fit", stream=True, steps=2)
+    assert torch.equal(mine, others)
+    assert first == second
+    torch.testing.assert_close(mine, alone(first), atol=1e-6, rtol=0)
+
+
+def test_the_folder_of_a_sharded_run_is_loaded_in_a_plain_script(workers: Callable[[int], Workers], tmp_path: Path) -> None:
+    found, _ = workers(2)(f"{JOBS}:sharded", folder=tmp_path / "sharded")
+    loaded = VARGRPO.load_from_checkpoint(tmp_path / "sharded")
+    assert torch.equal(weights(loaded), found)
+    assert (loaded.rollouts_done, loaded.hparams["policy"]) == (2, SPEC)
+    with pytest.raises(ValueError, match="is no folder of a sharded run"):
+        VARGRPO.load_from_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize(("rows", "batch_size"), [(4, 2), (3, 1)], ids=["as many batches for each", "more for one process"])
+def test_each_process_draws_what_it_is_given(workers: Callable[[int], Workers], rows: int, batch_size: int) -> None:
+    found = workers(2)(f"{JOBS}:predict", rows=rows, batch_size=batch_size)
+    for rank, pictures in enumerate(found):
+        captions = [row["caption"] for row in ROWS[:rows][rank::2]]
+        alone_each = torch.cat([drawn_alone([caption]) for caption in captions])
+        torch.testing.assert_close(torch.cat(pictures), alone_each, atol=1e-3, rtol=0)

@@ -1,0 +1,162 @@
+"""Batches of somebody's own DataModule, read as prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from varrl_lightning.types import Prompt
+
+TEXT = ("text", "prompt", "caption", "texts", "prompts", "captions")
+LABEL = ("label", "class", "labels", "classes")
+FORMS = (
+    "prompts or strings; integer class labels (P,); mappings with text, prompt, caption, label or class; one mapping of columns "
+    "with one of these; or a tuple with one of these in it, such as (captions, images). Have the DataLoader's collate_fn return one"
+)
+_FIELDS = {field.name for field in fields(Prompt)}
+_NUMBERED = "class {}"
+_LISTED = ("words", "regions", "size")
+"""Fields that are lists themselves: torch's default collate turns columns of them over."""
+
+
+def as_prompts(batch: Any) -> list[Prompt]:
+    """Read a batch as prompts.
+
+    Accepts prompts, strings, class labels as whole numbers or as a tensor (P,), mappings with a text (`text`, `prompt`, `caption`)
+    or a class (`label`, `class`), one mapping of columns with one of these (a Hugging Face batch), and a tuple or list that holds
+    one of the former, texts before numbers: `(captions, images)`, `(images, labels)`. A single prompt, string or mapping is a
+    batch of one. Other fields of a prompt (`id`, `words`, `category`, `negative`, ...) are taken by their names, unknown ones
+    ignored.
+
+    Raises:
+        TypeError: says what was given and which forms there are.
+        ValueError: when a field has a value that no prompt can have; names the field.
+    """
+    found = _read(batch)
+    if not found:
+        raise TypeError(f"cannot read a batch of {_described(batch)} as prompts. A batch may be: {FORMS}")
+    return found
+
+
+def _read(batch: Any) -> list[Prompt] | None:
+    """The prompts of a batch, None if there are none in it."""
+    if isinstance(batch, Mapping):
+        return _of_mapping(batch)
+    batch = _listed(batch)
+    if _is_item(batch):
+        return [_prompt(batch)]
+    if not isinstance(batch, (list, tuple)):
+        return None
+    if batch and all(map(_is_item, batch)):
+        return [_prompt(item) for item in batch]
+    if _is_ambiguous(batch):
+        return None
+    found = [prompts for prompts in map(_read, batch) if prompts]
+    return next((prompts for prompts in found if not _is_numbered(prompts)), found[0] if found else None)
+
+
+def _of_mapping(batch: Mapping[Any, Any]) -> list[Prompt] | None:
+    key = _key(batch)
+    if key is None:
+        return None
+    column = _listed(batch[key])
+    if isinstance(column, str) or _is_whole(column):
+        return [_prompt(batch)]
+    if not isinstance(column, (list, tuple)) or not all(isinstance(x, str) or _is_whole(x) for x in column):
+        return None
+    names = [key, *(name for name in batch if name in _FIELDS and name != key)]
+    names += [name for name in LABEL if name in batch and name not in names]
+    columns = {name: _column(name, _listed(batch[name]), len(column)) for name in names if batch[name] is not None}
+    return [_prompt(dict(zip(columns, row, strict=True))) for row in zip(*columns.values(), strict=True)]
+
+
+def _column(name: str, values: Any, rows: int) -> list[Any]:
+    """A field of each of the rows; one value for all where there is one."""
+    if isinstance(values, (str, int)):
+        return [values] * rows
+    fits = isinstance(values, (list, tuple)) and len(values) == rows
+    if name in _LISTED and not (fits and all(value is None or isinstance(value, list) for value in values)):
+        raise ValueError(
+            f"the column {name!r} must have one list for each of {rows} rows; torch's default collate turns such columns over: "
+            "use collate_fn=list"
+        )
+    if not fits:
+        raise ValueError(f"the column {name!r} must have one value for each of {rows} rows, got {_described(values)}")
+    return list(values)
+
+
+def _prompt(item: Any) -> Prompt:
+    if isinstance(item, Prompt):
+        return item
+    if not isinstance(item, Mapping):
+        item = {"text" if isinstance(item, str) else "label": item}
+    line = {name: _listed(value) for name, value in item.items() if name in _FIELDS}
+    for name in ("id", "category"):
+        if line.get(name) is not None:
+            line[name] = str(line[name])
+    named = _named(item)
+    if isinstance(named, str):
+        line["text"] = named
+        if line.get("label") == named:  # a class by its name
+            del line["label"]
+    else:
+        line |= {"label": named, "text": _NUMBERED.format(named)}
+    if "label" not in line:
+        line["label"] = next((label for name in LABEL if _is_whole(label := _listed(item.get(name)))), None)
+    return Prompt.from_mapping(line)
+
+
+def _key(mapping: Mapping[Any, Any]) -> str | None:
+    """Under which name a mapping has its texts, else its classes."""
+    return next((name for name in TEXT + LABEL if mapping.get(name) is not None), None)
+
+
+def _is_item(x: Any) -> bool:
+    """Whether it stands for one prompt."""
+    return isinstance(x, (Prompt, str)) or _is_whole(x) or (isinstance(x, Mapping) and isinstance(_named(x), (str, int)))
+
+
+def _named(mapping: Mapping[Any, Any]) -> Any:
+    key = _key(mapping)
+    return None if key is None else _listed(mapping[key])
+
+
+def _is_whole(x: Any) -> bool:
+    return isinstance(x, int) and not isinstance(x, bool)
+
+
+def _is_numbered(prompts: list[Prompt]) -> bool:
+    """Whether they are numbers alone: classes, or what happens to lie beside captions, such as their row numbers."""
+    return all(prompt.text == _NUMBERED.format(prompt.label) for prompt in prompts)
+
+
+def _is_ambiguous(batch: Any) -> bool:
+    """Rows of which some have no text; or lists in a list: captions (or token ids) of each image, or one column after another?"""
+    if all(isinstance(item, Mapping) for item in batch) and any(map(_is_item, batch)):
+        return True
+    lists = isinstance(batch, list) and bool(batch) and all(isinstance(item, list) for item in batch)
+    return lists and (len(batch) > 1 or any(map(_is_whole, batch[0])))
+
+
+def _listed(x: Any) -> Any:
+    """A tensor of whole numbers, or an array, as lists and numbers; pictures stay what they are."""
+    if isinstance(x, Tensor):
+        whole = not (x.is_floating_point() or x.is_complex() or x.dtype == torch.bool)
+        return x.tolist() if whole and x.dim() < 3 else x
+    if type(x).__module__ == "numpy":
+        return x.tolist() if x.dtype.kind in "iuUO" and x.ndim < 3 else x
+    return x
+
+
+def _described(batch: Any) -> str:
+    if isinstance(batch, Tensor):
+        return f"Tensor ({str(batch.dtype).removeprefix('torch.')}, shape {tuple(batch.shape)})"
+    if isinstance(batch, Mapping):
+        return f"{type(batch).__name__} with the keys {', '.join(map(repr, batch)) or '(none)'}"
+    if isinstance(batch, (list, tuple)):
+        return f"{type(batch).__name__} of {', '.join(dict.fromkeys(type(item).__name__ for item in batch)) or 'nothing'}"
+    return type(batch).__name__

@@ -1,0 +1,34 @@
+"""What a training run needs of a device's memory, foretold without a GPU and without running it."""
+
+from __future__ import annotations
+
+from varrl_lightning.memory.choice import (
+    MemoryFullError,
+    available_memory,
+    chosen_micro_batch,
+    fitting_micro_batch,
+    naming,
+    outlined,
+    strategy_kind,
+)
+from varrl_lightning.memory.forecast import GIB, MARGIN, Forecast, Phase, copy_is_kept
+from varrl_lightning.memory.simulation import Simulation, SimulationError
+from varrl_lightning.memory.tracking import LiveBytes
+
+__all__ = [
+    "GIB",
+    "MARGIN",
+    "Forecast",
+    "LiveBytes",
+    "MemoryFullError",
+    "Phase",
+    "Simulation",
+    "SimulationError",
+    "available_memory",
+    "chosen_micro_batch",
+    "copy_is_kept",
+    "fitting_micro_batch",
+    "naming",
+    "outlined",
+    "strategy_kind",
+]

@@ -1,0 +1,255 @@
+"""What a rollout and an update need beside the weights: the real code runs on tensors that have shapes and no memory."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from varrl_lightning.credit import Rows
+from varrl_lightning.lora import AdapterOff, has_adapter
+from varrl_lightning.memory.tracking import LiveBytes, frozen_parts, outline, tensors_of
+from varrl_lightning.objective import Objective, detached
+from varrl_lightning.policies.base import Anchor, VARPolicy
+from varrl_lightning.rollout import prompt_keys, sample_tree
+from varrl_lightning.types import Prompt, Sampling, Stage
+
+MIXED = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+TRUE = {"bf16-true": torch.bfloat16, "16-true": torch.float16, "64-true": torch.float64}
+_CACHED = type(functools.lru_cache(len))
+
+
+class SimulationError(RuntimeError):
+    """A policy's code looks at the values of tensors, which a simulation does not have."""
+
+
+@dataclass(frozen=True)
+class RolloutBytes:
+    """What drawing images takes, beside the weights.
+
+    Args:
+        sampling: the most while tokens are drawn, or while the parts are joined.
+        decoding: the most while images are decoded; both with what earlier parts left.
+        kept: of the finished rollout, for as long as the step lasts.
+    """
+
+    sampling: int
+    decoding: int
+    kept: int
+
+
+class _Simulated(LiveBytes):
+    """Says no to what a policy asks of a tensor without values, such as whether nothing is padded."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten._local_scalar_dense.default and args[0].dtype == torch.bool:
+            return False
+        return super().__torch_dispatch__(func, types, args, kwargs)
+
+
+class Simulation:
+    """A policy's outline, on which stages can be drawn and trained.
+
+    `read` a prompt first.
+
+    Args:
+        policy: as it is trained, with its adapter, and before a strategy takes it apart; its weights may be on the `meta` device.
+        objective: whose loss is carried back.
+        anchored: whether there is a KL to a reference.
+        precision: the Trainer's.
+        device: `cuda` only where there is one.
+    """
+
+    def __init__(
+        self,
+        policy: VARPolicy,
+        sampling: Sampling,
+        objective: Objective,
+        anchored: bool,
+        precision: str = "32-true",
+        device: torch.device | None = None,
+    ) -> None:
+        self.mode = FakeTensorMode(allow_non_fake_inputs=True)
+        self.sampling, self.objective, self.precision = sampling, objective, str(precision)
+        self.device = device or torch.device("cpu")
+        dtype = TRUE.get(self.precision)
+        self.policy = outline(policy, self.mode, self.device, dtype)
+        self.reference: Anchor | None = None
+        weights = tensors_of(self.policy.transformer, *frozen_parts(self.policy).values())
+        if anchored and has_adapter(policy):
+            self.reference = AdapterOff(self.policy)
+        elif anchored:
+            self.reference = outline(policy, self.mode, self.device, dtype).requires_grad_(False)
+            weights += tensors_of(self.reference.transformer)
+        self._known = weights
+        self._real_parts = policy._frozen
+        self._updates: dict[tuple[Stage, int], int] = {}
+        self._rollouts: dict[tuple[Stage, int, int], RolloutBytes] = {}
+
+    def read(self, prompt: Prompt) -> None:
+        """Encode a prompt by the real frozen parts, and let it stand for all prompts: the one with the longest text."""
+        fake_parts, self.policy._frozen = self.policy._frozen, self._real_parts
+        self.policy.__dict__.pop("encode_prompts", None)
+        try:
+            found = self.policy.encode_prompts([prompt])
+        finally:
+            self.policy._frozen = fake_parts
+        self.prompt, self.cond = prompt, found._map(self.mode.from_tensor)
+        # In the place of the method, of this one object.
+        self.policy.__dict__["encode_prompts"] = lambda prompts: self.cond.repeat(len(prompts))
+        self._updates.clear()
+        self._rollouts.clear()
+
+    @property
+    def prompt_bytes(self) -> int:
+        """Of one encoded prompt, with its unconditional half."""
+        return sum(x.nbytes for half in (self.cond.tensors, self.cond.unconditional) for x in half.values())
+
+    def rollout(self, stage: Stage, branches: int, images_at_once: int | None) -> RolloutBytes:
+        """Draw `branches` branches of a stage and their continuations.
+
+        Two parts of `images_at_once` images are drawn; further ones only add what they leave.
+
+        Raises:
+            SimulationError: when the policy's code looks at values.
+        """
+        K = stage.continuations
+        each = branches if images_at_once is None else min(branches, max(1, images_at_once // K))
+        asked = (stage, branches, each)
+        if asked not in self._rollouts:
+            self._rollouts[asked] = self._draw(stage, branches, each)
+        return self._rollouts[asked]
+
+    def _draw(self, stage: Stage, branches: int, each: int) -> RolloutBytes:
+        drawn, parts = min(branches, 2 * each), -(-branches // each)
+        prompts = [self.prompt] * -(-drawn // stage.branches)
+        alive: list[int] = []
+        peaks: list[tuple[int, int]] = []
+        with self._running() as tracked:
+            before = self.policy.decode_latent
+
+            def decode(latent: Tensor) -> Tensor:
+                sampling = tracked.take_peak()
+                images = before(latent)
+                peaks.append((sampling, tracked.take_peak()))
+                return images
+
+            self.policy.__dict__["decode_latent"] = decode
+            try:
+                keys = prompt_keys(0, 0, prompts, self.policy.device)
+                rollout = sample_tree(
+                    self.policy,
+                    prompts,
+                    stage,
+                    self.sampling,
+                    keys,
+                    each * stage.continuations,
+                    lambda *_: alive.append(tracked.live),
+                    range(drawn),
+                )
+            finally:
+                del self.policy.__dict__["decode_latent"]
+            joined, kept = tracked.take_peak(), tracked.live
+            del rollout
+        left = (alive[-1] - alive[0]) * max(parts - 2, 0)  # by the parts that were not drawn
+        share = branches / drawn
+        return RolloutBytes(
+            sampling=max(*(s for s, _ in peaks), peaks[-1][0] + left, joined + left + round(kept * (share - 1))),
+            decoding=max(*(d for _, d in peaks), peaks[-1][1] + left),
+            kept=round(kept * share),
+        )
+
+    def update(self, stage: Stage, rows: int) -> int:
+        """The most bytes of one micro-batch: activations, logits, temporary gradients; beside weights and their gradients.
+
+        Raises:
+            SimulationError: when the policy's code looks at values.
+        """
+        if (stage, rows) not in self._updates:
+            self._updates[stage, rows] = self._train(stage, rows)
+        return self._updates[stage, rows]
+
+    def _train(self, stage: Stage, rows: int) -> int:
+        schedule = self.cond.schedule
+        lengths = schedule.lengths[stage.start : stage.stop]
+        with self.mode:
+            bits = () if self.policy.bits is None else (self.policy.bits,)
+            tokens = [torch.zeros(rows, n, *bits, dtype=torch.long, device=self.device) for n in schedule.lengths[: stage.stop]]
+            of_token = torch.zeros(rows, sum(lengths), device=self.device)
+            trained = [p for p in self.policy.parameters() if p.requires_grad]
+            for p in trained:
+                p.grad = torch.empty_like(p)
+        with self._running([*tokens, of_token, *(p.grad for p in trained if p.grad is not None)]) as tracked:
+            cond = self.cond.repeat(rows)
+            new = self.policy(tokens, cond, stage.start, stage.stop, score=self.objective.score, reference=self.reference)
+            credit = Rows(of_token[:, 0], of_token, of_token, of_token)
+            loss, _ = self.objective(new, detached(new), of_token, credit, lengths)
+            loss.backward()
+            peak = tracked.take_peak()
+        for p in trained:
+            p.grad = None
+        return peak
+
+    @contextmanager
+    def _running(self, known: Sequence[Tensor] = ()) -> Iterator[LiveBytes]:
+        """Fake tensors, the Trainer's precision, and a count of bytes."""
+        tracked = _Simulated([*self._known, *known])
+        with ExitStack() as stack:
+            stack.enter_context(_clean_caches(self.policy))
+            stack.enter_context(self.mode)
+            stack.enter_context(_precision(self.precision, self.device))
+            stack.enter_context(tracked)
+            try:
+                yield tracked
+            except Exception as error:
+                if type(error).__module__ != "torch._subclasses.fake_tensor":
+                    raise
+                raise SimulationError(
+                    f"the code of {type(self.policy).__name__} looks at the values of tensors ({type(error).__name__}: "
+                    f"{error}), so that its memory cannot be foretold without running it"
+                ) from error
+
+
+@contextmanager
+def _clean_caches(policy: VARPolicy) -> Iterator[None]:
+    """Empty every `functools.lru_cache` that was filled within: a tensor without values must not outlive the simulation."""
+    before = {id(cached): cached.cache_info().misses for cached in _caches(policy)}
+    try:
+        yield
+    finally:
+        for cached in _caches(policy):
+            if cached.cache_info().misses != before.get(id(cached), 0):
+                cached.cache_clear()
+
+
+def _caches(policy: VARPolicy) -> list[Any]:
+    """Those in the modules of the packages from which the policy is, and in their classes."""
+    packages = {kind.__module__.split(".")[0] for kind in type(policy).__mro__} - {"torch", "builtins", "abc"}
+    modules = [module for name, module in list(sys.modules.items()) if name.split(".")[0] in packages and module is not None]
+    places = [dict(vars(module)) for module in modules]
+    places += [dict(vars(kind)) for place in list(places) for kind in place.values() if isinstance(kind, type)]
+    return list({id(x): x for place in places for x in place.values() if type(x) is _CACHED}.values())
+
+
+@contextmanager
+def _precision(precision: str, device: torch.device) -> Iterator[None]:
+    """What a Trainer's precision does around a step."""
+    if precision in MIXED:
+        with torch.autocast(device.type, MIXED[precision], cache_enabled=False):
+            yield
+    elif precision in TRUE:
+        default = torch.get_default_dtype()
+        torch.set_default_dtype(TRUE[precision])
+        try:
+            yield
+        finally:
+            torch.set_default_dtype(default)
+    else:
+        yield

@@ -1,0 +1,56 @@
+"""Training on several processes: DDP, FSDP2, DeepSpeed. The only code that knows one strategy from another."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy, Strategy, StrategyRegistry
+
+from varrl_lightning.strategies.base import Parallel, RankError
+
+__all__ = ["Parallel", "RankError", "parallel_of"]
+
+
+def parallel_of(trainer: L.Trainer | None) -> Parallel:
+    """How a Trainer's processes work together; one process without a Trainer."""
+    return _kind(None if trainer is None else trainer.strategy)
+
+
+def _kind(strategy: Strategy | None) -> Parallel:
+    if isinstance(strategy, FSDPStrategy):
+        raise ValueError(
+            "strategy 'fsdp' (FSDPStrategy) cannot do manual optimization, by which VARGRPO takes several micro-batches and steps "
+            "in one batch; use strategy='fsdp2', which shards the same, or 'fsdp2_full' to save checkpoints as one file"
+        )
+    if isinstance(strategy, ModelParallelStrategy):
+        from varrl_lightning.strategies.fsdp2 import ShardedParallel
+
+        return ShardedParallel(strategy)
+    if isinstance(strategy, DeepSpeedStrategy):
+        from varrl_lightning.strategies.deepspeed import EngineParallel
+
+        return EngineParallel(strategy)
+    return Parallel(strategy)
+
+
+def _fsdp2(**options: Any) -> Strategy:
+    from varrl_lightning.strategies.fsdp2 import FSDP2Strategy  # sharding and its checkpoints: most runs do without
+
+    return FSDP2Strategy(**options)
+
+
+def _zero(**options: Any) -> Strategy:
+    from varrl_lightning.strategies.deepspeed import ZeROStrategy
+
+    return ZeROStrategy(**options)
+
+
+# Lightning looks a name up when a Trainer is made.
+for _name, _description, _folders in (
+    ("fsdp2", "FSDP2 over all processes; checkpoints are folders", True),
+    ("fsdp2_full", "FSDP2 over all processes; a checkpoint is one file", False),
+):
+    StrategyRegistry.register(_name, _fsdp2, _description, override=True, save_distributed_checkpoint=_folders)
+for _stage in (1, 2, 3):
+    StrategyRegistry.register(f"zero{_stage}", _zero, f"DeepSpeed ZeRO-{_stage}, on CPUs too", override=True, stage=_stage)
