@@ -85,6 +85,13 @@ def test_the_walk_sees_imports_in_functions_but_not_those_for_type_checkers() ->
     assert sorted(_imports(source)) == ["a.b.c", "e.g"]
 
 
+def test_only_strategies_know_lightnings_strategies() -> None:
+    for path in SOURCES:
+        if path.relative_to(PACKAGE).parts[0] != "strategies":
+            known = [m for m in _imports(path.read_text(encoding="utf-8")) if m.startswith("lightning.pytorch.strategies")]
+            assert not known, path.name
+
+
 def test_the_algorithms_need_torch_alone() -> None:
     allowed = {*sys.stdlib_module_names, "torch", "jaxtyping", "Levenshtein", "varrl_lightning"}
     for path in (PACKAGE / "algorithms").glob("*.py"):

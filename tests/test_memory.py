@@ -26,12 +26,12 @@ from varrl_lightning.memory import Forecast, LiveBytes, MemoryFullError, Simulat
 from varrl_lightning.memory.forecast import largest, optimizer_bytes
 from varrl_lightning.memory.published import published
 from varrl_lightning.memory.tracking import frozen_parts, tensors_of
-from varrl_lightning.memory_report import _strategy
 from varrl_lightning.module import VARGRPO
 from varrl_lightning.objective import detached
 from varrl_lightning.policies.base import VARPolicy
 from varrl_lightning.policies.lettering import LetteringPolicy, LetteringTransformer
 from varrl_lightning.rollout import prompt_keys, sample_tree
+from varrl_lightning.strategies import configured_kind
 from varrl_lightning.types import Prompt, Stage
 
 FLOAT = 4
@@ -285,7 +285,7 @@ def test_auto_changes_nothing_and_a_checkpoint_remembers_it(tmp_path: Path, caps
             trainer.save_checkpoint(tmp_path / "x.ckpt")
     torch.testing.assert_close(runs["auto"], runs[None])
     again = tiny_module(kl_coef=0.1, micro_batch_size="auto")
-    again.on_load_checkpoint(torch.load(tmp_path / "x.ckpt", weights_only=True))
+    tiny_trainer(max_steps=2).fit(again, tiny_loader(), ckpt_path=str(tmp_path / "x.ckpt"))
     assert again.micro_batch_size == 3
 
 
@@ -379,7 +379,7 @@ def test_unknown_weights_are_named(config: dict[str, Any], capsys: pytest.Captur
     ],
 )
 def test_names_of_strategies(given: str, world: int, kind: str) -> None:
-    assert _strategy(given, world)[0] == kind
+    assert configured_kind(given, world)[0] == kind
 
 
 PUBLISHED = {"var_d16": 0.310, "infinity_2b": 2.205, "infinity_8b": 8.376, "switti": 2.471}

@@ -74,7 +74,7 @@ def test_the_former_file_is_there_until_the_new_one_is_on_the_disk(
     monkeypatch.setattr(os, "fsync", fsync)
     monkeypatch.setattr(os, "replace", rename)
     save_whole(trained, path)
-    assert told == ["flush last.1", "last.1 -> last.ckpt", "flush the folder"]
+    assert told == ["flush .last.1", ".last.1 -> last.ckpt", "flush the folder"]
 
 
 def test_nothing_goes_through_the_folder_for_temporary_files(
@@ -170,8 +170,8 @@ def test_a_folder_takes_its_name_in_one_step(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(os, "replace", replace)
     _publish(part(path, "2"), path)
     assert seen == ["1", "2"]
-    assert sorted(os.listdir(tmp_path)) == ["last.2", "last.ckpt"]
-    assert os.readlink(path) == "last.2"  # relative: a run's folder may be moved
+    assert sorted(os.listdir(tmp_path)) == [".last.2", "last.ckpt"]
+    assert os.readlink(path) == ".last.2"  # relative: a run's folder may be moved
 
 
 def test_a_file_follows_a_folder_and_a_folder_a_file(trained: L.Trainer, tmp_path: Path) -> None:
@@ -206,15 +206,27 @@ def test_what_killed_saves_have_left_goes_and_nothing_else(tmp_path: Path) -> No
     path = tmp_path / "last.ckpt"
     _publish(part(path, "good"), path)
     part(path, "cut off")
-    (tmp_path / "last.3.part").mkdir()
-    (tmp_path / "last.7").write_text("cut off")
-    (tmp_path / "last.7.link").symlink_to("last.7")
-    kept = {"best.3", "last.ckpt", "last.1", "last.txt", "lastly.4"}
-    for name in kept - {"last.ckpt", "last.1"}:
+    (tmp_path / ".last.3.part").mkdir()
+    (tmp_path / ".last.7").write_text("cut off")
+    (tmp_path / ".last.7.link").symlink_to(".last.7")
+    # Among them what somebody has copied, to keep it.
+    kept = {".best.3", "last.ckpt", ".last.1", "last.txt", ".lastly.4", "last.500.ckpt", "last.3.safetensors", "last.2"}
+    for name in kept - {"last.ckpt", ".last.1"}:
         (tmp_path / name).touch()
     remove_leftovers(path)
     assert set(os.listdir(tmp_path)) == kept
     assert (path / "shard").read_text() == "good"
+
+
+def test_what_a_run_goes_on_from_is_not_overwritten_by_what_is_set_aside(tmp_path: Path) -> None:
+    path = tmp_path / "last.ckpt"
+    path.write_text("a good run")
+    set_aside(path)
+    path.write_text("begun by mistake")
+    set_aside(path, tmp_path / "last.ckpt.earlier")
+    assert path.read_text() == "a good run"
+    assert (tmp_path / "last.ckpt.earlier").read_text() == "begun by mistake"
+    assert len(os.listdir(tmp_path)) == 2
 
 
 def test_what_is_set_aside_is_not_a_leftover(tmp_path: Path) -> None:

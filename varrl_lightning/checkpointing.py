@@ -81,7 +81,7 @@ def _read(path: str | Path, parts: Parts) -> dict[str, Any]:
     try:
         if Path(path).is_dir():
             return read_sharded(path, parts)
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except (ValueError, ModuleNotFoundError) as error:  # of a folder
         raise CheckpointError(f"{error}{_others(Path(path))}") from error
     except OSError as error:

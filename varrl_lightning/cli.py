@@ -17,6 +17,7 @@ from varrl_lightning.arithmetic import cost_table, cycle_costs
 from varrl_lightning.benchmark_report import draw_pairs, report_test
 from varrl_lightning.callbacks import default_callbacks
 from varrl_lightning.callbacks.requeue import checkpoint_to_load
+from varrl_lightning.callbacks.run_folder import checkpoint_path, dry
 from varrl_lightning.checkpointing import check_checkpoint, load_checkpoint
 from varrl_lightning.config_errors import ConfigError, explain
 from varrl_lightning.config_files import refuse_keys, resolve_configs
@@ -25,6 +26,7 @@ from varrl_lightning.guard import BUILD_ERRORS, StartError, guarded, said_as
 from varrl_lightning.loggers import run_loggers
 from varrl_lightning.module import VARGRPO
 from varrl_lightning.prediction import save_images
+from varrl_lightning.saving import set_aside
 from varrl_lightning.strategies import parallel_of
 from varrl_lightning.types import Prompt
 
@@ -127,6 +129,9 @@ class VarrlCLI(LightningCLI):
             self._check_trainer(len(self.datamodule.train_dataloader()))
             self.model.check_prompts([p for prompts in self.datamodule.prompts.values() for p in prompts])
         self._check_checkpoint()
+        if self.config_init.fit.ckpt_path is None and self.trainer.is_global_zero and not dry(self.trainer):
+            for name in ("last", "best"):  # now: started again before its first save, this run must not go on from another's
+                set_aside(checkpoint_path(self.trainer, name))
         costs = cycle_costs(
             self.model.cycle, self.model.policy.schedule(), self.datamodule.batch_size, self.trainer.world_size
         )

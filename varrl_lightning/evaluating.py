@@ -60,8 +60,7 @@ class Evaluating(L.LightningModule):
         Raises:
             RunStoppedError: when a loader that gives every process the same has given them different prompts.
         """
-        own = as_prompts(batch)
-        given = self.parallel.gather(own)
+        own, given = self.parallel.collect(lambda: (as_prompts(batch),) * 2)
         if all(prompts == given[0] for prompts in given):
             return own
         if isinstance(self.trainer.train_dataloader, TrainingBatches) and self.trainer.training:
@@ -75,7 +74,7 @@ class Evaluating(L.LightningModule):
     def forward(self, prompts: Any) -> Float[Tensor, "N 3 H W"]:
         """One image per prompt (of any form that a batch may have), RGB in [0, 1], at the fixed keys of evaluation.
 
-        This process draws all of them.
+        This process draws all of them; under a strategy that shards weights, every process must call this.
         """
         with self.averaged(), self.parallel.sampling([self.policy]):
             return draw(self.policy, as_prompts(prompts), self.sampling, self.eval_seed, self.images_at_once or 64)
@@ -86,6 +85,11 @@ class Evaluating(L.LightningModule):
         Several processes share the work: each must call this, and each is given the whole.
         """
         return self._in_shares(prompts, lambda share: [self._evaluated(prompts, sampling or self.sampling, share)])[0]
+
+    def scored(self, prompts: Sequence[Prompt], sampling: Sampling | None = None) -> Evaluation:
+        """The same without the images, which are not sent from process to process."""
+        settings = sampling or self.sampling
+        return self._in_shares(prompts, lambda share: [self._evaluated(prompts, settings, share).without_images()])[0]
 
     def _evaluated(self, prompts: Sequence[Prompt], sampling: Sampling, share: Sequence[int]) -> Evaluation:
         images_at_once = self.images_at_once or 64
@@ -132,6 +136,11 @@ class Evaluating(L.LightningModule):
         """One image per prompt of the batch."""
         # Lightning gives the processes different numbers of batches of somebody's own loader: they cannot be drawn together.
         if not isinstance(self.trainer.predict_dataloaders, EvaluationBatches):
+            if self.parallel.world_size > 1 and not self.parallel.whole_everywhere:
+                raise RunStoppedError(
+                    "weights are sharded over the processes, which draw together, but Lightning gives them different numbers of "
+                    "batches of this loader; predict from PromptDataModule or EvaluationBatches, by strategy ddp, or on one process"
+                )
             images: Tensor = self.forward(batch)
             return images
         prompts = as_prompts(batch)

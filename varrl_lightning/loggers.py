@@ -11,6 +11,7 @@ from typing import Any
 
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_warn
 
 FLUSH_EVERY = 20
 """Rows between writes."""
@@ -70,7 +71,10 @@ class MetricsCSV(Logger):
         """Add to the row of a step."""
         step = 0 if step is None else step
         if self._columns is None:
-            self._begin(step, metrics)
+            try:
+                self._begin(step, metrics)
+            except OSError as error:
+                self._warn(error)
         if not self._pending or self._pending[-1]["step"] != step:
             if len(self._pending) >= FLUSH_EVERY:
                 self.save()
@@ -85,14 +89,30 @@ class MetricsCSV(Logger):
 
     @rank_zero_only
     def save(self) -> None:
-        """Write what is pending; with new columns the whole file, to make room for them."""
+        """Write what is pending; where the disk refuses, keep it for the next time."""
         if self._columns is None:
             return  # nothing was logged yet: what an earlier run has left stays
+        try:
+            self._write_pending()
+        except OSError as error:
+            self._warn(error)
+
+    def _warn(self, error: OSError) -> None:
+        rank_zero_warn(f"{self.path} could not be written: {error.strerror or error}. Its rows are kept, and written later.")
+
+    def _write_pending(self) -> None:
+        """With new columns the whole file, to make room for them."""
+        assert self._columns is not None
         columns = sorted({name for row in self._pending for name in row} - {"step"} | set(self._columns))
         if columns != self._columns:
             self._rewrite(self._rows(), columns)
-        with self.path.open("a", newline="", encoding="utf-8") as file:
-            self._writer(file).writerows(self._pending)
+        before = self.path.stat().st_size
+        try:
+            with self.path.open("a", newline="", encoding="utf-8") as file:
+                self._writer(file).writerows(self._pending)
+        except OSError:
+            os.truncate(self.path, before)  # half a row would be taken for one
+            raise
         self._pending = []
 
     @rank_zero_only

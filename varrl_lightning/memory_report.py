@@ -22,6 +22,7 @@ from varrl_lightning.memory import GIB, MARGIN, Forecast, Phase, Simulation, Sim
 from varrl_lightning.memory.published import FAMILIES, published
 from varrl_lightning.module import VARGRPO
 from varrl_lightning.policies.base import VARPolicy
+from varrl_lightning.strategies import configured_kind
 from varrl_lightning.types import Prompt
 
 COLUMNS = {
@@ -53,7 +54,7 @@ def forecast_of(config: VarrlCLI) -> Forecast:
     on_gpu = accelerator in ("gpu", "cuda") or (accelerator == "auto" and torch.cuda.is_available())
     device = torch.device("cuda", 0) if on_gpu and torch.cuda.is_available() else torch.device("cpu")
     anchored = model.reference is not None
-    kind, options = _strategy(fit.trainer.strategy, world_size)
+    kind, options = configured_kind(fit.trainer.strategy, world_size)
     precision = _precision(str(fit.trainer.precision or "32-true"), kind)
     simulation = Simulation(policy, model.sampling, model.objective, anchored, precision, device)
     with said_as(StartError, ValueError, OSError):
@@ -123,19 +124,6 @@ def _world_size(trainer: Namespace) -> int:
     if isinstance(devices, str):
         devices = [part for part in devices.split(",") if part.strip()]
     return int(trainer.num_nodes) * (devices if isinstance(devices, int) else len(devices))
-
-
-def _strategy(given: Any, world_size: int) -> tuple[str, dict[str, bool]]:
-    """One of `STRATEGIES`, and its options."""
-    arguments = dict(vars(getattr(given, "init_args", None) or given)) if hasattr(given, "class_path") else {}
-    name = str(getattr(given, "class_path", given)).rpartition(".")[2].lower()
-    if "fsdp2" in name or "modelparallel" in name:
-        gathers = arguments.get("sampling", "gathered") == "gathered"
-        return "fsdp2", {"gathers": gathers, "accumulates_whole": arguments.get("accumulate", "whole") == "whole"}
-    if "zero" in name or "deepspeed" in name:
-        stage = re.search(r"\d", name)
-        return f"zero{stage[0] if stage else arguments.get('stage', 2)}", {}
-    return ("ddp" if world_size > 1 else "single"), {}
 
 
 def _precision(precision: str, kind: str) -> str:

@@ -59,6 +59,7 @@ class Resuming(L.LightningModule):
             "bad_steps_in_a_row": self.bad_steps_in_a_row,
             "seed": self.seed,
             "micro_batch_size": self._micro_batch_size,
+            "world_size": self.trainer.world_size,
             "adapter": adapter_settings(self.policy),
             "ema_decay": self.ema_decay,
             "reference": self._frozen_digest,
@@ -87,7 +88,7 @@ class Resuming(L.LightningModule):
         if None not in (saved["reference"], mine) and saved["reference"] != mine:
             raise ValueError(
                 f"the {'base' if adapter else 'reference'}'s weights differ from those that the run began with ({mine} against "
-                f"{saved['reference']}); give the same base weights as then, which were {saved.get('reference_path') or 'in no file'}"
+                f"{saved['reference']}); give the same base weights as then: {saved.get('reference_path') or 'from no file'}"
             )
         if adapter and "state_dict" in checkpoint:  # DeepSpeed's engine loads weights by itself
             if problems := differences(checkpoint["state_dict"], self.saved_tensors()):
@@ -95,7 +96,8 @@ class Resuming(L.LightningModule):
             checkpoint["state_dict"] = {**self.state_dict(), **checkpoint["state_dict"]}
         for name in ("rollouts_done", "updates_done", "bad_steps", "bad_steps_in_a_row"):
             setattr(self, name, saved[name])
-        if self.micro_batch_size == "auto":  # as before, so that sums are rounded as before
+        # As before, so that sums are rounded as before; unless memory is shared out in another way.
+        if self.micro_batch_size == "auto" and self._trainer is not None and saved.get("world_size") == self.trainer.world_size:
             self.micro_batch_size = saved.get("micro_batch_size") or "auto"
 
     @property

@@ -1,7 +1,7 @@
 """Checkpoints that are saved whole or not at all, under every strategy.
 
-`last.ckpt` is a file, or a link to a folder where the strategy shards its checkpoints. A new one is written beside it as `last.1`,
-`last.2`, ..., brought to the disk, and takes the name in one step: a process that is killed at any time leaves the former or the
+`last.ckpt` is a file, or a link to a folder where the strategy shards its checkpoints. A new one is written beside it as `.last.1`,
+`.last.2`, ..., brought to the disk, and takes the name in one step: a process that is killed at any time leaves the former or the
 new one. What killed saves have left is removed by the next save.
 """
 
@@ -61,11 +61,22 @@ def remove_leftovers(path: Path) -> None:
             _remove(leftover)
 
 
-def set_aside(path: Path) -> None:
-    """Rename an earlier run's checkpoint, so that it is neither taken for this run's nor lost."""
-    if path.is_symlink() or path.exists():
+def set_aside(path: Path, given: Path | None = None) -> None:
+    """Rename an earlier run's checkpoint, so that it is neither taken for this run's nor lost.
+
+    Args:
+        given: what this run goes on from; where that was set aside itself, the two change places.
+    """
+    if not (path.is_symlink() or path.exists()):
+        return
+    if given is not None and _earlier(path).resolve() == given.resolve():
+        spare = path.with_name(f".{path.name}.swapped")
+        os.replace(_earlier(path), spare)
+        os.replace(path, _earlier(path))
+        os.replace(spare, path)
+    else:
         _rename_aside(path)
-        remove_leftovers(path)
+    remove_leftovers(path)
 
 
 # --- names --------------------------------------------------------------------------------------------------------------------
@@ -81,23 +92,23 @@ def _rename_aside(path: Path) -> None:
 
 
 def _parts(path: Path) -> list[Path]:
-    """`last.7` and what is on the way to it, such as `last.7.link`, of `last.ckpt`."""
-    pattern = re.compile(rf"{re.escape(path.stem)}\.\d+(\.[a-z]+)?")
+    """`.last.7` and what is on the way to it, `.last.7.link` or `.last.7.part`, of `last.ckpt`; hidden, to be nobody else's."""
+    pattern = re.compile(rf"\.{re.escape(path.stem)}\.\d+(\.(link|part))?")
     return [p for p in path.parent.iterdir() if pattern.fullmatch(p.name)] if path.parent.is_dir() else []
 
 
 def _free_name(path: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     remove_leftovers(path)
-    taken = [int(p.name.removeprefix(path.stem + ".").split(".")[0]) for p in _parts(path)]
-    return path.with_name(f"{path.stem}.{max(taken, default=0) + 1}")
+    taken = [int(p.name.removeprefix(f".{path.stem}.").split(".")[0]) for p in _parts(path)]
+    return path.with_name(f".{path.stem}.{max(taken, default=0) + 1}")
 
 
 # --- the disk -----------------------------------------------------------------------------------------------------------------
 
 
 def _flush(path: Path) -> None:
-    """To the disk: a name must not outlive what it names when the power fails. On every process, for the files that it wrote."""
+    """To the disk: a name must not outlive what it names when the power fails. On every process: each may be on another machine."""
     if path.is_dir():
         for part in path.rglob("*"):
             _sync(part)
@@ -115,16 +126,17 @@ def _sync(path: Path) -> None:
 
 def _publish(part: Path, path: Path) -> None:
     """Give the new checkpoint its name, in one step; remove the former."""
+    if path.is_dir() and not path.is_symlink():  # a copied run: links were followed
+        _rename_aside(path)
     if part.is_dir():
-        if path.is_dir() and not path.is_symlink():  # a copied run: links were followed
-            _rename_aside(path)
         link = part.with_name(part.name + ".link")
         link.symlink_to(part.name)
         os.replace(link, path)
     else:
         os.replace(part, path)
-    _sync(path.parent)
-    remove_leftovers(path)
+    with suppress(OSError):  # it is saved; what some network folders refuse now is tidying
+        _sync(path.parent)
+        remove_leftovers(path)
 
 
 def _remove(path: Path) -> None:
@@ -199,9 +211,9 @@ def _together(parallel: Parallel, work: Callable[[], T], room: _Room) -> list[T]
         return [answer for answer, _ in answers]
     if all(problem.disk for problem in problems.values()):
         raise SaveError(room.message(problems, parallel.world_size)) from error
-    if error is not None:
+    if error is not None and parallel.world_size == 1:
         raise error
-    raise RankError("\n".join(f"rank {rank}: {problem.text}" for rank, problem in problems.items()))
+    raise RankError("\n".join(f"rank {rank}: {problem.text}" for rank, problem in problems.items())) from error
 
 
 def _disk_reason(error: BaseException | None) -> str | None:

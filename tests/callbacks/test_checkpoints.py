@@ -178,6 +178,6 @@ def test_a_run_that_has_nothing_left_to_do_still_cleans_up(tmp_path: Path) -> No
     for path in (None, str(tmp_path / "checkpoints" / "last.ckpt")):
         fit = trainer(tmp_path, [SafeStop(), Checkpoints()], max_steps=1)
         fit.fit(small_module(), datamodule=datamodule(tmp_path / "data"), ckpt_path=path)
-        (tmp_path / "checkpoints" / "last.1").touch()
+        (tmp_path / "checkpoints" / ".last.1").touch()
     fit.fit(small_module(), datamodule=datamodule(tmp_path / "data"), ckpt_path=path)
     assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["last.ckpt"]

@@ -73,10 +73,10 @@ def sharded(folder: Path) -> Tensor:
     return torch.cat([x.flatten() for x in full_weights(trained).values()])
 
 
-def predict(rows: int, batch_size: int) -> list[Tensor]:
+def predict(rows: int, batch_size: int, strategy: str = "ddp") -> list[Tensor]:
     """The pictures of each batch of this process."""
     quiet()
-    found = tiny_trainer(devices=2, strategy="ddp").predict(module(), columns(ROWS[:rows], batch_size))
+    found = tiny_trainer(devices=2, strategy=strategy).predict(module(), columns(ROWS[:rows], batch_size))
     assert found is not None
     return list(found)  # type: ignore[arg-type]
 

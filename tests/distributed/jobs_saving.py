@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
 import signal
@@ -18,6 +19,7 @@ from tests.distributed import jobs
 from tests.tiny import tiny_trainer
 from varrl_lightning.callbacks import Checkpoints, SafeStop
 from varrl_lightning.data import PromptDataModule
+from varrl_lightning.loggers import MetricsCSV
 
 STEPS = 4
 SMALL = 16_000
@@ -44,7 +46,9 @@ def named(strategy: str) -> Any:
     return ZeROStrategy(stage=int(strategy[-1]), persistence=0)
 
 
-def fit(strategy: str, folder: str, event: Event | None = None, ckpt_path: str | None = None, **options: Any) -> dict[str, Any]:
+def fit(
+    strategy: str, folder: str, event: Event | None = None, ckpt_path: str | None = None, logger: Any = False, **options: Any
+) -> dict[str, Any]:
     """What came of a run: weights, steps done, the exception and its status."""
     jobs.quiet()
     module = jobs.module(group_size=2, **options)
@@ -60,6 +64,8 @@ def fit(strategy: str, folder: str, event: Event | None = None, ckpt_path: str |
         num_sanity_val_steps=0,
         limit_val_batches=0,
         use_distributed_sampler=False,
+        logger=logger,
+        log_every_n_steps=1,
     )
     error: BaseException | None = None
     try:
@@ -118,6 +124,30 @@ def reward_failed(strategy: str, folder: str) -> dict[str, Any]:
 
     event = Finds()
     return fit(strategy, folder, event, reward=jobs.FailsOnRank1(found, 2))  # type: ignore[arg-type]
+
+
+class Unpicklable(Callback):
+    """Has a state on rank 0 that no file can hold."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"f": lambda: 0} if os.environ.get("RANK") == "0" else {}
+
+
+def unsavable(strategy: str, folder: str) -> dict[str, Any]:
+    """No checkpoint can be written, for a reason that is no disk's, and of one rank alone."""
+    return fit(strategy, folder, Unpicklable())  # type: ignore[arg-type]
+
+
+class FullDisk(MetricsCSV):
+    """A log on a disk that is full."""
+
+    def _rewrite(self, *args: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def without_log(strategy: str, folder: str) -> dict[str, Any]:
+    """The log cannot be written."""
+    return fit(strategy, folder, logger=FullDisk(folder))
 
 
 def steps_of(path: Path) -> int:

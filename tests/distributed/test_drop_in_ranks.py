@@ -48,3 +48,9 @@ def test_each_process_draws_what_it_is_given(workers: Callable[[int], Workers], 
         captions = [row["caption"] for row in ROWS[:rows][rank::2]]
         alone_each = torch.cat([drawn_alone([caption]) for caption in captions])
         torch.testing.assert_close(torch.cat(pictures), alone_each, atol=1e-3, rtol=0)
+
+
+def test_sharded_weights_cannot_draw_what_each_process_is_given(workers: Callable[[int], Workers]) -> None:
+    for _, error in workers(2).outcomes(f"{JOBS}:predict", rows=3, batch_size=1, strategy="fsdp2"):
+        assert error is not None
+        assert "weights are sharded over the processes, which draw together" in error

@@ -83,3 +83,20 @@ def test_a_reward_that_fails_on_one_rank_is_saved_by_all(workers: Launch, tmp_pa
     assert [(rank["error"], rank["steps"]) for rank in ranks] == [("RankError", 2)] * 2
     assert jobs_saving.steps_of(folder / "last.ckpt") == 2
     assert not leftovers(folder)
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_a_rank_that_cannot_save_for_another_reason_is_told_to_all(workers: Launch, tmp_path: Path, strategy: str) -> None:
+    folder = prepared(tmp_path, strategy)
+    ranks = workers(2)("tests.distributed.jobs_saving:unsavable", strategy=strategy, folder=str(tmp_path))
+    assert {rank["error"] for rank in ranks} == {"RankError" if strategy == "ddp" else "SaveError"}
+    for rank in ranks:
+        assert "ickle" in rank["message"]
+    assert not leftovers(folder)
+
+
+def test_a_log_that_cannot_be_written_stops_nobody(workers: Launch, tmp_path: Path) -> None:
+    folder = prepared(tmp_path, "ddp")
+    ranks = workers(2)("tests.distributed.jobs_saving:without_log", strategy="ddp", folder=str(tmp_path))
+    assert [(rank["message"], rank["steps"]) for rank in ranks] == [("None", 4)] * 2
+    assert jobs_saving.steps_of(folder / "last.ckpt") == 4

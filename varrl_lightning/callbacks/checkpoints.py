@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,7 @@ class Checkpoints(ModelCheckpoint):
         for name in ("last", "best"):
             path = checkpoint_path(trainer, name)
             if given is None or (name == "last" and given != path.resolve()):
-                set_aside(path)
+                set_aside(path, given or None)
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int  # noqa: ARG002
@@ -125,7 +126,8 @@ class Checkpoints(ModelCheckpoint):
         if dry(trainer):
             return
         for logger in trainer.loggers:
-            logger.save()  # a run that is killed goes on from here: what was logged before must be there
+            with suppress(OSError):  # of one process alone; a full disk is said by the save below, on all of them
+                logger.save()  # a run that is killed goes on from here: what was logged before must be there
         path = checkpoint_path(trainer, name)
         save_whole(trainer, path)
         if name == "last":

@@ -40,6 +40,6 @@ def _read(batches: Iterable[Any]) -> list[Prompt]:
 
 
 def evaluate_by_size(module: Any, prompts: Sequence[Prompt], sampling: Sampling | None = None) -> list[Evaluation]:
-    """`module.evaluate` once for each image size, since images of several sizes do not stack."""
+    """`module.scored` once for each image size, since images of several sizes do not stack."""
     sizes = dict.fromkeys(p.size for p in prompts)
-    return [module.evaluate([p for p in prompts if p.size == size], sampling) for size in sizes]
+    return [module.scored([p for p in prompts if p.size == size], sampling) for size in sizes]

@@ -6,6 +6,7 @@ import json
 import math
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -63,7 +64,8 @@ class Summary(Callback):
             say(f"Evaluating {len(prompts)} prompts after the last step ...")
             after = measure(pl_module, prompts)
         for logger in trainer.loggers:
-            logger.save()
+            with suppress(OSError):  # of one process alone: the others would wait for it
+                logger.save()
         if trainer.is_global_zero:
             summary = self._summary(pl_module, after, len(prompts))
             run = run_folder(trainer)

@@ -9,7 +9,6 @@ from varrl_lightning.memory.choice import (
     fitting_micro_batch,
     naming,
     outlined,
-    strategy_kind,
 )
 from varrl_lightning.memory.forecast import GIB, MARGIN, Forecast, Phase, copy_is_kept
 from varrl_lightning.memory.simulation import Simulation, SimulationError
@@ -30,5 +29,4 @@ __all__ = [
     "fitting_micro_batch",
     "naming",
     "outlined",
-    "strategy_kind",
 ]

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, ModelParallelStrategy, Strategy
 from lightning.pytorch.utilities import rank_zero_info
 
 from varrl_lightning.memory.forecast import GIB, MARGIN, Forecast
@@ -71,7 +70,7 @@ def chosen_micro_batch(module: Any, simulation: Simulation, prompts: Sequence[Pr
         prompts: of an update.
     """
     trainer = module.trainer
-    strategy, device = trainer.strategy, trainer.strategy.root_device
+    device = trainer.strategy.root_device
     simulation.read(max(prompts, key=lambda prompt: len(prompt.text)))
     forecast = Forecast(
         module.policy,
@@ -80,11 +79,12 @@ def chosen_micro_batch(module: Any, simulation: Simulation, prompts: Sequence[Pr
         module.optimizer_factory,
         len(prompts),
         images_at_once=module.images_at_once,
-        strategy=strategy_kind(strategy),
+        strategy=module.parallel.kind,
         world_size=module.parallel.world_size,
         updates_per_rollout=module.updates_per_rollout,
         keeps_copy=next((callback.keep_copy for callback in trainer.callbacks if hasattr(callback, "keep_copy")), False),
         foreach=device.type == "cuda",
+        **module.parallel.memory_options,
     )
     optimizer = module.optimizers()
     begun = bool(getattr(optimizer, "optimizer", optimizer).state)
@@ -121,16 +121,6 @@ def fitting_micro_batch(forecast: Forecast, available: int, begun: bool) -> int:
         "policy, train an adapter (add_lora), or shard over several devices (strategy fsdp2); `varrl doctor --memory` "
         "shows what takes it"
     )
-
-
-def strategy_kind(strategy: Strategy | None) -> str:
-    """Which of `STRATEGIES` a Trainer's strategy is."""
-    if isinstance(strategy, ModelParallelStrategy):
-        return "fsdp2"
-    if isinstance(strategy, DeepSpeedStrategy):  # which is a DDPStrategy too
-        config = strategy.config if isinstance(strategy.config, dict) else {}
-        return f"zero{max(int(config.get('zero_optimization', {}).get('stage', 0)), 1)}"
-    return "ddp" if isinstance(strategy, DDPStrategy) else "single"
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import lightning as L
@@ -9,7 +10,7 @@ from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelP
 
 from varrl_lightning.strategies.base import Parallel, RankError
 
-__all__ = ["Parallel", "RankError", "parallel_of"]
+__all__ = ["Parallel", "RankError", "configured_kind", "parallel_of"]
 
 
 def parallel_of(trainer: L.Trainer | None) -> Parallel:
@@ -32,6 +33,19 @@ def _kind(strategy: Strategy | None) -> Parallel:
 
         return EngineParallel(strategy)
     return Parallel(strategy)
+
+
+def configured_kind(given: Any, world_size: int) -> tuple[str, dict[str, bool]]:
+    """`Parallel.kind` and `Parallel.memory_options` of what a configuration says, without building it."""
+    arguments = dict(vars(getattr(given, "init_args", None) or given)) if hasattr(given, "class_path") else {}
+    name = str(getattr(given, "class_path", given)).rpartition(".")[2].lower()
+    if "fsdp2" in name or "modelparallel" in name:
+        gathers = arguments.get("sampling", "gathered") == "gathered"
+        return "fsdp2", {"gathers": gathers, "accumulates_whole": arguments.get("accumulate", "whole") == "whole"}
+    if "zero" in name or "deepspeed" in name:
+        stage = re.search(r"\d", name)
+        return f"zero{stage[0] if stage else arguments.get('stage', 2)}", {}
+    return ("ddp" if world_size > 1 else "single"), {}
 
 
 def _fsdp2(**options: Any) -> Strategy:

@@ -11,7 +11,7 @@ import lightning as L
 import torch
 import torch.distributed as dist
 from jaxtyping import Float
-from lightning.pytorch.strategies import ParallelStrategy, Strategy
+from lightning.pytorch.strategies import DDPStrategy, ParallelStrategy, Strategy
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -36,6 +36,8 @@ class Parallel:
 
     saves_folders = False
     """Whether a checkpoint is a folder that only the strategy itself can read."""
+    whole_everywhere = True
+    """Whether each process can draw when the others do not."""
     fp32_masters = False
     """Whether the optimizer steps weights of its own in fp32 where the policy's are in half precision."""
 
@@ -51,6 +53,16 @@ class Parallel:
     def world_size(self) -> int:
         """How many processes there are."""
         return getattr(self.strategy, "world_size", 1)
+
+    @property
+    def kind(self) -> str:
+        """What of it decides memory: `single`, `ddp`, `fsdp2`, `zero1`, `zero2` or `zero3`."""
+        return "ddp" if isinstance(self.strategy, DDPStrategy) else "single"
+
+    @property
+    def memory_options(self) -> dict[str, bool]:
+        """Options of `Forecast` that the strategy decides."""
+        return {}
 
     # --- talking to the other processes -------------------------------------------------------------------------------------
 

@@ -136,6 +136,18 @@ class EngineParallel(Parallel):
     strategy: DeepSpeedStrategy
     saves_folders = True
     fp32_masters = True
+    _reference: VARPolicy | None = None
+
+    @property
+    def kind(self) -> str:
+        """`zero` and the stage."""
+        config = self.strategy.config if isinstance(self.strategy.config, dict) else {}
+        return f"zero{max(int(config.get('zero_optimization', {}).get('stage', 0)), 1)}"
+
+    @property
+    def whole_everywhere(self) -> bool:  # type: ignore[override]
+        """Not with stage 3."""
+        return not self.strategy.zero_stage_3
 
     @property
     def _zero(self) -> Any:
@@ -155,6 +167,7 @@ class EngineParallel(Parallel):
         reference.to(dtype=next(policy.transformer.parameters()).dtype)
         shard(reference, mesh, ("begin", "sample", "span_halves", "on_support"))
         reference.to(policy.device)
+        self._reference = reference
 
     @contextmanager
     def sampling(self, policies: Sequence[VARPolicy]) -> Iterator[None]:
@@ -196,6 +209,10 @@ class EngineParallel(Parallel):
                 f"DeepSpeed's gradient_clipping is {config['gradient_clipping']}, but max_grad_norm of the model is {max_grad_norm}"
                 "; leave gradient_clipping out, and set max_grad_norm"
             )
+        if config.get("bf16", {}).get("check_grad_overflow") is False:
+            raise ValueError(
+                "DeepSpeed's bf16.check_grad_overflow is false: a gradient that is not finite would reach the weights; leave it out"
+            )
         config["gradient_clipping"] = wanted
 
     def check_average(self) -> None:
@@ -233,6 +250,10 @@ class EngineParallel(Parallel):
                 zero.parameter_offload.pre_sub_module_backward_function(policy)
         zero.clear_backward_seen_flag()
         module.manual_backward(loss * self.world_size)
+        if last and self._reference is not None:
+            from varrl_lightning.strategies.fsdp2 import release
+
+            release(self._reference)
 
     def gradient_norm(self, optimizer: Optimizer) -> Float[Tensor, ""]:  # noqa: ARG002
         """L2 norm of the whole gradient, the same on all processes; inf where it is not finite."""

@@ -78,6 +78,7 @@ class ShardedParallel(Parallel):
     """
 
     strategy: ModelParallelStrategy
+    whole_everywhere = False
 
     def __init__(self, strategy: ModelParallelStrategy) -> None:
         if strategy._tensor_parallel_size != 1:
@@ -88,6 +89,20 @@ class ShardedParallel(Parallel):
         super().__init__(strategy)
         self.saves_folders = strategy._save_distributed_checkpoint
         self._references: list[VARPolicy] = []
+
+    @property
+    def kind(self) -> str:
+        """Of this strategy there is one kind."""
+        return "fsdp2"
+
+    @property
+    def memory_options(self) -> dict[str, bool]:
+        """Whether weights are gathered to draw, and gradients held whole between micro-batches."""
+        return {"gathers": self._option("sampling", "gathered"), "accumulates_whole": self._option("accumulate", "whole")}
+
+    def _option(self, name: str, default: str) -> bool:
+        """Whether an option of `FSDP2Strategy` has its default, which it has for Lightning's own."""
+        return bool(getattr(self.strategy, name, default) == default)
 
     # --- the weights --------------------------------------------------------------------------------------------------------
 
@@ -109,7 +124,7 @@ class ShardedParallel(Parallel):
     @contextmanager
     def sampling(self, policies: Sequence[VARPolicy]) -> Iterator[None]:
         """Within it the policies are whole on every process, unless the strategy says `sharded`."""
-        gathered = getattr(self.strategy, "sampling", "gathered") == "gathered"
+        gathered = self._option("sampling", "gathered")
         try:
             for part in [part for policy in policies for part in _parts(policy)] if gathered else ():
                 part.set_reshard_after_forward(False, recurse=False)
@@ -117,13 +132,13 @@ class ShardedParallel(Parallel):
             yield
         finally:
             for policy in policies:
-                _release(policy)
+                release(policy)
 
     # --- the update ---------------------------------------------------------------------------------------------------------
 
     def backward(self, module: L.LightningModule, loss: Float[Tensor, ""], last: bool) -> None:
         """Backward of one micro-batch; see `Parallel.backward`."""
-        exchanged = last or getattr(self.strategy, "accumulate", "whole") == "shard"
+        exchanged = last or not self._option("accumulate", "whole")
         for part in _parts(module):
             part.set_requires_gradient_sync(exchanged, recurse=False)
         module.manual_backward(loss * self.world_size)
@@ -132,7 +147,7 @@ class ShardedParallel(Parallel):
                 if parameter.requires_grad and parameter.grad is None:
                     parameter.grad = torch.zeros_like(parameter)
             for reference in self._references:
-                _release(reference)
+                release(reference)
 
     def gradient_norm(self, optimizer: Optimizer) -> Float[Tensor, ""]:
         """L2 norm of the whole gradient, of which each process has a part."""
@@ -180,7 +195,7 @@ def _check_dtypes(groups: Sequence[nn.Module]) -> None:
             )
 
 
-def _release(policy: VARPolicy) -> None:
+def release(policy: VARPolicy) -> None:
     """Free what is gathered, and what torch remembers of calls until their backward, which some never have."""
     if not isinstance(policy, FSDPModule):
         return
