@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -53,8 +52,6 @@ class ZeROStrategy(DeepSpeedStrategy):
         config: dict[str, Any] | str | Path | None = None,
     ) -> None:
         check_installed()
-        if not torch.cuda.is_available():
-            os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed warns when it finds out by itself
         for message in _NOISE:
             warnings.filterwarnings("ignore", message=message)
         super().__init__(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import redirect_stderr, redirect_stdout
 from io import StringIO
 from pathlib import Path
@@ -20,13 +21,15 @@ _ENGINE = ("module", "optimizer", "param_shapes", "frozen_param_shapes", "frozen
 
 
 def check_installed() -> None:
-    """Say how to install DeepSpeed where it is missing.
+    """Before DeepSpeed is imported: say how to install it where it is missing.
 
     Raises:
         ModuleNotFoundError: then.
     """
     if not RequirementCache(REQUIREMENT):
         raise ModuleNotFoundError(f"ZeRO needs {REQUIREMENT}, which is not installed: pip install 'varrl-lightning[deepspeed]'")
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed warns when it finds out by itself
 
 
 def is_zero_folder(path: str | Path) -> bool:
