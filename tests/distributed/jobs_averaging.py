@@ -9,6 +9,7 @@ from torch import Tensor
 
 from tests.distributed import jobs
 from tests.tiny import PROMPTS, tiny_loader, tiny_trainer
+from varrl_lightning.data import EvaluationBatches
 from varrl_lightning.module import VARGRPO
 
 STOP, STEPS = 3, 5
@@ -35,7 +36,7 @@ def train(strategy: str | None, world_size: int, folder: str | None = None, lora
         _fit(strategy, world_size, lora, STOP)[1].save_checkpoint(path)
     module, trainer = _fit(strategy, world_size, lora, STEPS, path)
     weights, average = jobs.full_weights(module), average_of(module)
-    drawn = trainer.predict(module, tiny_loader(PROMPTS))
+    drawn = trainer.predict(module, EvaluationBatches(PROMPTS, 2))
     assert drawn is not None
     return {
         "average": average,
