@@ -59,7 +59,7 @@ class Resuming(L.LightningModule):
             "bad_steps_in_a_row": self.bad_steps_in_a_row,
             "seed": self.seed,
             "micro_batch_size": self._micro_batch_size,
-            "world_size": self.trainer.world_size,
+            "world_size": 1 if self._trainer is None else self.trainer.world_size,
             "adapter": adapter_settings(self.policy),
             "ema_decay": self.ema_decay,
             "reference": self._frozen_digest,

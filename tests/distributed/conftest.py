@@ -1,16 +1,40 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
 from tests.distributed.workers import Workers
 
 
-@pytest.fixture(scope="session")
-def workers() -> Iterator[Callable[[int], Workers]]:
-    """Workers of a world size; started once, on their first job."""
-    started: dict[int, Workers] = {}
-    yield lambda world_size: started.setdefault(world_size, Workers(world_size))
-    for group in started.values():
-        group.stop()
+class Pool:
+    """Workers of a world size: some for DeepSpeed, which changes a process for good, and others for all else."""
+
+    def __init__(self, world_size: int) -> None:
+        self._kinds = {deepspeed: Workers(world_size) for deepspeed in (False, True)}
+
+    def __call__(self, job: str, **arguments: Any) -> list[Any]:
+        """See `Workers`."""
+        return self._of(arguments)(job, **arguments)
+
+    def outcomes(self, job: str, **arguments: Any) -> list[tuple[Any, str | None]]:
+        """See `Workers`."""
+        return self._of(arguments).outcomes(job, **arguments)
+
+    def stop(self) -> None:
+        """End all of them."""
+        for workers in self._kinds.values():
+            workers.stop()
+
+    def _of(self, arguments: dict[str, Any]) -> Workers:
+        return self._kinds["stage" in arguments or str(arguments.get("strategy")).startswith("zero")]
+
+
+@pytest.fixture(scope="module")
+def workers() -> Iterator[Callable[[int], Pool]]:
+    """Workers of a world size; started once for a file of tests, on their first job."""
+    started: dict[int, Pool] = {}
+    yield lambda world_size: started.setdefault(world_size, Pool(world_size))
+    for pool in started.values():
+        pool.stop()
