@@ -10,6 +10,7 @@ from typing import Any, Literal
 import lightning as L
 import torch
 from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
 
 from varrl_lightning.averaging import has_average
 from varrl_lightning.lora import is_adapter
@@ -86,7 +87,7 @@ def _read(path: str | Path, parts: Parts) -> dict[str, Any]:
         raise CheckpointError(f"{error}{_others(Path(path))}") from error
     except OSError as error:
         raise CheckpointError(f"cannot read the checkpoint {path}: {error.strerror or error}") from error
-    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+    except (RuntimeError, EOFError, IndexError, KeyError, CheckpointException, pickle.UnpicklingError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CheckpointError(f"{path} is no checkpoint of a fit run, or is damaged: {reason}{_others(Path(path))}") from error
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:

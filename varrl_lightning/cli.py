@@ -28,6 +28,7 @@ from varrl_lightning.module import VARGRPO
 from varrl_lightning.prediction import save_images
 from varrl_lightning.saving import set_aside
 from varrl_lightning.strategies import parallel_of
+from varrl_lightning.strategies.zero_folders import is_zero_folder
 from varrl_lightning.types import Prompt
 
 OWN_AFFAIR = {"gradient_clip_val": "max_grad_norm", "accumulate_grad_batches": "micro_batch_size"}
@@ -92,7 +93,7 @@ class VarrlCLI(LightningCLI):
         """Only `fit` writes a run; the other commands would overwrite it."""
         config = self.config[self.subcommand].trainer
         for name, instead in OWN_AFFAIR.items():
-            if config[name] not in (None, 1):
+            if config[name] not in (None, 1 if name == "accumulate_grad_batches" else 0):
                 raise ConfigError(f"trainer.{name} is not for a module that optimises by hand; use model.{instead}")
         if self.subcommand != "fit":
             self.save_config_callback = None
@@ -203,9 +204,12 @@ class VarrlCLI(LightningCLI):
                 check_checkpoint(path, self.model, self.model.saved_tensors())
 
     def _load_folder(self) -> None:
-        """Load a sharded run's checkpoint here, where the Trainer's strategy reads files alone."""
+        """Load a sharded run's checkpoint here, where the Trainer's strategy reads files alone; DeepSpeed's always, whose engine
+        loads it only to train.
+        """
         config = self.config_init[self.subcommand]
-        if config.ckpt_path and Path(config.ckpt_path).is_dir() and not parallel_of(self.trainer).saves_folders:
+        path = Path(config.ckpt_path or "")
+        if path.is_dir() and config.ckpt_path and (is_zero_folder(path) or not parallel_of(self.trainer).saves_folders):
             with said_as(StartError, ValueError, OSError):
                 load_checkpoint(config.ckpt_path, self.model, self.model.saved_tensors())
             config.ckpt_path = None

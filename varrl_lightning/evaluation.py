@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -17,6 +18,8 @@ from varrl_lightning.rewards.weighted import WeightedRewards
 from varrl_lightning.rollout import prompt_keys
 from varrl_lightning.types import Prompt, Sampling, Scores
 
+ALONE: dict[str, Any] = {"sync_on_compute": False}
+"""What is computed here has been put together already, and perhaps by one process alone: its metrics wait for no other."""
 EVALUATION_UPDATE = -1
 """Stands where a training rollout has its number in the noise keys, so that evaluation never shares draws with training."""
 
@@ -84,7 +87,7 @@ class Evaluation:
         if self.texts is not None:
             rows = self._read().nonzero().flatten().tolist()
             wanted, read = [list(self.prompts[i].words) for i in rows], [self.texts[i] for i in rows]
-            for name, metric in (("word_accuracy", WordAccuracy()), ("ned", NormalizedEditDistance())):
+            for name, metric in (("word_accuracy", WordAccuracy(**ALONE)), ("ned", NormalizedEditDistance(**ALONE))):
                 metric.update(wanted, read)
                 found[name] = float(metric.compute())
             if len(rows) < len(self.prompts):
@@ -99,7 +102,7 @@ class Evaluation:
         categories, by_category = categories_of(self.prompts), {}
         if categories:
             score = self.scores.get("hpsv3")
-            metric = CategoryMean(categories)
+            metric = CategoryMean(categories, **ALONE)
             metric.update(self.values if score is None else _known(score, "mu"), [p.category for p in self.prompts])
             by_category = {name: float(mean) for name, mean in metric.compute().items()}
         return Results(self.metrics(), by_category, hpsv3="hpsv3" in self.scores)
@@ -112,7 +115,7 @@ def _known(scores: Scores, component: str | None = None) -> Float[Tensor, " N"]:
 
 
 def _mean(values: Float[Tensor, " N"]) -> float:
-    metric = MeanScore()
+    metric = MeanScore(**ALONE)
     metric.update(values)
     return float(metric.compute())
 

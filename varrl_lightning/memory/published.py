@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jsonargparse import Namespace
 from torch import Tensor, nn
 
 from varrl_lightning.layout import dtype_named
@@ -19,7 +20,7 @@ from varrl_lightning.policies.infinity_transformer import InfinityTransformer
 from varrl_lightning.policies.switti import PUBLISHED, SwittiPolicy
 from varrl_lightning.policies.switti_transformer import CropFrequencies, SwittiTransformer
 from varrl_lightning.policies.var import ImageNetVARPolicy, VARTransformer
-from varrl_lightning.schedule import VAR_256, VAR_512
+from varrl_lightning.schedule import VAR_256, VAR_512, Schedule
 from varrl_lightning.tokenizers.bsq import BSQTokenizer
 from varrl_lightning.tokenizers.vqvae import VQVAE
 
@@ -187,6 +188,8 @@ def _llm_prefix(given: Mapping[str, Any]) -> VARPolicy | None:
 
     tokenizer = VQVAE()  # of no published model, as the weights
     schedule = given.get("schedule") or inspect.signature(LLMPrefixPolicy.from_pretrained).parameters["schedule"].default
+    if isinstance(schedule, Namespace):  # a parsed default
+        schedule = Schedule(**vars(schedule))
     longest = as_schedule(schedule, tokenizer)
     decoder = AutoModel.from_config(Qwen2Config(**QWEN_2_5_7B))  # type: ignore[no-untyped-call]
     sizes = (tokenizer.vocab_size, tokenizer.channels, len(longest))
