@@ -27,7 +27,7 @@ from varrl_lightning.loggers import run_loggers
 from varrl_lightning.module import VARGRPO
 from varrl_lightning.prediction import save_images
 from varrl_lightning.saving import set_aside
-from varrl_lightning.strategies import parallel_of
+from varrl_lightning.strategies import leave_group, parallel_of
 from varrl_lightning.strategies.zero_folders import is_zero_folder
 from varrl_lightning.types import Prompt
 
@@ -231,6 +231,7 @@ def main(arguments: Sequence[str]) -> int:
 
     def run() -> int:
         VarrlCLI(arguments)
+        leave_group()
         return 0
 
     return guarded(run)

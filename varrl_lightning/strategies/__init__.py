@@ -8,9 +8,9 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy, Strategy, StrategyRegistry
 
-from varrl_lightning.strategies.base import Parallel, RankError
+from varrl_lightning.strategies.base import Parallel, RankError, leave_group
 
-__all__ = ["Parallel", "RankError", "configured_kind", "parallel_of"]
+__all__ = ["Parallel", "RankError", "configured_kind", "leave_group", "parallel_of"]
 
 
 def parallel_of(trainer: L.Trainer | None) -> Parallel:

@@ -27,6 +27,12 @@ class RankError(RuntimeError):
     """A process failed where all of them were asked for a result; every process raises the same, none waits for another."""
 
 
+def leave_group() -> None:
+    """End this process's part in the process group: threads that still run when Python ends may take the process down."""
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
+
+
 class Parallel:
     """One process or DDP: every process holds all weights; gradients are averaged over processes.
 
