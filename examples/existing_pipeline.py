@@ -30,7 +30,7 @@ class Captions(L.LightningDataModule):
         return self._captions(WORDS[6:])
 
     def _captions(self, words: Sequence[str]) -> DataLoader[Any]:
-        rows = [{"caption": f'a card that says "{word}"', "row": number} for number, word in enumerate(words)]
+        rows = [{"caption": f'a white sign that says "{word}"', "row": number} for number, word in enumerate(words)]
         return DataLoader(rows, batch_size=2)  # type: ignore[arg-type]
 
 
@@ -59,7 +59,7 @@ def train(steps: int, folder: str | Path) -> tuple[str, list[float]]:
         policy={"class_path": "varrl_lightning.LetteringPolicy.from_pretrained"},
         reward="existing_pipeline.Dark",
         mask_source="full",
-        m=5,
+        m=4,
         group_size=8,
         score="sampler",
         kl_coef=0.01,

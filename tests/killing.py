@@ -31,7 +31,7 @@ EVERY = 2
 CONFIG = """
 seed_everything: 3
 model:
-  policy: {{class_path: varrl_lightning.LetteringPolicy.from_pretrained}}
+  policy: {{class_path: {policy}}}
   reward: {{class_path: {reward}}}
   mask_source: full
   m: 4
@@ -77,12 +77,13 @@ class Notes(Callback):
 class Run:
     """One run in its folder."""
 
-    def __init__(self, folder: Path, steps: int, reward: str) -> None:
+    def __init__(self, folder: Path, steps: int, policy: str, reward: str) -> None:
         folder.mkdir(parents=True)
         self.folder, self.checkpoints, self.notes = folder, folder / "run" / "checkpoints", folder / "notes"
         for name, words in (("train", WORDS[:5]), ("validation", WORDS[5:])):
             (folder / f"{name}.jsonl").write_text("".join(json.dumps({"text": f'"{word}"'}) + "\n" for word in words))
-        (folder / "config.yaml").write_text(CONFIG.format(folder=folder, steps=steps, every=EVERY, reward=reward))
+        config = CONFIG.format(folder=folder, steps=steps, every=EVERY, policy=policy, reward=reward)
+        (folder / "config.yaml").write_text(config)
         self.starts, self.ended = 0, False
 
     def start(self) -> int:
@@ -208,6 +209,7 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--policy", default="varrl_lightning.LetteringPolicy.from_pretrained")
     parser.add_argument("--reward", default="ocr")
     given = parser.parse_args()
     import varrl_lightning.cli  # noqa: F401  before the first fork
@@ -215,12 +217,12 @@ def main() -> None:
     torch.set_num_threads(1)
     chance, figures = random.Random(given.seed), Counter[str]()
     began = time.monotonic()
-    straight = Run(given.folder / "undisturbed", given.steps, given.reward)
+    straight = Run(given.folder / "undisturbed", given.steps, given.policy, given.reward)
     finish(straight)
     seconds = time.monotonic() - began
     expected, rows = straight.result()
     while figures["kills"] < given.kills:
-        run = Run(given.folder / f"run_{figures['runs']}", given.steps, given.reward)
+        run = Run(given.folder / f"run_{figures['runs']}", given.steps, given.policy, given.reward)
         figures["runs"] += 1
         while figures["kills"] < given.kills and kill(run, chance, seconds, figures):
             pass

@@ -16,6 +16,7 @@ from varrl_lightning.__main__ import main
 from varrl_lightning.checkpointing import CheckpointError, check_checkpoint, load_checkpoint
 from varrl_lightning.export import export_policy
 from varrl_lightning.lora import AdapterOff, adapter_tensors, base_tensors
+from varrl_lightning.policies.lettering import ASSETS
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:You defined a `validation_step`", "ignore:You're resuming from a checkpoint that ended"
@@ -41,12 +42,12 @@ def saved(module: VARGRPO, path: Path) -> Path:
 
 def log_probs(policy: Any, tokens: list[Tensor]) -> Tensor:
     with torch.no_grad():
-        return torch.cat(policy(tokens, policy.encode_prompts(PROMPTS[:2]), 0, 6).log_prob, dim=1)
+        return torch.cat(policy(tokens, policy.encode_prompts(PROMPTS[:2]), 0, 7).log_prob, dim=1)
 
 
 def drawn(policy: Any) -> list[Tensor]:
     state = policy.begin(policy.encode_prompts(PROMPTS[:2]), policy.default_sampling, torch.tensor([1, 2]))
-    return policy.sample(state, 6).tokens
+    return policy.sample(state, 7).tokens
 
 
 def test_only_the_adapter_trains_and_is_saved(tmp_path: Path) -> None:
@@ -142,19 +143,21 @@ def test_outputs_that_are_refused(tmp_path: Path, name: str, message: str) -> No
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("config") / "lora.yaml"
+    few = path.with_name("few.jsonl")
+    few.write_text("".join((ASSETS / "validation.jsonl").read_text().splitlines(keepends=True)[:8]))
     path.write_text(
-        """
+        f"""
         model:
           policy:
             class_path: varrl_lightning.add_lora
             init_args:
               rank: 2
-              policy: {class_path: varrl_lightning.LetteringPolicy.from_pretrained}
+              policy: {{class_path: varrl_lightning.LetteringPolicy.from_pretrained}}
           kl_coef: 0.01
           m: 4
-          optimizer: {class_path: torch.optim.AdamW, init_args: {lr: 0.01}}
-        data: {train: builtin:lettering/train.jsonl, validation: builtin:lettering/validation.jsonl}
-        trainer: {accelerator: cpu, max_steps: 2, limit_val_batches: 1, enable_progress_bar: false}
+          optimizer: {{class_path: torch.optim.AdamW, init_args: {{lr: 0.01}}}}
+        data: {{train: builtin:lettering/train.jsonl, validation: {few}}}
+        trainer: {{accelerator: cpu, max_steps: 2, limit_val_batches: 1, enable_progress_bar: false}}
         """
     )
     return path
@@ -168,10 +171,11 @@ def run(config: Path, folder: str, *more: str) -> Path:
 
 def test_a_resumed_run_is_the_uninterrupted_one(config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    whole = run(config, "whole", "--trainer.max_steps", "4")
-    half = run(config, "half")
-    assert half.stat().st_size < 1_000_000, "the base's 4 MB are not in it"
-    resumed = run(config, "half", "--trainer.max_steps", "4", "--ckpt_path", str(half))
+    tiny = Path("tiny.yaml")
+    tiny.write_text(config.read_text().replace("varrl_lightning.LetteringPolicy.from_pretrained", "tiny.tiny_policy"))
+    whole = run(tiny, "whole", "--trainer.max_steps", "4")
+    half = run(tiny, "half")
+    resumed = run(tiny, "half", "--trainer.max_steps", "4", "--ckpt_path", str(half))
     one, other = (torch.load(path, weights_only=True) for path in (whole, resumed))
     assert one["varrl"] == other["varrl"]
     for name, x in one["state_dict"].items():
@@ -183,6 +187,7 @@ def test_from_a_configuration_to_an_exported_file(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     last = run(config, "run")
+    assert last.stat().st_size < 1_000_000, "the base's 4 MB are not in it"
     assert main(["export", "--config", "run/config.yaml", "--ckpt_path", str(last), "--output", "out/w.safetensors"]) == 0
     assert "out/w.safetensors: " in capsys.readouterr().out
     before, after = (LetteringPolicy.from_pretrained(*path).transformer.state_dict() for path in ([], ["out/w.safetensors"]))

@@ -142,8 +142,8 @@ def test_an_unknown_key_is_explained_however_it_was_given(key: str, said: str) -
         ({"model.reward": "brightnes"}, "no reward named 'brightnes'."),
         ({"model.mask_source": "boxs"}, "no mask source named 'boxs'. Did you mean 'boxes'?"),
         ({"model.alpha": "high"}, "model.alpha"),
-        ({"model.m": 0}, "m must be within [1, 6]"),
-        ({"model.m": 7}, "m must be within [1, 6]"),
+        ({"model.m": 0}, "m must be within [1, 7]"),
+        ({"model.m": 8}, "m must be within [1, 7]"),
         ({"model.group_size": 1}, "group_size must be at least 2"),
         ({"model.eta": 0.0}, "eta must be > 0"),
         ({"model.alpha": float("nan")}, "alpha must be >= 0 and finite"),
@@ -197,7 +197,7 @@ def test_yaml_that_is_none_is_refused_with_its_line(write: WriteConfig, capsys: 
         (None, "cannot read the prompt file"),
         ("", "holds no prompt"),
         ('{"text": "\\"STONE\\""}\n{"text": 3}\n', "line 2"),
-        ('{"text": "\\"TOOLONG\\""}\n{"text": "\\"STONE\\""}\n', "exactly one word of 3-5 letters"),
+        ('{"text": "\\"TOOLONG\\""}\n{"text": "\\"STONE\\""}\n', "one to three words of 3-5 letters"),
     ],
 )
 @pytest.mark.parametrize("name", ["train", "validation", "test"])
@@ -344,7 +344,7 @@ def test_predict_draws_the_prompts_of_the_command_line(write: WriteConfig, capsy
     assert "2 pictures in out/words" in capsys.readouterr().out
     first, second = Path("out/words/0001_HELLO.png"), Path("out/words/0002_HELLO.png")
     with Image.open(first) as picture:
-        assert picture.size == (64, 24)
+        assert picture.size == (60, 48)
     assert first.read_bytes() != second.read_bytes()
     assert Path("out/words/grid.png").is_file()
 
@@ -356,7 +356,7 @@ def test_predict_draws_the_prompts_of_a_file(write: WriteConfig, capsys: pytest.
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
-    [([], "set data.predict"), (["--prompt", "HELLO"], "put one such word in quotes"), (["--prompt", ""], "one word")],
+    [([], "set data.predict"), (["--prompt", "HELLO"], "quote them, as in"), (["--prompt", ""], "one to three words")],
 )
 def test_predict_says_what_it_cannot_draw(
     write: WriteConfig, capsys: pytest.CaptureFixture[str], arguments: list[str], said: str

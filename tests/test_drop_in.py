@@ -180,9 +180,9 @@ def test_a_checkpoint_holds_the_weights_once(tmp_path: Path) -> None:
 def test_dataclasses_and_numbers_of_other_libraries_become_plain() -> None:
     import numpy as np
 
-    stages = [Stage(0, 4, 4, 2, name="prefix"), {"start": 4, "stop": 6, "branches": 4, "name": "suffix"}]
+    stages = [Stage(0, 4, 4, 2, name="prefix"), {"start": 4, "stop": 7, "branches": 4, "name": "suffix"}]
     module = module_of(stages=stages, eta=np.float64(0.5), score={"kind": "guided"}, reward=LeftBright, alternation=("prefix",))
-    assert module.cycle == (Stage(0, 4, 4, 2, name="prefix"), Stage(4, 6, 4, name="suffix"))
+    assert module.cycle == (Stage(0, 4, 4, 2, name="prefix"), Stage(4, 7, 4, name="suffix"))
     assert type(module.hparams["eta"]) is float
     assert module.hparams["reward"] == "tests.tiny.LeftBright"
     again = VARGRPO(**module.hparams)
@@ -428,4 +428,4 @@ def test_the_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
     load_checkpoint.draw(path, ['"STONE"', '"RIVER"'], tmp_path / "best.png")
     assert capsys.readouterr().out.endswith(f"after 2 updates: 2 pictures in {tmp_path / 'best.png'}\n")
     with Image.open(tmp_path / "best.png") as picture:
-        assert picture.size == (128, 24)
+        assert picture.size == (120, 48)

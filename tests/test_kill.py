@@ -1,6 +1,6 @@
 """Processes that are killed at any moment lose the steps since the last save and nothing else.
 
-Fifty of them, with the real reward: python -m tests.killing FOLDER --kills 50
+Fifty of them, with the embedded model and the real reward: python -m tests.killing FOLDER --kills 50
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[1]
 
 def test_five_kills(tmp_path: Path) -> None:
     """Fails when a checkpoint is corrupt, too much is lost, or the end is another than that of an undisturbed run."""
-    options = ["--kills=5", "--steps=6", "--reward=tests.tiny.LeftBright"]
+    options = ["--kills=5", "--steps=6", "--policy=tests.tiny.tiny_policy", "--reward=tests.tiny.LeftBright"]
     command = [sys.executable, "-m", "tests.killing", str(tmp_path / "runs"), *options]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
@@ -38,7 +38,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     """A run of the command line, of two steps."""
     for name in ("PL_GLOBAL_SEED", "PL_SEED_WORKERS"):  # seed_everything leaves them in the environment
         monkeypatch.setenv(name, "0")
-    return Run(tmp_path / "runs", steps=2, reward="tests.tiny.LeftBright")
+    return Run(tmp_path / "runs", steps=2, policy="tests.tiny.tiny_policy", reward="tests.tiny.LeftBright")
 
 
 def fit(run: Run, *options: str) -> int:

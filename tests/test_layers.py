@@ -27,13 +27,15 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("strategies",),
     ("checkpointing", "saving", "guest", "memory", "evaluating", "resuming"),
     ("module", "pretraining", "figures"),
+    ("variants",),
+    ("gradient_agreement",),
     ("callbacks", "prediction"),
     ("benchmark_report",),
     ("config_files", "guard"),
     ("cli", "report"),
     ("checks", "memory_report"),
     ("doctor",),
-    ("export",),
+    ("export", "agreement", "comparison"),
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 LIGHTNING_FROM = LEVEL["data"]

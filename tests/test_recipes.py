@@ -25,7 +25,8 @@ from varrl_lightning.policies.tokenflow import NEGATIVE
 from varrl_lightning.text_encoders import EncodedTexts
 
 PARITY = Path(__file__).parent / "parity" / "data"
-OWN = {"quickstart.yaml", "pretrain_policy.yaml", "pretrain_tokenizer.yaml"}
+OWN = {"quickstart.yaml", "pretrain_tokenizer.yaml", "pretrain_details.yaml", "pretrain_words.yaml"}
+OWN |= {"paper.yaml", "vanilla_grpo.yaml", "vanilla_panw.yaml", "prefix_only.yaml", "comparison.yaml"}
 RECIPES = sorted(set(shipped_configs()) - OWN)
 WORDS = ("OPEN", "SALE", "EXIT", "MENU")
 PROMPTS = [{"text": f'a sign "{word}"', "label": label} for label, word in enumerate(WORDS)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import weakref
+from functools import cache
 from typing import Any
 
 import pytest
@@ -28,15 +29,20 @@ STAGES = {
 
 def tabular(stage: Stage, images_at_once: int | None, **options: Any) -> Rollout:
     policy = TabularPolicy(GRIDS, vocab_size=5, labels=3)
-    prompts = [Prompt(str(i), label=i % 3) for i in range(4)]
+    prompts = [Prompt(str(i), label=i % 3) for i in range(3)]
     keys = prompt_keys(0, 0, prompts, torch.device("cpu"))
     return sample_tree(policy, prompts, stage, Sampling(cfg=1.5), keys, images_at_once, **options)
 
 
+@cache
+def drawn_at_once(name: str) -> Rollout:
+    return tabular(STAGES[name], None)
+
+
 @pytest.mark.parametrize("name", STAGES)
-@pytest.mark.parametrize("images_at_once", [1, 2, 3, 5, 8, 12, 25])
+@pytest.mark.parametrize("images_at_once", [1, 3, 5, 12, 25])
 def test_the_parts_make_the_whole(name: str, images_at_once: int) -> None:
-    whole, parts = (tabular(STAGES[name], n) for n in (None, images_at_once))
+    whole, parts = drawn_at_once(name), tabular(STAGES[name], images_at_once)
     assert torch.equal(whole.images, parts.images)
     assert torch.equal(whole.keys, parts.keys)
     for one, other in ((whole.tokens, parts.tokens), (whole.tail_tokens, parts.tail_tokens), (whole.log_probs, parts.log_probs)):
@@ -89,7 +95,7 @@ def test_a_fork_into_one_shares_everything_but_its_noise() -> None:
 def test_children_are_the_same_in_parts() -> None:
     policy = tiny_policy()
     state = policy.sample(policy.begin(policy.encode_prompts(PROMPTS[:1]), Sampling(cfg=2.0), torch.tensor([1])), 2)
-    whole = policy.sample(state.fork(5), 6)
-    parts = [policy.sample(state.children([0] * len(numbers), numbers), 6) for numbers in ([0, 1], [4, 2, 3])]
-    for t in range(6):
+    whole = policy.sample(state.fork(5), 7)
+    parts = [policy.sample(state.children([0] * len(numbers), numbers), 7) for numbers in ([0, 1], [4, 2, 3])]
+    for t in range(7):
         assert torch.equal(whole.tokens[t][[0, 1, 4, 2, 3]], torch.cat([part.tokens[t] for part in parts]))

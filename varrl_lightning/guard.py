@@ -56,7 +56,7 @@ def said_as(kind: type[Exception], *errors: type[Exception]) -> Iterator[None]:
 
 def guarded(run: Callable[[], int]) -> int:
     """Run a command and return its exit status; with VARRL_DEBUG set, every error keeps its traceback."""
-    _hush()
+    hush()
     try:
         return run()
     except SHOWN_PLAINLY as error:
@@ -66,7 +66,7 @@ def guarded(run: Callable[[], int]) -> int:
         return USE if isinstance(error, ConfigError) else FAILED
 
 
-def _hush() -> None:
+def hush() -> None:
     """Silence what Lightning says of itself and a user can do nothing about."""
     os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # LightningCLI calls what was renamed
     for message in NOISE:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor
 from torch.optim import AdamW, Optimizer
@@ -37,7 +37,7 @@ from varrl_lightning.rewards.weighted import WeightedRewards
 from varrl_lightning.rollout import Share, prompt_keys, sample_tree
 from varrl_lightning.specs import Specified, built
 from varrl_lightning.strategies.agreement import Agreement
-from varrl_lightning.types import LogProbs, Prompt, Rollout, Sampling, SamplingChanges, Score, Stage
+from varrl_lightning.types import LogProbs, Prompt, Rollout, Sampling, SamplingChanges, Score, Scores, Stage
 
 OptimizerFactory = Callable[[Iterable[Any]], Optimizer]
 LRSchedulerFactory = Callable[[Optimizer], LRScheduler]
@@ -307,8 +307,7 @@ class VARGRPO(Guest, Evaluating, Resuming):
             rollout, parts = self.parallel.collect(lambda: self._draw(prompts, share, seconds))
         judged = Judged.join(parts, len(prompts) * self.stage.branches).to(self.policy.device)
         self._stop_if_nothing_was_scored(judged)
-        weights = {name: term.weight for name, term in self.rewards.terms.items()}
-        credit = assign_credit(judged, rollout.schedule, rollout.stage, weights, self.credit_options)
+        credit = self.credit_of(rollout, judged)
         with _timed(seconds, "update"), naming("micro_batch_size", self._micro_batch_size):
             tokens = self._update(rollout, credit, share.real)
         metrics = reward_metrics(judged, credit, self.eta)
@@ -330,20 +329,44 @@ class VARGRPO(Guest, Evaluating, Resuming):
 
     def _draw(self, prompts: Sequence[Prompt], share: Share, seconds: dict[str, float]) -> tuple[Rollout, Judged]:
         """This process's part of a rollout, and what rewards and mask source say of it."""
+        keys = prompt_keys(self.seed, self.rollouts_done, prompts, self.policy.device)
+        rollout, scores = self.draw_scored(prompts, self.stage, keys, seconds, share.items)
+        return rollout, self.judged(rollout, scores)
+
+    def draw_scored(
+        self,
+        prompts: Sequence[Prompt],
+        stage: Stage,
+        keys: Int[Tensor, " P"],
+        seconds: dict[str, float],
+        branches: Sequence[int] | None = None,
+    ) -> tuple[Rollout, dict[str, Scores]]:
+        """Draw a tree, and what each reward says of its images, by name.
+
+        Args:
+            seconds: is told how long the parts took.
+            branches: as in `sample_tree`.
+        """
         with BackgroundScoring(self.rewards) as scoring:
             with _timed(seconds, "rollout"), naming("images_at_once", self.images_at_once):
-                keys = prompt_keys(self.seed, self.rollouts_done, prompts, self.policy.device)
-                rollout = sample_tree(
-                    self.policy, prompts, self.stage, self.sampling, keys, self.images_at_once, scoring.add, share.items
-                )
+                rollout = sample_tree(self.policy, prompts, stage, self.sampling, keys, self.images_at_once, scoring.add, branches)
             with _timed(seconds, "reward"):
                 scores = scoring.result()
         seconds["scoring"] = scoring.seconds
+        return rollout, scores
+
+    def judged(self, rollout: Rollout, scores: Mapping[str, Scores]) -> Judged:
+        """The scores by branch, and where the mask source says that the images were judged."""
         total = self.rewards.total(scores)
         # Without any score there is nothing to ask the mask source about; such branches take their group's mask, and do not count.
         some = bool(total.usable.any())
         pixel_mask = self.mask_source(rollout, total, self.policy) if some else torch.zeros_like(rollout.images[:, 0])
-        return rollout, judge(rollout, scores, pixel_mask, self.credit_options)
+        return judge(rollout, scores, pixel_mask, self.credit_options)
+
+    def credit_of(self, rollout: Rollout, judged: Judged) -> Credit:
+        """The weights that the loss gives to the tokens of all branches of a batch."""
+        weights = {name: term.weight for name, term in self.rewards.terms.items()}
+        return assign_credit(judged, rollout.schedule, rollout.stage, weights, self.credit_options)
 
     def _stop_if_nothing_was_scored(self, judged: Judged) -> None:
         if not any(bool(usable.any()) for usable in judged.usable.values()):
@@ -384,21 +407,26 @@ class VARGRPO(Guest, Evaluating, Resuming):
         self, rollout: Rollout, credit: Rows, real: int, size: int, old: dict[int, LogProbs], meter: TokenMeter
     ) -> Iterator[tuple[int, Float[Tensor, ""]]]:
         """The number of the first branch and the loss of each micro-batch; they sum to the loss of the rollout."""
-        stage = rollout.stage
-        lengths = rollout.schedule.lengths[stage.start : stage.stop]
-        owners = [branch // stage.branches for branch in rollout.branches]
-        touched = sorted(set(owners))
-        cond = self.policy.encode_prompts([rollout.prompts[i] for i in touched])
+        lengths = rollout.schedule.lengths[rollout.stage.start : rollout.stage.stop]
         drawn = flat(rollout.log_probs)
-        for first in range(0, len(owners), size):
-            rows = slice(first, first + size)
-            tokens = [t[rows] for t in rollout.tokens]
-            index = torch.tensor([touched.index(owner) for owner in owners[rows]], device=self.policy.device)
-            new = self.policy(tokens, cond.at(index), stage.start, stage.stop, score=self.score, reference=self.reference)
+        for rows, new in self.teacher_forced(rollout, size, self.reference):
+            first = rows.start
             loss, per_token = self.objective(new, old.setdefault(first, detached(new)), drawn[rows], credit[rows], lengths)
             for name, values in per_token.items():
                 meter.add(name, values[: max(real - first, 0)])
             yield first, loss
+
+    def teacher_forced(self, rollout: Rollout, size: int, reference: Anchor | None) -> Iterator[tuple[slice, LogProbs]]:
+        """What the policy as it is says of the trained scales of a rollout, `size` branches at a time."""
+        stage = rollout.stage
+        owners = [branch // stage.branches for branch in rollout.branches]
+        touched = sorted(set(owners))
+        cond = self.policy.encode_prompts([rollout.prompts[i] for i in touched])
+        for first in range(0, len(owners), size):
+            rows = slice(first, first + size)
+            tokens = [t[rows] for t in rollout.tokens]
+            index = torch.tensor([touched.index(owner) for owner in owners[rows]], device=self.policy.device)
+            yield rows, self.policy(tokens, cond.at(index), stage.start, stage.stop, score=self.score, reference=reference)
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Clip the gradient; drop it where it, or the loss, is not finite. Mixed precision has unscaled it by now."""
@@ -514,6 +542,7 @@ class VARGRPO(Guest, Evaluating, Resuming):
                 "(1 in 256 of it for bfloat16) changes nothing. Use precision bf16-mixed with float32 weights, or add_lora",
                 stacklevel=2,
             )
+
 
 def _installed_judge(rewards: WeightedRewards) -> Reward | None:
     """Tesseract beside the OCR reward, where it is installed; without thresholds, since a miss is a miss."""

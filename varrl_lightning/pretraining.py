@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -17,15 +17,14 @@ from torch.nn import functional as F
 
 from varrl_lightning.policies.lettering import (
     ASSETS,
+    CONTENT,
+    HIDDEN,
     LETTERING,
-    NO_WORD,
-    RANKS,
     LetteringPolicy,
     LetteringTransformer,
-    letters_of,
+    lettering_tokenizer,
 )
 from varrl_lightning.tokenizers.fitting import fit_codes
-from varrl_lightning.tokenizers.multiscale_vq import MultiScaleVQ
 from varrl_lightning.weights import load_strictly, read_tensors
 from varrl_lightning.word_pictures import Batch, WordPictures
 
@@ -89,10 +88,11 @@ class TokenizerPretraining(Pretraining):
         warmup: as above.
         weight_decay: as above.
         export: as above.
-        depths: numbers of scales whose pictures are compared with the clean one.
+        depths: numbers of scales whose pictures are compared, up to the scales of content with the plain picture, beyond them with
+            the whole one.
         fit_batches: batches that the codes are fitted to.
-        wrong_details: share of the steps in which the details, all scales after the first of `depths`, are drawn among the
-            `near` nearest codes: sampled details are never perfect, and must not hurt reading.
+        wrong_details: share of the steps in which the details, all scales after those of content, are drawn among the `near`
+            nearest codes: sampled details are never perfect, and must not hurt reading.
         near: as above.
     """
 
@@ -102,53 +102,52 @@ class TokenizerPretraining(Pretraining):
         warmup: int = 50,
         weight_decay: float = 0.0,
         export: Path | None = None,
-        depths: Sequence[int] = (4, 5, 6),
-        fit_batches: int = 280,
+        depths: Sequence[int] = (4, 5, 7),
+        fit_batches: int = 125,
         wrong_details: float = 0.5,
         near: int = 8,
     ) -> None:
         super().__init__(lr, warmup, weight_decay, export)
         self.depths, self.fit_batches, self.wrong_details, self.near = tuple(depths), fit_batches, wrong_details, near
-        self.trained = self.tokenizer = MultiScaleVQ(LETTERING, ranks=RANKS)
+        self.trained = self.tokenizer = lettering_tokenizer()
         self.tokenizer.codes.requires_grad_(False)
         self.tokenizer.patterns.requires_grad_(False)
 
     def on_fit_start(self) -> None:
         """Fit the codes to pictures of the training words."""
         pictures = self.trainer.datamodule.training  # type: ignore[attr-defined]
-        images = torch.cat([pictures[b][0] for b in range(min(self.fit_batches, len(pictures)))])
-        fit_codes(self.tokenizer, images.to(self.device), torch.Generator(self.device).manual_seed(pictures.seed))
+        batches = [pictures[b] for b in range(min(self.fit_batches, len(pictures)))]
+        plain, whole = (torch.cat([getattr(b, name) for b in batches]).to(self.device) for name in ("plain", "whole"))
+        fit_codes(self.tokenizer, whole, plain, torch.Generator(self.device).manual_seed(pictures.seed))
         for parameter in self.tokenizer.refine[-2].parameters():
             nn.init.zeros_(parameter)
         self.write()
 
-    def reconstructions(self, images: Float[Tensor, "R 3 H W"], near: int = 1) -> dict[int, Float[Tensor, "R 1 H W"]]:
-        """The picture after each of `depths` scales."""
-        exact = self.depths[0]
-        tokens = self.tokenizer.encode(images, (1,) * exact + (near,) * (len(LETTERING) - exact))
-        latent, pictures = self.tokenizer.begin(len(images)), {}
+    def reconstructions(
+        self, batch: Batch, near: int = 1
+    ) -> Iterator[tuple[int, Float[Tensor, "R 3 H W"], Float[Tensor, "R 3 H W"]]]:
+        """Each of `depths`, the picture after so many scales, and what it should be."""
+        latent = self.tokenizer.begin(len(batch.whole))
+        tokens = self.tokenizer.encode(batch.whole, batch.plain, (1,) * CONTENT + (near,) * (len(LETTERING) - CONTENT))
         for t, drawn in enumerate(tokens):
             latent = self.tokenizer.accumulate(latent, drawn, t)
             if t + 1 in self.depths:
-                pictures[t + 1] = self.tokenizer.restore(latent)
-        return pictures
+                yield t + 1, self.tokenizer.restore(latent), batch.plain if t < CONTENT else batch.whole
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The reconstruction loss, summed over depths."""
-        images, _ = batch
-        wrong = random.Random(batch_idx).random() < self.wrong_details
+        near = self.near if random.Random(batch_idx).random() < self.wrong_details else 1
         losses = []
-        for depth, picture in self.reconstructions(images, self.near if wrong else 1).items():
-            difference = picture - images[:, :1]
+        for depth, picture, wanted in self.reconstructions(batch, near):
+            difference = picture - wanted
             losses.append(difference.abs().mean() + 4 * difference.pow(2).mean())
-            self.log(f"train/loss_{depth}", losses[-1])
+            self.log(f"train/loss_{depth}", losses[-1], batch_size=len(wanted))
         return torch.stack(losses).sum()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:  # noqa: ARG002
         """Root mean squared error of each depth, on a scale of 0 to 1."""
-        images, _ = batch
-        for depth, picture in self.reconstructions(images).items():
-            self.log(f"validation/rmse_{depth}", (picture - images[:, :1]).pow(2).mean().sqrt(), batch_size=len(images))
+        for depth, picture, wanted in self.reconstructions(batch):
+            self.log(f"validation/rmse_{depth}", (picture - wanted).pow(2).mean().sqrt(), batch_size=len(wanted))
 
 
 class PolicyPretraining(Pretraining):
@@ -161,8 +160,10 @@ class PolicyPretraining(Pretraining):
         export: as above.
         export_at: as above.
         tokenizer: safetensors file of the tokenizer.
-        drop: probability of hiding the word, which trains the unconditional half of guidance.
-        stops: number of scales run in a step, in turn; the first four scales decide the word and cost a sixth of all six.
+        start: safetensors file of the weights to begin with; random ones when None.
+        drop: probability of hiding the whole prompt, which trains the unconditional half of guidance.
+        hide_words: hide the letters of every prompt, so that all but spelling is learned.
+        stops: number of scales run in a step, in turn; the scales of content cost an eighth of all.
         weights: of each scale's mean cross-entropy.
     """
 
@@ -174,38 +175,41 @@ class PolicyPretraining(Pretraining):
         export: Path | None = None,
         export_at: int | None = None,
         tokenizer: Path = ASSETS / "tokenizer.safetensors",
+        start: Path | None = None,
         drop: float = 0.1,
-        stops: Sequence[int] = (4, 5, 4, 6),
-        weights: Sequence[float] = (0.05, 0.1, 0.2, 1.0, 1.5, 1.0),
+        hide_words: bool = False,
+        stops: Sequence[int] = (7,),
+        weights: Sequence[float] = (0.1, 0.2, 1.0, 1.5, 1.0, 1.0, 1.0),
     ) -> None:
         super().__init__(lr, warmup, weight_decay, export, export_at)
-        self.drop, self.stops, self.weights = drop, tuple(stops), tuple(weights)
-        vq = MultiScaleVQ(LETTERING, ranks=RANKS)
+        self.drop, self.hide_words, self.stops, self.weights = drop, hide_words, tuple(stops), tuple(weights)
+        vq = lettering_tokenizer()
         load_strictly(vq, read_tensors(tokenizer), source=str(tokenizer))
         self.policy = LetteringPolicy(LetteringTransformer(vq.vocab_size, vq.channels), vq)
         self.trained = self.policy.transformer
+        if start is not None:
+            load_strictly(self.trained, read_tensors(start), source=str(start))
 
     def cross_entropies(self, batch: Batch, stop: int, drop: float) -> list[Tensor]:
         """Mean cross-entropy of each scale before `stop`, in nats a token."""
-        images, words = batch
-        letters = torch.tensor([letters_of(word) for word in words], device=self.device)
-        hidden = torch.rand(len(words), device=self.device) < drop
-        letters = letters.masked_fill(hidden[:, None], NO_WORD)
-        tokens = self.policy.tokenizer.encode(images)
-        features = self.policy.span_features({"letters": letters}, tokens, 0, stop, LETTERING)
+        hidden = (torch.rand(len(batch.letters), device=self.device) < drop)[:, None]
+        letters = batch.letters.masked_fill(torch.ones_like(hidden) if self.hide_words else hidden, HIDDEN)
+        inputs = {"letters": letters, "styles": batch.styles.masked_fill(hidden, 0)}
+        tokens = self.policy.tokenizer.encode(batch.whole, batch.plain)
+        features = self.policy.span_features(inputs, tokens, 0, stop, LETTERING)
         return [F.cross_entropy(self.policy.logits(f).flatten(0, 1), t.flatten()) for f, t in zip(features, tokens)]  # noqa: B905
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Weighted cross-entropy."""
         stop = self.stops[batch_idx % len(self.stops)]
         losses = self.cross_entropies(batch, stop, self.drop)
-        self.log_dict({f"train/cross_entropy_{t + 1}": loss for t, loss in enumerate(losses)})
+        self.log_dict({f"train/cross_entropy_{t + 1}": loss for t, loss in enumerate(losses)}, batch_size=len(batch.letters))
         return torch.stack([w * loss for w, loss in zip(self.weights, losses)]).sum()  # noqa: B905
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:  # noqa: ARG002
         """Cross-entropy of each scale on words that were never trained on."""
         for t, loss in enumerate(self.cross_entropies(batch, len(LETTERING), 0.0)):
-            self.log(f"validation/cross_entropy_{t + 1}", loss, batch_size=len(batch[1]))
+            self.log(f"validation/cross_entropy_{t + 1}", loss, batch_size=len(batch.letters))
 
 
 def main() -> None:

@@ -1,24 +1,61 @@
-"""Pictures of one upper-case word, for pre-training the embedded model."""
+"""Pictures of small coloured signs with one to three words, for pre-training the embedded model."""
 
 from __future__ import annotations
 
+import colorsys
+import math
 import random
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 import matplotlib
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-HEIGHT, WIDTH = 24, 64
-LETTER_PITCH = 12.2
-"""Pixels from one letter's middle to the next one's, on average."""
+LINES, COLUMNS = 3, 5
+LINE_HEIGHT, LETTER_PITCH = 16, 12
+"""Pixels of one letter's cell."""
+HEIGHT, WIDTH = LINES * LINE_HEIGHT, COLUMNS * LETTER_PITCH
+LINES_OF = {1: (1,), 2: (0, 2), 3: (0, 1, 2)}
+"""On which lines a number of words is written."""
+FIRST_COLUMN = {3: 1, 4: 0, 5: 0}
+"""Where a word of so many letters begins."""
+COLOURS = {
+    "white": (0.10, 0.03),
+    "red": (0.00, 0.36),
+    "orange": (0.08, 0.42),
+    "yellow": (0.15, 0.42),
+    "green": (0.33, 0.34),
+    "blue": (0.58, 0.36),
+    "purple": (0.76, 0.32),
+    "pink": (0.92, 0.24),
+}
+"""Hue and saturation of a sign by the name of its colour."""
+MATERIALS = ("paper", "wooden", "brick", "metal")
 FACES = ("DejaVuSans-Bold", "DejaVuSansMono-Bold", "DejaVuSerif-Bold")
 _DRAWN_SIZE = 48
+
+Pixels = Float[np.ndarray, "H W"]
+
+
+@dataclass(frozen=True)
+class Sign:
+    """What a picture shows.
+
+    Args:
+        words: one to three, of three to five capital letters.
+        colour: one of `COLOURS`; drawn by lot when None.
+        material: one of `MATERIALS`; drawn by lot when None.
+    """
+
+    words: tuple[str, ...]
+    colour: str | None = None
+    material: str | None = None
 
 
 @lru_cache(maxsize=4)
@@ -27,35 +64,78 @@ def _face(name: str) -> ImageFont.FreeTypeFont:
     return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / f"{name}.ttf"), _DRAWN_SIZE)
 
 
-@lru_cache(maxsize=16384)
-def _glyphs(word: str, face: str) -> Image.Image:
-    """The word's ink (255) on nothing (0), cropped to its box and much larger than needed."""
+@lru_cache(maxsize=256)
+def _glyph(letter: str, face: str) -> Image.Image:
+    """The letter's ink (255) on nothing (0), cropped to its box and much larger than needed."""
     font = _face(face)
-    left, top, right, bottom = font.getbbox(word)
+    left, top, right, bottom = font.getbbox(letter)
     ink = Image.new("L", (int(right - left), int(bottom - top)), 0)
-    ImageDraw.Draw(ink).text((-left, -top), word, font=font, fill=255)
+    ImageDraw.Draw(ink).text((-left, -top), letter, font=font, fill=255)
     return ink
 
 
-def render_word(word: str, rng: random.Random) -> UInt8[np.ndarray, "H W"]:
-    """Draw one word over the canvas, its face, size, place and two shades of grey slightly varied.
+@lru_cache(maxsize=8192)
+def _letter(letter: str, face: str, height: int, stretch: int) -> Pixels:
+    """The letter's ink in [0, 1], `height` pixels tall and at most a pixel narrower than its cell; `stretch` is in percent."""
+    glyph = _glyph(letter, face)
+    width = round(glyph.width / glyph.height * height * stretch / 100)
+    small = glyph.resize((max(3, min(LETTER_PITCH - 1, width)), height), Image.Resampling.BOX)
+    return np.asarray(small, dtype=np.float32) / 255
 
-    Widths are stretched to about `LETTER_PITCH` pixels a letter and heights to 14-17 pixels, so that three and five letters are
-    written equally tall and a letter's place follows from its number.
+
+def _ink(words: Sequence[str], rng: random.Random) -> Pixels:
+    """Coverage of the canvas by letters: each in its cell, face and size slightly varied."""
+    ink = np.zeros((HEIGHT, WIDTH), dtype=np.float32)
+    face = rng.choice(FACES)
+    for word, line in zip(words, LINES_OF[len(words)], strict=True):
+        height, down = rng.randint(12, 13), rng.randint(-1, 1)
+        for column, letter in enumerate(word, start=FIRST_COLUMN[len(word)]):
+            drawn = _letter(letter, face, height, rng.randint(98, 110))
+            x = column * LETTER_PITCH + (LETTER_PITCH - drawn.shape[1]) // 2
+            y = line * LINE_HEIGHT + (LINE_HEIGHT - height) // 2 + down
+            ink[y : y + height, x : x + drawn.shape[1]] = drawn
+    return ink
+
+
+def _texture(material: str, rng: random.Random) -> Pixels:
+    """Relative brightness of the ground around zero."""
+    y, x = np.mgrid[0:HEIGHT, 0:WIDTH].astype(np.float32)
+    noise = np.random.default_rng(rng.getrandbits(32))
+    if material == "paper":
+        return noise.normal(0, 0.02, (HEIGHT, WIDTH)).astype(np.float32)
+    if material == "wooden":
+        phase, period = rng.uniform(0, 2 * math.pi), rng.uniform(4, 6)
+        grain: Pixels = 0.06 * np.sin(2 * math.pi * (y + 1.5 * np.sin(2 * math.pi * x / WIDTH + phase)) / period)
+        return grain
+    if material == "brick":
+        course = y // 8
+        mortar: Pixels = np.where((y % 8 == 7) | ((x + 6 * (course % 2)) % 12 == 11), -0.12, 0.0).astype(np.float32)
+        return mortar
+    return (0.05 * noise.normal(0, 1, (1, WIDTH))).repeat(HEIGHT, axis=0).astype(np.float32)
+
+
+def render_sign(sign: Sign, rng: random.Random) -> tuple[Float[np.ndarray, "H W 3"], Float[np.ndarray, "H W 3"]]:
+    """Draw a sign twice, RGB in [0, 1]: plain, letters on one colour; and whole, with material, light and shadows.
+
+    Ink takes the same from all three channels, so that a letter looks alike on every colour.
     """
-    width = min(round(len(word) * LETTER_PITCH) + rng.randint(-2, 0), WIDTH - 2)
-    height = rng.randint(14, 17)
-    ink = _glyphs(word, rng.choice(FACES)).resize((width, height), Image.Resampling.BOX)
-    x = (WIDTH - width) // 2 + rng.randint(-1, 1)
-    y = (HEIGHT - height) // 2 + rng.randint(-1, 1)
-    paper, pen = rng.uniform(205, 255), rng.uniform(0, 55)
-    alpha = np.zeros((HEIGHT, WIDTH), dtype=np.float32)
-    alpha[y : y + height, x : x + width] = np.asarray(ink, dtype=np.float32) / 255
-    return (paper + (pen - paper) * alpha).round().astype(np.uint8)
+    hue, saturation = COLOURS[sign.colour or rng.choice(list(COLOURS))]
+    material = sign.material or rng.choice(MATERIALS)
+    tone = ((hue + rng.uniform(-0.02, 0.02)) % 1, saturation * rng.uniform(0.85, 1.1), rng.uniform(0.84, 0.98))
+    paper = np.array(colorsys.hsv_to_rgb(*tone), dtype=np.float32)
+    ink, depth = _ink(sign.words, rng), rng.uniform(0.5, 0.6)
+    plain = paper - depth * ink[..., None]
+    angle, y, x = rng.uniform(0, 2 * math.pi), *np.mgrid[-0.5 : 0.5 : HEIGHT * 1j, -0.5 : 0.5 : WIDTH * 1j]
+    light = rng.uniform(0, 0.2) * (math.cos(angle) * x + math.sin(angle) * y)
+    shadow = np.pad(ink, ((1, 0), (1, 0)))[:-1, :-1]
+    ground = (_texture(material, rng) + light - 0.12 * shadow) * (1 - ink)
+    whole = plain + (paper * ground[..., None]).astype(np.float32)
+    return plain.clip(0, 1), whole.clip(0, 1)
 
 
-def render_words(words: Sequence[str], seed: int) -> Float[Tensor, "N 3 H W"]:
-    """Draw each word once; the same seed gives the same pictures. RGB in [0, 1], grey."""
+def render_signs(signs: Sequence[Sign], seed: int) -> tuple[Float[Tensor, "N 3 H W"], Float[Tensor, "N 3 H W"]]:
+    """Draw each sign once, plain and whole; the same seed gives the same pictures. RGB in [0, 1]."""
     rng = random.Random(seed)
-    pictures = np.stack([render_word(word, rng) for word in words])
-    return (torch.from_numpy(pictures).float() / 255)[:, None].expand(-1, 3, -1, -1).contiguous()
+    drawn = [render_sign(sign, rng) for sign in signs]
+    plain, whole = (torch.from_numpy(np.stack(pictures)).float().permute(0, 3, 1, 2) for pictures in zip(*drawn, strict=True))
+    return plain.contiguous(), whole.contiguous()

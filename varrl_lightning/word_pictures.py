@@ -1,32 +1,53 @@
-"""Batches of rendered words for pre-training the embedded model; held-out words never appear in them."""
+"""Batches of rendered signs for pre-training the embedded model; held-out words never appear in them."""
 
 from __future__ import annotations
 
-import json
 import random
 import string
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from jaxtyping import Float
+import torch
+from jaxtyping import Float, Int
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from varrl_lightning.policies.lettering import ASSETS
-from varrl_lightning.rendering import render_words
+from varrl_lightning.policies.lettering import ASSETS, letters_of, sign_of, styles_of
+from varrl_lightning.prompts import load_prompts
+from varrl_lightning.rendering import COLOURS, LINES, MATERIALS, Sign, render_signs
 
-Batch = tuple[Float[Tensor, "R 3 H W"], list[str]]
+
+class Batch(NamedTuple):
+    """Pictures of signs and what their prompts would say.
+
+    Args:
+        plain: letters on one colour: what the scales of content code.
+        whole: the picture.
+        letters: ids, cell by cell.
+        styles: ids of colour and material.
+    """
+
+    plain: Float[Tensor, "R 3 H W"]
+    whole: Float[Tensor, "R 3 H W"]
+    letters: Int[Tensor, "R S"]
+    styles: Int[Tensor, "R 2"]
+
+
+def batch_of(signs: Sequence[Sign], seed: int) -> Batch:
+    """Draw signs; the same seed gives the same pictures."""
+    plain, whole = render_signs(signs, seed)
+    return Batch(plain, whole, torch.tensor([letters_of(s) for s in signs]), torch.tensor([styles_of(s) for s in signs]))
 
 
 def read_words(path: str | Path) -> list[str]:
-    """The word of each line of a prompt file."""
-    return [json.loads(line)["text"].strip('"') for line in Path(path).read_text().splitlines()]
+    """The words that the prompts of a file ask for, each once, in their order."""
+    return list(dict.fromkeys(word for prompt in load_prompts(path) for word in sign_of(prompt).words))
 
 
-class WordBatches(Dataset[Batch]):
-    """Batch number b of rendered words, a function of `(seed, b)` alone.
+class SignBatches(Dataset[Batch]):
+    """Batch number b of rendered signs, a function of `(seed, b)` alone.
 
     Args:
         words: what is drawn from.
@@ -56,10 +77,16 @@ class WordBatches(Dataset[Batch]):
         if not 0 <= index < self.batches:
             raise IndexError(index)
         rng = random.Random(f"{self.seed} {index}")
-        words = [self._invent(rng) if rng.random() < self.invented else rng.choice(self.words) for _ in range(self.batch_size)]
-        return render_words(words, rng.getrandbits(32)), words
+        return batch_of([self._sign(rng) for _ in range(self.batch_size)], rng.getrandbits(32))
 
-    def _invent(self, rng: random.Random) -> str:
+    def _sign(self, rng: random.Random) -> Sign:
+        words = tuple(self._word(rng) for _ in range(rng.randint(1, LINES)))
+        colour, material = rng.choice((*COLOURS, *(None,) * len(COLOURS))), rng.choice((*MATERIALS, *(None,) * len(MATERIALS)))
+        return Sign(words, colour, material)
+
+    def _word(self, rng: random.Random) -> str:
+        if rng.random() >= self.invented:
+            return rng.choice(self.words)
         while True:
             word = "".join(rng.choices(string.ascii_uppercase, k=rng.choice((3, 4, 4, 5, 5, 5))))
             if word not in self.forbidden:
@@ -74,7 +101,7 @@ class WordPictures(LightningDataModule):
         batch_size: pictures of a batch.
         invented: share of invented words.
         seed: of words and pictures.
-        train: prompt file that is drawn from.
+        train: prompt file whose words are drawn.
         validation: prompt file that is validated on.
         held_out: prompt files whose words are never invented.
     """
@@ -94,8 +121,8 @@ class WordPictures(LightningDataModule):
         words = read_words(train)
         if leaked := sorted(forbidden.intersection(words)):
             raise ValueError(f"{train} holds {len(leaked)} words of the held-out files, such as {leaked[:5]}")
-        self.training = WordBatches(words, batches, batch_size, seed, invented, forbidden)
-        self.validation = WordBatches(read_words(validation), 4, batch_size, seed + 1)
+        self.training = SignBatches(words, batches, batch_size, seed, invented, forbidden)
+        self.validation = SignBatches(read_words(validation), 4, batch_size, seed + 1)
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Batches in their order."""
@@ -107,5 +134,5 @@ class WordPictures(LightningDataModule):
 
 
 def _as_it_is(batch: Any) -> Any:
-    # The default would make a list of the pair.
+    # The default would make a list of the batch.
     return batch

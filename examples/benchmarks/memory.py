@@ -45,7 +45,7 @@ PROMPT = Prompt('"STONE"', label=1)
 
 
 def lettering(width: int) -> VARPolicy:
-    return LetteringPolicy(LetteringTransformer(width=width, depth=4, heads=4))
+    return LetteringPolicy(LetteringTransformer(width=width, depth=3, heads=4))
 
 
 def var(width: int) -> VARPolicy:

@@ -61,12 +61,12 @@ def compare(name: str, width: int, depth: int, rows: int, m: int, repeats: int) 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--m", type=int, default=5, help="scales in the prefix")
+    parser.add_argument("--m", type=int, default=4, help="scales in the prefix")
     parser.add_argument("--repeats", type=int, default=7)
     options = parser.parse_args()
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
     compare("matrix products dominate", width=768, depth=6, rows=32, m=options.m, repeats=options.repeats)
-    compare("embedded size", width=128, depth=4, rows=64, m=options.m, repeats=options.repeats)
+    compare("embedded size", width=128, depth=3, rows=64, m=options.m, repeats=options.repeats)
 
 
 if __name__ == "__main__":

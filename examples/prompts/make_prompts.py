@@ -1,16 +1,20 @@
-"""Writes the prompts that the recipes of the public models name: `python examples/prompts/make_prompts.py`.
+"""Writes the prompts that the recipes name: `python examples/prompts/make_prompts.py`.
 
-`signs/`: text to be rendered, in quotes. `imagenet/`: a class each, for taste; `imagenet/text_*`: classes with lettering, for text.
-Words, and where there are none classes, are in one split only. Nothing is drawn at random: the files are the same each time.
+`lettering/`: signs with one to three words, for the embedded model, from the words in `lettering/*.txt` here. `signs/`: text to be
+rendered, in quotes. `imagenet/`: a class each, for taste; `imagenet/text_*`: classes with lettering, for text.
+Words, and where there are none classes, are in one split only. The files are the same each time: what is drawn by lot is seeded.
 """
 
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Iterator, Sequence
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
+
+from varrl_lightning.rendering import COLOURS, LINE_HEIGHT, LINES_OF, MATERIALS, WIDTH
 
 ASSETS = Path(__file__).parents[2] / "varrl_lightning" / "assets"
 PLACES = (
@@ -49,6 +53,29 @@ SHARES = {"validation": 1, "test": 2}
 LETTERED = ("street sign", "menu", "comic book", "book jacket", "web site", "scoreboard", "packet", "crossword puzzle")
 
 
+def lettering(words: Sequence[str], split: str) -> Iterator[dict[str, Any]]:
+    """Each word once on a sign of its own, in turn alone, with one more and with two; colour and material are named in half."""
+    rng = random.Random(f"signs {split}")
+    order = list(words)
+    rng.shuffle(order)
+    for number, first in enumerate(order):
+        said = [first]
+        while len(said) < 1 + number % 3:
+            if (other := rng.choice(words)) not in said:
+                said.append(other)
+        rng.shuffle(said)
+        # Each is left open as often as it is named.
+        style = " ".join(filter(None, (rng.choice((*named, *(None,) * len(named))) for named in (tuple(COLOURS), MATERIALS))))
+        sign = f"{'an' if style.startswith('o') else 'a'} {style} sign".replace("  ", " ")
+        yield {
+            "id": "-".join(said).lower(),
+            "text": f'{sign} that says "{" ".join(said)}"',
+            "words": said,
+            "regions": [[0, line * LINE_HEIGHT, WIDTH, (line + 1) * LINE_HEIGHT] for line in LINES_OF[len(said)]],
+            "category": ("1 word", "2 words", "3 words")[number % 3],
+        }
+
+
 def split_of(position: int) -> str:
     return next((split for split, place in SHARES.items() if position % 8 == place), "train")
 
@@ -84,6 +111,8 @@ def lettered_classes(names: Sequence[str], split: str) -> Iterator[dict[str, Any
 def main() -> None:
     names = (ASSETS / "imagenet" / "classes.txt").read_text().splitlines()
     for split in ("train", *SHARES):
+        words = (Path(__file__).parent / "lettering" / f"{split}.txt").read_text().split()
+        write(ASSETS / "lettering" / f"{split}.jsonl", lettering(words, split))
         write(ASSETS / "signs" / f"{split}.jsonl", signs(split))
         write(ASSETS / "imagenet" / f"{split}.jsonl", classes(names, split))
         write(ASSETS / "imagenet" / f"text_{split}.jsonl", lettered_classes(names, split))

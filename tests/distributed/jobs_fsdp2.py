@@ -163,7 +163,7 @@ def rollout_gathers(strategy: str) -> int:
     found: list[int] = []
 
     def drawn(policy: VARPolicy) -> list[Tensor]:
-        return policy.sample(policy.begin(module.cond, SAMPLING, torch.arange(2)), 6).tokens
+        return policy.sample(policy.begin(module.cond, SAMPLING, torch.arange(2)), 7).tokens
 
     def step(*_: Any) -> None:
         with counted(module.policy) as counts, module.parallel.sampling([module.policy]):

@@ -79,8 +79,8 @@ def test_adapters_in_float32_on_a_base_in_bfloat16(workers: Launch) -> None:
 
 
 def test_all_gathers(workers: Launch) -> None:
-    """A rollout of the 6 scales of a model of 2 layers, begun by a pass over the letters."""
-    layers, passes = 2, 1 + 6
+    """A rollout of the 7 scales of a model of 2 layers, begun by a pass over styles and letters."""
+    layers, passes = 2, 1 + 7
     gathered, sharded = (
         workers(2)("tests.distributed.jobs_fsdp2:rollout_gathers", strategy=name)[0] for name in ("fsdp2", "fsdp2_lean")
     )

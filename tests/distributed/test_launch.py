@@ -26,7 +26,7 @@ def folder(tmp_path: Path) -> Path:
     (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(prompt) + "\n" for prompt in PROMPTS))
     config = {
         "model": {
-            "policy": {"class_path": "varrl_lightning.LetteringPolicy.from_pretrained"},
+            "policy": {"class_path": "tiny.tiny_policy"},
             "reward": "tiny.LeftBright",
             "mask_source": "full",
             "m": 4,

@@ -80,9 +80,7 @@ def test_a_finished_run_goes_on(
 
 @pytest.mark.parametrize(("first", "then"), CHANGES)
 @pytest.mark.parametrize("lora", [False, True], ids=["whole", "adapter"])
-def test_a_run_goes_on_with_another_number_of_processes(
-    workers: Start, tmp_path: Path, first: str, then: str, lora: bool
-) -> None:
+def test_a_run_goes_on_with_another_number_of_processes(workers: Start, tmp_path: Path, first: str, then: str, lora: bool) -> None:
     before, after = (2, 1) if first != "single" else (1, 2)
     after = 2 if then == "fsdp2_full" else after
     run(workers, before, tmp_path / "a", first, stop_after=3, lora=lora)
@@ -90,4 +88,5 @@ def test_a_run_goes_on_with_another_number_of_processes(
     resumed = run(workers, after, tmp_path / "a", then, ckpt_path=last, lora=lora)
     whole = run(workers, 1, tmp_path / "b", "single", lora=lora)
     assert [rank["rollouts"] for rank in resumed] == [8] * after
-    assert furthest(resumed[0]["weights"], whole[0]["weights"]) <= BOUND
+    # An adapter begins at zero, where AdamW makes steps of full length of the smallest gradients, rounding included.
+    assert furthest(resumed[0]["weights"], whole[0]["weights"]) <= (5 * BOUND if lora else BOUND)

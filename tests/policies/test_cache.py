@@ -160,7 +160,7 @@ def test_nobody_sees_what_another_writes(family: str, make: Callable[..., Made],
     assert_same(drawn, wanted)
 
 
-@pytest.mark.parametrize(("family", "text"), [("lettering", 5), ("var", 0), ("llm_prefix", 5)])
+@pytest.mark.parametrize(("family", "text"), [("lettering", 17), ("var", 0), ("llm_prefix", 5)])
 def test_room_is_made_once_for_all_scales_that_are_read_again(
     family: str, text: int, make: Callable[..., Made], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -213,7 +213,7 @@ def test_no_two_caches_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
             policy.sample(state.fork(4), 5)
         return live.peak
 
-    one = 4 * 48 * 2 * 128 * 4 * (5 + cond.schedule.offsets[5])  # rows, layers, keys and values, width, bytes, positions
+    one = 4 * 48 * 2 * 128 * 4 * (17 + cond.schedule.offsets[5])  # rows, layers, keys and values, width, bytes, positions
     found = peak()
     concatenating(monkeypatch)
     assert one < found < 1.25 * one

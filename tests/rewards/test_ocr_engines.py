@@ -183,3 +183,22 @@ def test_a_line_is_not_stretched() -> None:
     words, widths = ["CAT", "TEN", "BIRD", "SUN"], [300, 30, 64, 300]
     lines = [drawn((word, 0, 3), size=13, width=width) for word, width in zip(words, widths, strict=True)]
     assert ["".join(c.text for c in line).strip() for line in LineReader(1).read(lines)] == words
+
+
+def test_a_squeezed_line_is_read_alike_and_its_boxes_stay_on_the_ink() -> None:
+    """The words fill 60 of 180 columns: at 96 they are half as wide for the model, and where they were in the picture."""
+    engine = RapidOCREngine(detect=False, threads=1, max_line_width=96)
+    spaced = [
+        drawn(*((letter, 1 + 12 * i, 0) for i, letter in enumerate(word)), size=13, height=16, width=60) for word in WORDS[:4]
+    ]
+    read = engine.read(spaced)
+    assert texts(read) == [[word] for word in WORDS[:4]]
+    for image, (word,) in zip(spaced, read, strict=True):
+        x0, _, x1, _ = ink(image)
+        assert word.box.x0 == pytest.approx(x0, abs=6)
+        assert word.box.x1 == pytest.approx(x1, abs=6)
+
+
+def test_lines_are_squeezed_to_a_width_that_can_hold_a_letter() -> None:
+    with pytest.raises(ValueError, match="max_line_width must be at least 32 pixels, got 16"):
+        RapidOCREngine(max_line_width=16)

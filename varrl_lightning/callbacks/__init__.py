@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from lightning.pytorch.callbacks import Callback
 
+from varrl_lightning.callbacks.agreement import GradientAgreement
 from varrl_lightning.callbacks.checkpoints import Checkpoints
 from varrl_lightning.callbacks.monitors import Monitors
 from varrl_lightning.callbacks.progress import RunProgress
@@ -11,7 +12,7 @@ from varrl_lightning.callbacks.safe_stop import SafeStop
 from varrl_lightning.callbacks.samples import SampleGrids
 from varrl_lightning.callbacks.summary import Summary
 
-__all__ = ["Checkpoints", "Monitors", "RunProgress", "SafeStop", "SampleGrids", "Summary", "default_callbacks"]
+__all__ = ["Checkpoints", "GradientAgreement", "Monitors", "RunProgress", "SafeStop", "SampleGrids", "Summary", "default_callbacks"]
 
 
 def default_callbacks(checkpoint_every_n_steps: int = 50) -> list[Callback]:

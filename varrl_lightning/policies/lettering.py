@@ -1,4 +1,4 @@
-"""The embedded model: one upper-case word of three to five letters, written on a 24x64 picture by a block-causal transformer."""
+"""The embedded model: one to three words on a small coloured sign, 48x60 pixels, drawn by a block-causal transformer."""
 
 from __future__ import annotations
 
@@ -14,26 +14,57 @@ from torch import Tensor, nn
 from varrl_lightning.policies.base import Cond, VARPolicy
 from varrl_lightning.policies.cache import Cache, Kept
 from varrl_lightning.policies.layers import scalewise_attention
-from varrl_lightning.rendering import HEIGHT, LETTER_PITCH, WIDTH
+from varrl_lightning.rendering import COLOURS, COLUMNS, FIRST_COLUMN, HEIGHT, LINES, LINES_OF, MATERIALS, WIDTH, Sign
 from varrl_lightning.schedule import Schedule
 from varrl_lightning.tokenizers.multiscale_vq import MultiScaleVQ
 from varrl_lightning.types import Prompt, Sampling
 from varrl_lightning.weights import load_strictly, read_tensors
 
-LETTERING = Schedule(((1, 1), (1, 2), (1, 4), (2, 8), (3, 16), (6, 16)), stride=(4, 4))
-"""m = 5: the first five scales (71 tokens) decide the word, the sixth (96 tokens) sharpens its strokes."""
-RANKS = (8, 8, 16, 32, 32, 16)
-SLOTS = 5
-BLANK, NO_WORD = 0, 27
-"""Letters are 1-26; `BLANK` fills the slots after a short word, `NO_WORD` fills all of them in the unconditional half."""
+LETTERING = Schedule(((1, 1), (3, 1), (3, 5), (3, 10), (6, 10), (6, 15), (12, 15)), stride=(4, 4))
+CONTENT = 4
+"""m = 4: the first four scales, 49 of 379 tokens, decide what is written; the others add material, light and shadows."""
+RANKS = (8, 16, 32, 32, 24, 24, 16)
+SLOTS = LINES * COLUMNS
+BLANK, HIDDEN = 0, 27
+"""Letters are 1-26; `BLANK` fills the cells without one, `HIDDEN` fills all of them in the unconditional half."""
+STYLES = ("any", *COLOURS, *MATERIALS)
+"""What the text may say of a sign besides its words: a colour and a material; `any` where it says nothing."""
 ASSETS = Path(__file__).parent.parent / "assets" / "lettering"
 _WORD = re.compile(r"[A-Za-z]{3,5}")
+_STYLE = re.compile(rf"\b({'|'.join(STYLES[1:])})\b", re.IGNORECASE)
 
 
-def letters_of(word: str) -> list[int]:
-    """Ids of a word's letters, padded with `BLANK` to `SLOTS`."""
-    ids = [ord(letter) - ord("A") + 1 for letter in word.upper()]
-    return ids + [BLANK] * (SLOTS - len(ids))
+def sign_of(prompt: Prompt) -> Sign:
+    """What a prompt asks for: the words in its quotes, and the first colour and material that the rest of its text names.
+
+    Raises:
+        ValueError: unless there are one to three words, each of three to five letters A-Z.
+    """
+    words = tuple(word for text in prompt.words for word in text.upper().split())
+    if not 1 <= len(words) <= LINES or not all(_WORD.fullmatch(word) for word in words):
+        raise ValueError(
+            f"prompt {prompt.id!r}: the lettering model writes one to three words of 3-5 letters A-Z, got words "
+            f"{list(prompt.words)} from text {prompt.text!r}; quote them, as in 'a red wooden sign that says \"OPEN LATE\"'"
+        )
+    text = prompt.text
+    for quoted in prompt.words:
+        text = text.replace(quoted, "")
+    named = [style.lower() for style in _STYLE.findall(text)]
+    return Sign(words, next((s for s in named if s in COLOURS), None), next((s for s in named if s in MATERIALS), None))
+
+
+def letters_of(sign: Sign) -> list[int]:
+    """Ids of a sign's letters, cell by cell, line by line."""
+    cells = [BLANK] * SLOTS
+    for word, line in zip(sign.words, LINES_OF[len(sign.words)], strict=True):
+        for column, letter in enumerate(word, start=FIRST_COLUMN[len(word)]):
+            cells[line * COLUMNS + column] = ord(letter) - ord("A") + 1
+    return cells
+
+
+def styles_of(sign: Sign) -> list[int]:
+    """Ids of a sign's colour and material in `STYLES`."""
+    return [STYLES.index(style or "any") for style in (sign.colour, sign.material)]
 
 
 class Block(nn.Module):
@@ -55,7 +86,7 @@ class Block(nn.Module):
 
 
 class LetteringTransformer(nn.Module):
-    """Letters as prefix tokens, then the scales; everything has an x-position, and letters share theirs with the picture.
+    """Colour, material and letters as prefix tokens, then the scales; letters have the places of their cells in the picture.
 
     Args:
         vocab_size: codes of each scale.
@@ -65,11 +96,12 @@ class LetteringTransformer(nn.Module):
     """
 
     def __init__(
-        self, vocab_size: int = 512, channels: int = 32, width: int = 128, depth: int = 4, heads: int = 4, frequencies: int = 8
+        self, vocab_size: int = 512, channels: int = 96, width: int = 128, depth: int = 3, heads: int = 4, frequencies: int = 6
     ) -> None:
         super().__init__()
         self.frequencies = frequencies
-        self.letter = nn.Embedding(NO_WORD + 1, width)
+        self.letter = nn.Embedding(HIDDEN + 1, width)
+        self.style = nn.Embedding(len(STYLES), width)
         self.scale = nn.Embedding(len(LETTERING), width)
         self.place = nn.Linear(4 * frequencies, width)
         self.latent = nn.Linear(channels, width)
@@ -79,20 +111,14 @@ class LetteringTransformer(nn.Module):
         self.exits = nn.ModuleList([nn.Linear(width, width * 3 // 2) for _ in LETTERING.grids])
         self.head = nn.Linear(width * 3 // 2, vocab_size)
 
-    def prefix(self, letters: Int[Tensor, "R S"]) -> Float[Tensor, "R S d"]:
-        """Embed the letters at the places where they will be written."""
-        count = (letters != BLANK).sum(dim=1, keepdim=True)
-        index = torch.arange(SLOTS, device=letters.device)
-        x = 0.5 + (index - (count - 1) / 2) * LETTER_PITCH / WIDTH
-        embedded: Tensor = self.letter(letters) + self._at(x, torch.full_like(x, 0.5))
-        return embedded
+    def prefix(self, letters: Int[Tensor, "R S"], styles: Int[Tensor, "R 2"]) -> Float[Tensor, "R S2 d"]:
+        """Embed the styles, then the letters at the places where they will be written."""
+        placed = self.letter(letters) + self._cells(LINES, COLUMNS, letters.device)
+        return torch.cat((self.style(styles), placed), dim=1)
 
     def picture(self, latents: Float[Tensor, "R n C"], scale: int) -> Float[Tensor, "R n d"]:
         """Embed what is known of the latent at the cells of one scale."""
-        h, w = LETTERING.grids[scale]
-        y = (torch.arange(h, device=latents.device) + 0.5) / h
-        x = (torch.arange(w, device=latents.device) + 0.5) / w
-        places = self._at(x.repeat(h), y.repeat_interleave(w))
+        places = self._cells(*LETTERING.grids[scale], latents.device)
         embedded: Tensor = self.latent(latents.to(places.dtype)) + places + self.scale.weight[scale]
         return embedded
 
@@ -111,11 +137,19 @@ class LetteringTransformer(nn.Module):
         features: Tensor = self.exits[scale](self.norm(x))
         return features
 
-    def _at(self, x: Float[Tensor, "..."], y: Float[Tensor, "..."]) -> Float[Tensor, "... d"]:
-        octaves = math.pi * 2.0 ** torch.arange(self.frequencies, device=x.device)
+    def _cells(self, h: int, w: int, device: torch.device) -> Float[Tensor, "n d"]:
+        """Embedded places of the middles of h x w cells, row by row."""
+        y = ((torch.arange(h, device=device) + 0.5) / h).repeat_interleave(w)
+        x = ((torch.arange(w, device=device) + 0.5) / w).repeat(h)
+        octaves = math.pi * 2.0 ** torch.arange(self.frequencies, device=device)
         angles = torch.cat((x[..., None] * octaves, y[..., None] * octaves), dim=-1)
-        place: Tensor = self.place(torch.cat((angles.sin(), angles.cos()), dim=-1).to(self.place.weight.dtype))
-        return place
+        places: Tensor = self.place(torch.cat((angles.sin(), angles.cos()), dim=-1).to(self.place.weight.dtype))
+        return places
+
+
+def lettering_tokenizer() -> MultiScaleVQ:
+    """The tokenizer's shape, with random weights."""
+    return MultiScaleVQ(LETTERING, ranks=RANKS, content=CONTENT)
 
 
 class LetteringPolicy(VARPolicy):
@@ -127,7 +161,7 @@ class LetteringPolicy(VARPolicy):
     default_sampling = Sampling(top_k=2)
 
     def __init__(self, transformer: LetteringTransformer | None = None, tokenizer: MultiScaleVQ | None = None) -> None:
-        super().__init__(transformer or LetteringTransformer(), {"tokenizer": tokenizer or MultiScaleVQ(LETTERING, ranks=RANKS)})
+        super().__init__(transformer or LetteringTransformer(), {"tokenizer": tokenizer or lettering_tokenizer()})
         self.vocab_size = self.tokenizer.vocab_size
 
     @classmethod
@@ -155,25 +189,23 @@ class LetteringPolicy(VARPolicy):
         return LETTERING
 
     def encode_prompts(self, prompts: Sequence[Prompt]) -> Cond:
-        """Ids of each prompt's letters; lower case is read as upper case.
+        """Ids of each prompt's letters and styles; lower case is read as upper case.
 
         Raises:
-            ValueError: unless each prompt has exactly one word, of three to five letters A-Z.
+            ValueError: as `sign_of`; the message names the prompt.
         """
         for prompt in prompts:
             self.schedule(prompt.size)
-            if len(prompt.words) != 1 or not _WORD.fullmatch(prompt.words[0]):
-                raise ValueError(
-                    f"prompt {prompt.id!r}: the lettering model writes exactly one word of 3-5 letters A-Z, got words "
-                    f'{list(prompt.words)} from text {prompt.text!r}; put one such word in quotes, as in "TERSE"'
-                )
-        letters = torch.tensor([letters_of(p.words[0]) for p in prompts], device=self.device)
-        return Cond(LETTERING, {"letters": letters}, {"letters": torch.full_like(letters, NO_WORD)})
+        signs = [sign_of(prompt) for prompt in prompts]
+        letters = torch.tensor([letters_of(sign) for sign in signs], device=self.device)
+        styles = torch.tensor([styles_of(sign) for sign in signs], device=self.device)
+        hidden = {"letters": torch.full_like(letters, HIDDEN), "styles": torch.zeros_like(styles)}
+        return Cond(LETTERING, {"letters": letters, "styles": styles}, hidden)
 
     def start_cache(self, inputs: dict[str, Tensor], schedule: Schedule) -> Cache:  # noqa: ARG002
-        """Keys and values of the letters."""
-        letters = self.transformer.prefix(inputs["letters"])
-        return self.transformer.run(letters, [SLOTS])[1]
+        """Keys and values of styles and letters."""
+        prefix = self.transformer.prefix(inputs["letters"], inputs["styles"])
+        return self.transformer.run(prefix, [prefix.shape[1]])[1]
 
     def scale_features(
         self,
@@ -195,8 +227,8 @@ class LetteringPolicy(VARPolicy):
         logits: Tensor = self.transformer.head(features)
         return logits
 
-    def initial_latent(self, rows: int, schedule: Schedule) -> Float[Tensor, "R 1 H W"]:  # noqa: ARG002
-        """Zero: the tokenizer's mean grey."""
+    def initial_latent(self, rows: int, schedule: Schedule) -> Float[Tensor, "R 3 H W"]:  # noqa: ARG002
+        """Zero: the tokenizer's mean colour."""
         return self.tokenizer.begin(rows)
 
     def accumulate(self, latent: Tensor, tokens: Tensor, scale: int, schedule: Schedule) -> Tensor:  # noqa: ARG002

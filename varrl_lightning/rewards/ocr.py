@@ -14,6 +14,7 @@ from torch import Tensor
 from varrl_lightning.algorithms.ocr_score import ocr_score
 from varrl_lightning.algorithms.word_metrics import split_words, word_closeness, words_found
 from varrl_lightning.rewards.ocr_engines import OCREngine, RapidOCREngine, Word, one_of
+from varrl_lightning.rewards.ocr_lines import MAX_WIDTH
 from varrl_lightning.rewards.ocr_reading import read_words
 from varrl_lightning.types import Prompt, Scores
 
@@ -43,7 +44,8 @@ class OCRReward:
             times faster, which the inner loop of a small model needs.
         threads: of the engine; torch's own number when None.
         confidence: of a word: that of its `line`, which is the paper's, or of the `word` itself.
-        engine: another `OCREngine`; `detect`, `threads` and `confidence` are then its own affair.
+        max_line_width: see `RapidOCREngine`.
+        engine: another `OCREngine`; `detect`, `threads`, `confidence` and `max_line_width` are then its own affair.
         lam: weight of the penalty, >= 0.
         match, bag, duplicates, case: see `ocr_score`.
         without_words: prompts without words are an `error` before training; `skip` leaves them to other rewards.
@@ -55,6 +57,7 @@ class OCRReward:
         *,
         threads: int | None = None,
         confidence: Literal["line", "word"] = "line",
+        max_line_width: int = MAX_WIDTH,
         engine: OCREngine | None = None,
         lam: float = 0.6,
         match: Match = "ld",
@@ -70,7 +73,7 @@ class OCRReward:
         one_of("duplicates", duplicates, Duplicates)
         one_of("case", case, Case)
         one_of("without_words", without_words, WithoutWords)
-        self.engine = engine if engine is not None else RapidOCREngine(detect, threads=threads, confidence=confidence)
+        self.engine = RapidOCREngine(detect, threads, confidence, max_line_width) if engine is None else engine
         self.lam, self.match, self.bag, self.duplicates, self.case = lam, match, bag, duplicates, case
         self.without_words = without_words
 

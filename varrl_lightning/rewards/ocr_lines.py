@@ -23,7 +23,8 @@ Picture: TypeAlias = NDArray[np.uint8]
 _MODEL = Path("models", "PP-OCRv6_rec_small.onnx")
 _HEIGHT = 48
 _WIDTH_STEP = 32
-_MAX_WIDTH = 48 * 60
+MAX_WIDTH = 48 * 60
+"""Pixels at the model's height; longer lines are squeezed."""
 
 
 @dataclass(frozen=True)
@@ -45,10 +46,12 @@ class LineReader:
         threads: batches in work at once. Each runs on one thread: as fast as onnxruntime's own threads on an idle machine,
             much faster than they on a busy one, and the result does not depend on their number.
         batch_size: images per call of the model; 8 is the fastest on a CPU.
+        max_width: wider lines, at the model's height of 48 pixels, are squeezed to this width; the cost of a line is in
+            proportion to its width.
     """
 
-    def __init__(self, threads: int, batch_size: int = 8) -> None:
-        self.threads, self.batch_size = threads, batch_size
+    def __init__(self, threads: int, batch_size: int = 8, max_width: int = MAX_WIDTH) -> None:
+        self.threads, self.batch_size, self.max_width = threads, batch_size, max_width
         self._opened: tuple[int, Any, list[str]] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -58,7 +61,7 @@ class LineReader:
         """The characters of each line, left to right."""
         by_width: dict[int, list[int]] = defaultdict(list)
         for i, line in enumerate(lines):
-            by_width[_input_width(line)].append(i)
+            by_width[min(self.max_width, _input_width(line))].append(i)
         n = self.batch_size
         batches = [(rows[i : i + n], width) for width, rows in by_width.items() for i in range(0, len(rows), n)]
         session, alphabet = self._session()
@@ -90,7 +93,7 @@ def _recognise(session: Any, alphabet: list[str], lines: Sequence[Picture], widt
     best = probabilities.argmax(axis=2)
     confidence = np.take_along_axis(probabilities, best[..., None], axis=2)[..., 0]
     # A column of the output stands for this many pixels of the line's own image.
-    scales = [width / best.shape[1] * line.shape[0] / _HEIGHT for line in lines]
+    scales = [width / best.shape[1] * line.shape[1] / _own_width(line, width) for line in lines]
     return [_ctc(b, c, alphabet, scale) for b, c, scale in zip(best, confidence, scales, strict=True)]
 
 
@@ -105,13 +108,18 @@ def _wheel() -> Path:
 def _input_width(line: Picture) -> int:
     """Width at the model's height with the aspect kept, rounded up so that few different widths occur."""
     height, width = int(line.shape[0]), int(line.shape[1])
-    return min(_MAX_WIDTH, math.ceil(width * _HEIGHT / height / _WIDTH_STEP) * _WIDTH_STEP)
+    return math.ceil(width * _HEIGHT / height / _WIDTH_STEP) * _WIDTH_STEP
+
+
+def _own_width(line: Picture, width: int) -> int:
+    """Of the columns of the model's input, those that the line fills."""
+    return min(width, math.ceil(int(line.shape[1]) * _HEIGHT / int(line.shape[0])))
 
 
 def _model_input(line: Picture, width: int) -> NDArray[np.float32]:
     import cv2
 
-    own_width = min(width, math.ceil(line.shape[1] * _HEIGHT / line.shape[0]))
+    own_width = _own_width(line, width)
     resized = cv2.resize(line[:, :, ::-1], (own_width, _HEIGHT)).astype(np.float32) / 127.5 - 1  # BGR in [-1, 1]
     padded = np.zeros((3, _HEIGHT, width), dtype=np.float32)
     padded[:, :, :own_width] = resized.transpose(2, 0, 1)

@@ -13,6 +13,7 @@ from varrl_lightning.tokenizers.multiscale_vq import MultiScaleVQ
 def fit_codes(
     tokenizer: MultiScaleVQ,
     images: Float[Tensor, "R 3 H W"],
+    plain: Float[Tensor, "R 3 H W"],
     generator: torch.Generator,
     samples: int = 60_000,
     iterations: int = 15,
@@ -24,21 +25,24 @@ def fit_codes(
 
     Args:
         images: pictures to fit; a few thousand.
+        plain: the same without their details, for the scales of content.
         generator: draws the tiles, the first codes and the replacements of empty ones.
         samples: tiles that k-means sees at most.
         iterations: of k-means.
     """
-    tokenizer.grey.fill_(images.mean())
-    left = tokenizer.target(images)
+    tokenizer.mean.copy_(images.mean(dim=(0, 2, 3)).view(3, 1, 1))
+    latent = tokenizer.begin(len(images))
     errors = []
     for t, (codes, patterns) in enumerate(zip(tokenizer.codes, tokenizer.patterns, strict=True)):
+        left = tokenizer.target(plain if t < tokenizer.content else images) - latent
         tiles = tokenizer.tiles_of(left, t).flatten(0, 1)
         tiles = tiles[torch.randperm(len(tiles), generator=generator)[:samples]]
         patterns.copy_(torch.linalg.svd(tiles[: samples // 3], full_matrices=False).Vh[: len(patterns)])
         codes.copy_(k_means(tiles @ patterns.T, len(codes), generator, iterations))
         tokens = torch.cat([tokenizer.distances(part, t).argmin(dim=-1) for part in left.split(512)])
-        left = left - tokenizer.embed(tokens, t)
-        errors.append(left.pow(2).mean().item())
+        added = tokenizer.embed(tokens, t)
+        latent = latent + added
+        errors.append((left - added).pow(2).mean().item())
     return errors
 
 

@@ -1,4 +1,4 @@
-"""Multi-scale residual vector quantisation of small grey pictures: image <-> tokens <-> latent."""
+"""Multi-scale residual vector quantisation of small pictures: image <-> tokens <-> latent."""
 
 from __future__ import annotations
 
@@ -18,26 +18,31 @@ _CELL = (8, 4)
 class MultiScaleVQ(nn.Module):
     """Codes a picture as a sum of tiles, scale after scale, each scale on what the earlier ones left over.
 
-    The latent is a grey picture around zero. A token of scale t adds one of `vocab_size` tiles of H/h_t x W/w_t pixels,
+    The latent is a picture around zero. A token of scale t adds one of `vocab_size` coloured tiles of H/h_t x W/w_t pixels,
     a combination of at most `ranks[t]` orthonormal patterns:
 
-        latent_0 = 0,    latent_{t+1} = latent_t + tiles(codes_t[tokens_t] @ patterns_t),    image = refine(latent_T) + grey
+        latent_0 = 0,    latent_{t+1} = latent_t + tiles(codes_t[tokens_t] @ patterns_t)
+        image = latent_T + refine(latent_T) + mean
 
-    `refine` is a small convolutional net. It sees whole latents and latents cut off after a prefix in training, so that both
-    decode to legible pictures.
+    The first `content` scales code the plain picture, what is written on which colour; the others what the whole one has beyond
+    it: material, light, shadows. `refine` is a small convolutional net. It sees latents of several depths in training, so that
+    they decode to legible pictures.
 
     Args:
         schedule: the token grids; each must divide the picture.
         vocab_size: codes of each scale.
         ranks: number of patterns of each scale.
+        content: number of scales that code the plain picture; all when None.
         width: channels of `refine`.
     """
 
     codes: nn.ParameterList
     patterns: nn.ParameterList
-    grey: Tensor
+    mean: Tensor
 
-    def __init__(self, schedule: Schedule, vocab_size: int = 512, ranks: tuple[int, ...] = (), width: int = 48) -> None:
+    def __init__(
+        self, schedule: Schedule, vocab_size: int = 512, ranks: tuple[int, ...] = (), content: int | None = None, width: int = 48
+    ) -> None:
         super().__init__()
         height, image_width = schedule.image_size
         if any(height % h or image_width % w for h, w in schedule.grids):
@@ -46,100 +51,105 @@ class MultiScaleVQ(nn.Module):
             raise ValueError(f"ranks must name one number for each of the {len(schedule)} scales, got {ranks}")
         self.schedule = schedule
         self.vocab_size = vocab_size
+        self.content = len(schedule) if content is None else content
         self.tiles = tuple((height // h, image_width // w) for h, w in schedule.grids)
-        areas = [h * w for h, w in self.tiles]
+        areas = [3 * h * w for h, w in self.tiles]
         self.codes = nn.ParameterList([torch.randn(vocab_size, min(r, a)) for r, a in zip(ranks, areas, strict=True)])
         self.patterns = nn.ParameterList([torch.randn(min(r, a), a) for r, a in zip(ranks, areas, strict=True)])
-        self.register_buffer("grey", torch.tensor(0.5))
+        self.register_buffer("mean", torch.full((3, 1, 1), 0.5))
         self.refine = nn.Sequential(
             nn.PixelUnshuffle(2),
-            nn.Conv2d(4, width, 3, padding=1),
+            nn.Conv2d(12, width, 3, padding=1),
             nn.GELU(),
             nn.Conv2d(width, width, 3, padding=1),
             nn.GELU(),
             nn.Conv2d(width, width, 3, padding=1),
             nn.GELU(),
-            nn.Conv2d(width, 4, 3, padding=1),
+            nn.Conv2d(width, 12, 3, padding=1),
             nn.PixelShuffle(2),
         )
 
     @property
     def channels(self) -> int:
         """Features per token of `next_input`."""
-        return _CELL[0] * _CELL[1]
+        return 3 * _CELL[0] * _CELL[1]
 
-    def begin(self, rows: int) -> Float[Tensor, "R 1 H W"]:
+    def begin(self, rows: int) -> Float[Tensor, "R 3 H W"]:
         """The latent before any scale: zero."""
-        return self.grey.new_zeros(rows, 1, *self.schedule.image_size)
+        return self.mean.new_zeros(rows, 3, *self.schedule.image_size)
 
-    def embed(self, tokens: Int[Tensor, "R n"], t: int) -> Float[Tensor, "R 1 H W"]:
+    def embed(self, tokens: Int[Tensor, "R n"], t: int) -> Float[Tensor, "R 3 H W"]:
         """What the tokens of scale t add to the latent, in fp32."""
         with torch.autocast(tokens.device.type, enabled=False):
             flat = self.codes[t].float()[tokens] @ self.patterns[t].float()
             return _join(flat, self.schedule.grids[t], self.tiles[t])
 
-    def accumulate(self, latent: Float[Tensor, "R 1 H W"], tokens: Int[Tensor, "R n"], t: int) -> Float[Tensor, "R 1 H W"]:
+    def accumulate(self, latent: Float[Tensor, "R 3 H W"], tokens: Int[Tensor, "R n"], t: int) -> Float[Tensor, "R 3 H W"]:
         """The latent after scale t."""
         return latent.float() + self.embed(tokens, t)
 
-    def next_input(self, latent: Float[Tensor, "R 1 H W"], t: int) -> Float[Tensor, "R n C"]:
+    def next_input(self, latent: Float[Tensor, "R 3 H W"], t: int) -> Float[Tensor, "R n C"]:
         """What the transformer sees of the latent when it predicts scale t: one 8x4 thumbnail of each tile."""
         h, w = self.schedule.grids[t]
         with torch.autocast(latent.device.type, enabled=False):
             resized = F.interpolate(latent.float(), (h * _CELL[0], w * _CELL[1]), mode="area")
             return _cut(resized, (h, w), _CELL)
 
-    def decode_latent(self, latent: Float[Tensor, "R 1 H W"]) -> Float[Tensor, "R 3 H W"]:
+    def decode_latent(self, latent: Float[Tensor, "R 3 H W"]) -> Float[Tensor, "R 3 H W"]:
         """The picture of a latent, whole or cut off after any scale; RGB in [0, 1], differentiable inside that range."""
-        return self.restore(latent).clamp(0, 1).expand(-1, 3, -1, -1)
+        return self.restore(latent).clamp(0, 1)
 
-    def restore(self, latent: Float[Tensor, "R 1 H W"]) -> Float[Tensor, "R 1 H W"]:
-        """`decode_latent` before it is clamped and given three channels: what the reconstruction loss is about."""
+    def restore(self, latent: Float[Tensor, "R 3 H W"]) -> Float[Tensor, "R 3 H W"]:
+        """`decode_latent` before it is clamped: what the reconstruction loss is about."""
         with torch.autocast(latent.device.type, enabled=False):
             latent = latent.float()
             refined: Tensor = self.refine(latent)
-            return latent + refined + self.grey
+            return latent + refined + self.mean
 
     @torch.no_grad()
-    def encode(self, images: Float[Tensor, "R 3 H W"], near: Sequence[int] = ()) -> list[Int[Tensor, "R _n"]]:
+    def encode(
+        self, images: Float[Tensor, "R 3 H W"], plain: Float[Tensor, "R 3 H W"] | None = None, near: Sequence[int] = ()
+    ) -> list[Int[Tensor, "R _n"]]:
         """The tokens of each scale: the nearest tile to what is left over.
 
         Args:
             images: RGB in [0, 1].
+            plain: what the `content` scales are to code; the images themselves when None.
             near: for each scale, draw among this many nearest tiles; the nearest where empty. Only to train `refine` against
                 the details that a sampler gets wrong.
         """
-        left = self.target(images)
+        latent = self.begin(len(images))
         tokens = []
         for t, count in enumerate(near or (1,) * len(self.schedule)):
+            left = self.target(images if plain is None or t >= self.content else plain) - latent
             candidates = self.distances(left, t).topk(count, dim=-1, largest=False).indices
             choice = torch.randint(count, (*candidates.shape[:-1], 1), device=candidates.device)
             tokens.append(candidates.gather(-1, choice).squeeze(-1))
-            left = left - self.embed(tokens[-1], t)
+            latent = latent + self.embed(tokens[-1], t)
         return tokens
 
-    def target(self, images: Float[Tensor, "R 3 H W"]) -> Float[Tensor, "R 1 H W"]:
+    def target(self, images: Float[Tensor, "R 3 H W"]) -> Float[Tensor, "R 3 H W"]:
         """The latent that would be the picture exactly."""
-        return images.float().mean(dim=1, keepdim=True) - self.grey
+        return images.float() - self.mean
 
-    def tiles_of(self, latent: Float[Tensor, "R 1 H W"], t: int) -> Float[Tensor, "R n area"]:
+    def tiles_of(self, latent: Float[Tensor, "R 3 H W"], t: int) -> Float[Tensor, "R n area"]:
         """The latent cut into the tiles of scale t."""
         return _cut(latent, self.schedule.grids[t], self.tiles[t])
 
-    def distances(self, left: Float[Tensor, "R 1 H W"], t: int) -> Float[Tensor, "R n V"]:
+    def distances(self, left: Float[Tensor, "R 3 H W"], t: int) -> Float[Tensor, "R n V"]:
         """Squared distance of each tile's coordinates to each code of scale t, up to a constant of the tile."""
         codes: Tensor = self.codes[t]
         at: Tensor = self.tiles_of(left, t) @ self.patterns[t].T
         return codes.pow(2).sum(dim=-1) - 2 * at @ codes.T
 
 
-def _cut(latent: Float[Tensor, "R 1 H W"], grid: tuple[int, int], tile: tuple[int, int]) -> Float[Tensor, "R n area"]:
+def _cut(latent: Float[Tensor, "R 3 H W"], grid: tuple[int, int], tile: tuple[int, int]) -> Float[Tensor, "R n area"]:
     rows = len(latent)
-    parts = latent.reshape(rows, grid[0], tile[0], grid[1], tile[1]).transpose(2, 3)  # (R, h, w, tile h, tile w)
-    return parts.reshape(rows, grid[0] * grid[1], tile[0] * tile[1])
+    parts = latent.reshape(rows, 3, grid[0], tile[0], grid[1], tile[1]).permute(0, 2, 4, 1, 3, 5)  # (R, h, w, 3, tile h, tile w)
+    return parts.reshape(rows, grid[0] * grid[1], 3 * tile[0] * tile[1])
 
 
-def _join(parts: Float[Tensor, "R n area"], grid: tuple[int, int], tile: tuple[int, int]) -> Float[Tensor, "R 1 H W"]:
+def _join(parts: Float[Tensor, "R n area"], grid: tuple[int, int], tile: tuple[int, int]) -> Float[Tensor, "R 3 H W"]:
     rows = len(parts)
-    latent = parts.reshape(rows, grid[0], grid[1], tile[0], tile[1]).transpose(2, 3)  # (R, h, tile h, w, tile w)
-    return latent.reshape(rows, 1, grid[0] * tile[0], grid[1] * tile[1])
+    latent = parts.reshape(rows, grid[0], grid[1], 3, tile[0], tile[1]).permute(0, 3, 1, 4, 2, 5)  # (R, 3, h, tile h, w, tile w)
+    return latent.reshape(rows, 3, grid[0] * tile[0], grid[1] * tile[1])

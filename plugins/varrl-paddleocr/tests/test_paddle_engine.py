@@ -19,7 +19,7 @@ from varrl_paddleocr import PaddleOCREngine
 from varrl_paddleocr.engine import _bgr, _device, words_of_lines
 from wheel_models import drawn, ink
 
-from varrl_lightning.rendering import render_words
+from varrl_lightning.rendering import LINE_HEIGHT, Sign, render_signs
 from varrl_lightning.rewards.ocr_engines import OCREngine, RapidOCREngine, Word
 from varrl_lightning.types import Box
 
@@ -75,8 +75,10 @@ def test_words_are_read(engine: PaddleOCREngine, line_engine: PaddleOCREngine) -
 
 def test_the_pictures_of_the_embedded_model_are_read(line_engine: PaddleOCREngine) -> None:
     words = [word for word in WORDS if len(word) > 2]  # it writes three to five letters
-    images = (render_words(words, seed=0) * 255).byte().permute(0, 2, 3, 1).numpy()
-    assert texts(line_engine.read(list(images))) == [[word] for word in words]
+    for pictures in render_signs([Sign((word,)) for word in words], seed=0):  # plain and whole
+        line = pictures[:, :, LINE_HEIGHT : 2 * LINE_HEIGHT]  # where one word stands
+        images = (line * 255).byte().permute(0, 2, 3, 1).numpy()
+        assert texts(line_engine.read(list(images))) == [[word] for word in words]
 
 
 def test_words_are_found_anywhere(engine: PaddleOCREngine) -> None:

@@ -1,0 +1,82 @@
+"""How well the embedded model spells before any reinforcement learning, drawn in several ways.
+
+    python examples/where_it_starts.py [--split test] [TRANSFORMER.safetensors ...]
+
+Prints, for each file of weights (the model that comes with the package, if none is named), word accuracy and NED by the reward's
+reader, and word accuracy by Tesseract where it is installed: of whole pictures and of the same pictures decoded after m scales.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from varrl_lightning.evaluation import EVALUATION_UPDATE, Evaluation
+from varrl_lightning.policies.lettering import CONTENT, LetteringPolicy
+from varrl_lightning.prompts import load_prompts
+from varrl_lightning.rewards.ocr import OCRReward
+from varrl_lightning.rewards.tesseract import TesseractReward, why_not_installed
+from varrl_lightning.rollout import prompt_keys
+from varrl_lightning.types import Prompt, Sampling
+
+WAYS = {
+    "shipped: top 2": Sampling(top_k=2),
+    "greedy": Sampling(top_k=1),
+    "top 2, temperature .85": Sampling(top_k=2, temperature=0.85),
+    "top 2, temperature .7": Sampling(top_k=2, temperature=0.7),
+    "top 2, temperature .5": Sampling(top_k=2, temperature=0.5),
+    "temperature .7": Sampling(temperature=0.7),
+    "temperature .5": Sampling(temperature=0.5),
+    "top 2, guidance 1.5": Sampling(top_k=2, cfg=1.5),
+    "top 2, guidance 2": Sampling(top_k=2, cfg=2.0),
+    "all codes, temperature 1": Sampling(),
+}
+
+
+def read(images: Tensor, prompts: Sequence[Prompt], reward: OCRReward) -> dict[str, float]:
+    """Word accuracy and NED of pictures by one reader."""
+    scores = reward(images, prompts)
+    return Evaluation(prompts, images, scores.values, {"ocr": scores}, scores.texts, scores.usable).metrics()
+
+
+@torch.no_grad()
+def draw_both(policy: LetteringPolicy, prompts: Sequence[Prompt], sampling: Sampling, seed: int) -> tuple[Tensor, Tensor]:
+    """The same pictures whole and as they are after the scales of content."""
+    keys = prompt_keys(seed, EVALUATION_UPDATE, prompts, policy.device)
+    whole, content = [], []
+    for first in range(0, len(prompts), 50):
+        rows = slice(first, first + 50)
+        state = policy.sample(policy.begin(policy.encode_prompts(prompts[rows]), sampling, keys[rows]), CONTENT)
+        content.append(policy.decode_latent(state.latent))
+        whole.append(policy.decode_latent(policy.sample(state, len(policy.schedule())).latent))
+    return torch.cat(whole), torch.cat(content)
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("weights", nargs="*", default=["embedded"], metavar="TRANSFORMER")
+    parser.add_argument("--split", default="test", choices=("train", "validation", "test"))
+    parser.add_argument("--prompts", type=int, help="the first so many; all when left out")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--ways", type=int, default=len(WAYS), help="the first so many ways of drawing")
+    arguments = parser.parse_args()
+    prompts = load_prompts(f"builtin:lettering/{arguments.split}.jsonl")[: arguments.prompts]
+    readers = {"ocr": OCRReward(detect=False, max_line_width=96)}
+    if why_not_installed() is None:
+        readers["tesseract"] = TesseractReward(detect=False)
+    print(f"{len(prompts)} prompts, {sum(len(p.words) for p in prompts)} words; whole / after {CONTENT} scales")
+    for path in arguments.weights:
+        policy = LetteringPolicy.from_pretrained(path)
+        for name, sampling in list(WAYS.items())[: arguments.ways]:
+            drawn = draw_both(policy, prompts, sampling, arguments.seed)
+            found = {reader: [read(images, prompts, reward) for images in drawn] for reader, reward in readers.items()}
+            shown = ", ".join(f"{reader} {w['word_accuracy']:.3f} / {c['word_accuracy']:.3f}" for reader, (w, c) in found.items())
+            print(f"{path} | {name} | {shown}, NED {found['ocr'][0]['ned']:.3f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,155 @@
+"""`varrl agreement` on a tiny model: what it prints and writes, and what it refuses before anything is drawn."""
+
+from __future__ import annotations
+
+import csv
+import json
+import signal
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from tiny import PROMPTS, LeftBright, tiny_module
+from torch import Tensor
+
+from varrl_lightning.__main__ import main
+from varrl_lightning.types import Prompt
+
+VARIANTS = {
+    "vanilla": {"stage": "all", "alpha": 0.0},
+    "prefix, K=1": {"stage": "prefix", "num_continuations": 1},
+    "prefix, K=2": {"stage": "prefix", "num_continuations": 2},
+}
+
+
+class Interrupts(LeftBright):
+    """Somebody presses Ctrl-C while the fourth batch of a stage is scored."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def __call__(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
+        self.calls += 1
+        if self.calls == 4:
+            signal.raise_signal(signal.SIGINT)
+        return super().__call__(images, prompts)
+
+
+@pytest.fixture(autouse=True)
+def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("words.jsonl").write_text("".join(json.dumps({"text": p.text}) + "\n" for p in PROMPTS))
+    Path("v.yaml").write_text(yaml.safe_dump(VARIANTS, sort_keys=False))
+
+
+def agreement(*arguments: str, **model: Any) -> int:
+    own = {
+        "policy": {"class_path": "tiny.tiny_policy"},
+        "reward": "tiny.LeftBright",
+        "mask_source": "full",
+        "m": 4,
+        "group_size": 2,
+    }
+    config = {"model": own | model, "data": {"train": "words.jsonl", "batch_size": 2}, "trainer": {"accelerator": "cpu"}}
+    Path("x.yaml").write_text(yaml.safe_dump(config))
+    return main(["agreement", "--config", "x.yaml", *arguments])
+
+
+def test_variants_in_a_table_and_in_files(capsys: pytest.CaptureFixture[str]) -> None:
+    assert agreement("--variants", "v.yaml", "--batches=3", "--output", "out") == 0
+    said = capsys.readouterr()
+    lines = said.out.splitlines()
+    assert lines[0].split() == ["variant", "scales", "A", "K", "cosine", "less", "the", "first", "signal", "batches"]
+    assert [line[:11] for line in lines[1:4]] == ["vanilla    ", "prefix, K=1", "prefix, K=2"]
+    assert [line.count("±") for line in lines[1:4]] == [1, 2, 2]
+    assert "batch 3 of 3" in said.err
+    held = json.loads(Path("out/agreement.json").read_text())
+    assert {key: held[key] for key in ("batches", "prompts", "measured_batches", "variants", "checkpoint")} == {
+        **{"batches": 3, "prompts": 2, "measured_batches": 3, "variants": "v.yaml", "checkpoint": None}
+    }
+    rows = held["rows"]
+    assert [(row["variant"], row["stop"], row["continuations"]) for row in rows] == [
+        *(("vanilla", 7, 1), ("prefix, K=1", 4, 1), ("prefix, K=2", 4, 2))
+    ]
+    assert rows[1]["difference"] == pytest.approx(rows[1]["cosine"] - rows[0]["cosine"])
+    assert f"{rows[2]['cosine']:+.4f} ± {rows[2]['standard_error']:.4f}" in lines[3]
+    with Path("out/agreement.csv").open(newline="") as file:
+        assert [float(row["cosine"]) for row in csv.DictReader(file)] == [row["cosine"] for row in rows]
+    assert not Path("runs").exists()
+
+
+def test_the_stages_of_the_configuration_at_a_checkpoint_scale_by_scale(capsys: pytest.CaptureFixture[str]) -> None:
+    moved = tiny_module()
+    torch.manual_seed(7)
+    for parameter in moved.policy.parameters():
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    checkpoint: dict[str, Any] = {"state_dict": moved.state_dict()}
+    moved.on_save_checkpoint(checkpoint)
+    torch.save(checkpoint, "late.ckpt")
+    asked = ("--batches=3", "--output=out", "--model.alternation=[prefix]", "--parameters=blocks.1.*")
+    found = {}
+    for name, more in (("start", ["--per_scale"]), ("late", ["--ckpt_path=late.ckpt"])):
+        assert agreement(*asked, *more) == 0
+        found[name] = json.loads(Path("out/agreement.json").read_text())["rows"]
+    assert [row["scale"] for row in found["start"]] == [None, 0, 1, 2, 3]
+    assert abs(found["start"][0]["cosine"] - found["late"][0]["cosine"]) > 1e-3
+
+
+def test_ctrl_c_reports_what_has_been_measured(capsys: pytest.CaptureFixture[str]) -> None:
+    before = signal.getsignal(signal.SIGINT)
+    assert (
+        agreement("--batches=50", "--output=out", "--model.alternation=[prefix]", reward="test_agreement_command.Interrupts") == 0
+    )
+    said = capsys.readouterr()
+    assert "ending with this batch" in said.err
+    held = json.loads(Path("out/agreement.json").read_text())
+    assert (held["batches"], held["measured_batches"], held["rows"][0]["batches"]) == (50, 4, 4)
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "model", "says"),
+    [
+        (["--batches", "2"], {}, "batches must be at least 3"),
+        (["--batches", "many"], {}, "invalid int value: 'many'"),
+        (["--prompts", "7"], {}, "only 6 training prompts"),
+        (["--blocks", "1"], {}, "blocks must be at least 2"),
+        (["--parameters", "none"], {}, "no trained parameter has a name like 'none'"),
+        (["--variants", "x.jaml"], {}, "no file of variants 'x.jaml'"),
+        (["--variants", "wrong.yaml"], {}, "the variant 'a' has no 'alhpa'. Did you mean 'alpha'?"),
+        (["--output", "words.jsonl"], {}, "is a file; expected a folder"),
+        (["--kl"], {}, "its model.kl_coef is 0"),
+        ([], {"reward": None}, "reward"),
+        ([], {"alhpa": 1.0}, "alhpa"),
+    ],
+)
+def test_what_cannot_be_is_said_before_anything_is_drawn(
+    arguments: list[str], model: dict[str, Any], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("wrong.yaml").write_text("a: {stage: all, alhpa: 1}")
+    assert agreement(*arguments, **model) == 2
+    said = capsys.readouterr()
+    assert says in said.err
+    assert "batch 1" not in said.err
+    assert said.out == ""
+
+
+def test_one_process_alone(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert agreement() == 2
+    assert "agreement measures on one process, but WORLD_SIZE is 2" in capsys.readouterr().err
+
+
+def test_rewards_without_variance_teach_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    assert agreement("--batches=3", "--model.alternation=[prefix]", reward="test_gradient_agreement.Alike") == 1
+    said = capsys.readouterr()
+    assert "0 (3 without gradient)" in said.out
+    assert "too few batches had a gradient" in said.err
+
+
+def test_help_names_every_option(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["agreement", "--help"]) == 0
+    assert all(f"--{name} " in capsys.readouterr().out for name in ("variants",))

@@ -1,0 +1,90 @@
+"""What an update costs, and so how many of them a budget of seconds or of images is."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class StageCost:
+    """One stage of a recipe's cycle, at a number of prompts per update.
+
+    Args:
+        name: of the stage.
+        images: drawn and scored in one update, P * A * K.
+        seconds: of one update, the median of those measured.
+        cpu_seconds: what the process itself took of them, all threads together: less than `seconds` on a busy machine.
+        parts: medians of its rollout, reward and update, by these names.
+    """
+
+    name: str
+    images: int
+    seconds: float
+    cpu_seconds: float
+    parts: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Cost:
+    """The cycle of a recipe: the seconds and the images of the first n updates of a run are sums over it."""
+
+    cycle: tuple[StageCost, ...]
+
+    @classmethod
+    def read(cls, stages: Sequence[Mapping[str, Any]]) -> Cost:
+        """What `as_json` gave."""
+        return cls(tuple(StageCost(**stage) for stage in stages))
+
+    def as_json(self) -> list[dict[str, Any]]:
+        """The stages in order."""
+        return [asdict(stage) for stage in self.cycle]
+
+    @property
+    def seconds_per_update(self) -> float:
+        """Mean over the cycle."""
+        return sum(stage.seconds for stage in self.cycle) / len(self.cycle)
+
+    @property
+    def images_per_update(self) -> float:
+        """Mean over the cycle."""
+        return sum(stage.images for stage in self.cycle) / len(self.cycle)
+
+    @property
+    def reward_share(self) -> float:
+        """Part of the cycle's seconds that rewards take, in [0, 1]."""
+        return sum(stage.parts["reward"] for stage in self.cycle) / sum(stage.seconds for stage in self.cycle)
+
+    @property
+    def waiting(self) -> float:
+        """Part of the cycle's seconds in which a process of one thread did not compute."""
+        return 1 - sum(stage.cpu_seconds for stage in self.cycle) / sum(stage.seconds for stage in self.cycle)
+
+    def seconds(self, updates: int) -> float:
+        """Of the first updates of a run."""
+        return math.fsum(stage.seconds * self._times(place, updates) for place, stage in enumerate(self.cycle))
+
+    def images(self, updates: int) -> int:
+        """Drawn in the first updates of a run."""
+        return sum(stage.images * self._times(place, updates) for place, stage in enumerate(self.cycle))
+
+    def _times(self, place: int, updates: int) -> int:
+        whole, rest = divmod(updates, len(self.cycle))
+        return whole + (place < rest)
+
+    def updates_in(self, budget: float) -> int:
+        """floor(budget / mean seconds per update of the cycle)."""
+        return math.floor(budget / self.seconds_per_update)
+
+    def updates_drawing(self, images: int) -> int:
+        """The first number of updates at which a run has drawn that many images."""
+        whole, rest = divmod(images, self.images(len(self.cycle)))
+        updates = whole * len(self.cycle)
+        for stage in self.cycle:
+            if rest <= 0:
+                break
+            rest -= stage.images
+            updates += 1
+        return updates

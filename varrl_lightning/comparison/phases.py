@@ -1,0 +1,260 @@
+"""The phases of a comparison: measure costs, search the grid, make the final runs."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import yaml
+
+from varrl_lightning.callbacks.summary import versions
+from varrl_lightning.comparison.costs import Cost
+from varrl_lightning.comparison.jobs import Job
+from varrl_lightning.comparison.spec import Budget, Spec, digest
+from varrl_lightning.comparison.training import build, weights_digest
+from varrl_lightning.comparison.workers import check_made, make_all, write_json
+from varrl_lightning.config_errors import ConfigError
+from varrl_lightning.config_files import find_config
+from varrl_lightning.data import check_disjoint
+from varrl_lightning.guard import StartError, said_as
+
+Point = tuple[int, float]
+BUSY = 0.15
+"""From this share of waiting on, a measurement on one thread is told to have shared its core."""
+
+
+@dataclass(frozen=True)
+class Built:
+    """What a recipe is before training: digests of its weights and of how its evaluations are drawn, and its cycle."""
+
+    weights: str
+    drawing: str
+    stages: int
+
+
+class Comparison:
+    """A spec whose recipes have all been built once, so that what is wrong is said before any work."""
+
+    def __init__(self, spec: Spec) -> None:
+        self.spec, self.folder = spec, Path(spec.output)
+        prompts, rate = spec.grid.points[0]
+        self.built: dict[str, Built] = {}
+        for name in spec.recipes:
+            module, data, _ = build(spec.arguments(name, prompts, rate, spec.tuning.seeds[0]))
+            with said_as(StartError, ValueError):
+                check_disjoint(data.prompts["validation"], data.prompts["test"], ("validation", "test"))
+                largest = max(spec.grid.prompts_per_update)
+                if largest > (there := len(data.prompts["train"])):
+                    raise ValueError(f"grid.prompts_per_update asks for {largest} prompts, and there are {there} to train on")
+            drawing = digest([repr(module.sampling), module.eval_seed, self._tree(name)["model"].get("reward")])
+            self.built[name] = Built(weights_digest(module), drawing, len(module.cycle))
+        for what, shown in (("weights", "their policy's weights"), ("drawing", "sampling, eval_seed or reward")):
+            if len({getattr(built, what) for built in self.built.values()}) > 1:
+                raise ConfigError(f"the recipes differ in {shown}: what they start from, and are judged by, must be the same")
+
+    # --- phase time -------------------------------------------------------------------------------------------------------------
+
+    def time(self) -> None:
+        """Measure what is not in timing.json yet, one configuration after another."""
+        path = self.folder / "timing.json"
+        table = self._timing()
+        for recipe in self.spec.recipes:
+            for prompts in self.spec.grid.prompts_per_update:
+                if str(prompts) in table.setdefault("recipes", {}).setdefault(recipe, {}):
+                    continue
+                job = self._timing_job(recipe, prompts)
+                name, result = next(iter(make_all([job], self.folder / "timing", 1, self.spec.threads).items()))
+                cost = Cost.read(result["cycle"])
+                numbers = {n: round(getattr(cost, n), 5) for n in ("seconds_per_update", "images_per_update", "reward_share")}
+                table["recipes"][recipe][str(prompts)] = {"made": dict(job.made), **numbers, "cycle": cost.as_json()}
+                write_json(path, {"machine": machine(self.spec.threads), "versions": versions(), **table})
+                (self.folder / "timing" / f"{name}.json").unlink()
+                print(f"{recipe}, {prompts} prompts: {numbers}", flush=True)
+                if self.spec.threads == 1 and (busy := cost.waiting) > BUSY:
+                    print(
+                        f"  The process waited for {busy:.0%} of that: measure again on a machine that does nothing else.",
+                        flush=True,
+                    )
+        if (self.folder / "timing").is_dir():
+            (self.folder / "timing").rmdir()
+
+    def _timing_job(self, recipe: str, prompts: int) -> Job:
+        timing, stages = self.spec.timing, self.built[recipe].stages
+        arguments = self.spec.arguments(recipe, prompts, self.spec.grid.learning_rates[0], 0)
+        made = {"recipe": self._recipe(recipe), "prompts": prompts, "threads": self.spec.threads}
+        updates = timing.warm_up + -(-max(timing.updates, stages) // stages) * stages
+        return Job("time", f"{recipe}_{prompts}", tuple(arguments), made, updates, warm_up=timing.warm_up)
+
+    def _timing(self) -> dict[str, Any]:
+        """timing.json without machine and versions; refuses other recipes' times."""
+        path = self.folder / "timing.json"
+        if not path.is_file():
+            return {}
+        table = {"recipes": json.loads(path.read_text(encoding="utf-8"))["recipes"]}
+        for recipe in self.spec.recipes:
+            for prompts, entry in table["recipes"].get(recipe, {}).items():
+                check_made(entry["made"], self._timing_job(recipe, int(prompts)).made, f"{path}: {recipe} with {prompts} prompts")
+        return table
+
+    def costs(self) -> dict[str, dict[int, Cost]]:
+        """By recipe and prompts per update.
+
+        Raises:
+            StartError: when some were not measured yet.
+        """
+        table, found = self._timing().get("recipes", {}), {}
+        for recipe in self.spec.recipes:
+            there = table.get(recipe, {})
+            missing = [prompts for prompts in self.spec.grid.prompts_per_update if str(prompts) not in there]
+            if missing:
+                raise StartError(f"{self.folder / 'timing.json'} lacks {recipe} with {missing} prompts; run --phase time first")
+            found[recipe] = {p: Cost.read(there[str(p)]["cycle"]) for p in self.spec.grid.prompts_per_update}
+        return found
+
+    # --- phases grid and final ---------------------------------------------------------------------------------------------------
+
+    def grid(self) -> None:
+        """Every recipe at every point; grid.json holds the table and each recipe's best point."""
+        jobs = self._grid_jobs()
+        results = make_all([job for job, *_ in jobs], self.folder / "grid", self.spec.workers, self.spec.threads)
+        table = [
+            {"recipe": recipe, "prompts": point[0], "learning_rate": point[1], "seed": seed, **_summary(results[job.name])}
+            for job, recipe, point, seed in jobs
+        ]
+        write_json(self.folder / "grid.json", {"measure": self.spec.measure, "best": self._best(table), "runs": table})
+
+    def _grid_jobs(self) -> list[tuple[Job, str, Point, int]]:
+        costs = self.costs()
+        points = dict.fromkeys(self.spec.recipes, self.spec.grid.points)
+        return self._jobs("grid", self.spec.tuning, points, costs)
+
+    def best(self) -> dict[str, Point]:
+        """Each recipe's best point.
+
+        Raises:
+            StartError: when the grid was not searched to its end.
+        """
+        jobs = self._grid_jobs()
+        missing = [job.name for job, *_ in jobs if not (self.folder / "grid" / f"{job.name}.json").is_file()]
+        if missing or not (self.folder / "grid.json").is_file():
+            raise StartError(f"{self.folder / 'grid'} lacks {len(missing)} of {len(jobs)} runs; run --phase grid first")
+        make_all(
+            [job for job, *_ in jobs], self.folder / "grid", 1, self.spec.threads
+        )  # all there: checks what they were made from
+        best = json.loads((self.folder / "grid.json").read_text(encoding="utf-8"))["best"]
+        return {recipe: (best[recipe]["prompts"], best[recipe]["learning_rate"]) for recipe in self.spec.recipes}
+
+    def _best(self, table: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        """Most of the measure at equal time, over the tuning seeds; of equal ones the smaller rate, then fewer prompts."""
+        found = {}
+        for recipe in self.spec.recipes:
+            values: dict[Point, list[float]] = {}
+            for row in (row for row in table if row["recipe"] == recipe):
+                values.setdefault((row["prompts"], row["learning_rate"]), []).append(self._measured(row))
+            (prompts, rate), scores = max(values.items(), key=lambda item: (fmean(item[1]), -item[0][1], -item[0][0]))
+            if fmean(scores) == -math.inf:
+                raise StartError(f"every run of {recipe} stopped before its end; lower grid.learning_rates")
+            found[recipe] = {"prompts": prompts, "learning_rate": rate, self.spec.measure: round(fmean(scores), 6)}
+        return found
+
+    def _measured(self, row: Mapping[str, Any]) -> float:
+        """A run that stopped is worse than any other."""
+        if "stopped" in row:
+            return -math.inf
+        metrics = row["at_time"]["sampled"]
+        if self.spec.measure not in metrics:
+            raise StartError(f"the validation prompts have no {self.spec.measure!r}; measure may be {', '.join(metrics)}")
+        return float(metrics[self.spec.measure])
+
+    def final(self) -> None:
+        """The start, and each recipe's best point over the final seeds."""
+        jobs = self.final_jobs()
+        make_all([self.start_job(), *(job for job, *_ in jobs)], self.folder / "final", self.spec.workers, self.spec.threads)
+
+    def start_job(self) -> Job:
+        """All recipes start alike: one evaluation of it serves them all."""
+        recipe, (prompts, rate) = self.spec.rival, self.spec.grid.points[0]
+        return Job(
+            "start",
+            "start",
+            tuple(self.spec.arguments(recipe, prompts, rate, 0)),
+            self._evaluations(),
+            curve=self.spec.prompts.curve,
+        )
+
+    def final_jobs(self) -> list[tuple[Job, str, Point, int]]:
+        """The runs at the best points."""
+        return self._jobs("final", self.spec.final, {recipe: [point] for recipe, point in self.best().items()}, self.costs())
+
+    def _jobs(
+        self, kind: Any, budget: Budget, points: Mapping[str, list[Point]], costs: Mapping[str, Mapping[int, Cost]]
+    ) -> list[tuple[Job, str, Point, int]]:
+        """Seed by seed and point by point, so that the recipes move on together."""
+        cost_of = {(recipe, point): costs[recipe][point[0]] for recipe, of_recipe in points.items() for point in of_recipe}
+        updates = {key: cost.updates_in(budget.seconds) for key, cost in cost_of.items()}
+        for (recipe, point), count in updates.items():
+            if count < 1:
+                raise ConfigError(
+                    f"{budget.seconds} s are less than one update of {recipe} with {point[0]} prompts; give more seconds"
+                )
+        images = budget.images if isinstance(budget.images, int) else min(c.images(updates[k]) for k, c in cost_of.items())
+        found = []
+        for seed in budget.seeds:
+            for place in range(max(map(len, points.values()))):
+                for recipe, of_recipe in points.items():
+                    point = of_recipe[place]
+                    cost, at_time = cost_of[recipe, point], updates[recipe, point]
+                    at_images = cost.updates_drawing(images)
+                    every = max(1, round(budget.curve_every / cost.seconds_per_update))
+                    numbers = {"updates": max(at_time, at_images), "at_time": at_time, "at_images": at_images, "every": every}
+                    made = self._evaluations() | {"recipe": self._recipe(recipe), "point": list(point), "seed": seed, **numbers}
+                    name = f"{recipe}_{point[0]}prompts_lr{point[1]:g}_seed{seed}"
+                    arguments = tuple(self.spec.arguments(recipe, *point, seed))
+                    found.append((Job(kind, name, arguments, made, **numbers, curve=self.spec.prompts.curve), recipe, point, seed))
+        return found
+
+    # --- what results depend on --------------------------------------------------------------------------------------------------
+
+    def _tree(self, recipe: str) -> dict[str, Any]:
+        return dict(yaml.safe_load(find_config(self.spec.recipes[recipe].config).read_text(encoding="utf-8")))
+
+    def _recipe(self, recipe: str) -> str:
+        """Of what it trains: neither learning rate nor prompts, which are the grid's, nor what is not used here."""
+        tree = self._tree(recipe)
+        return digest([tree.get("model"), dict(self.spec.recipes[recipe].overrides)])
+
+    def _evaluations(self) -> dict[str, Any]:
+        """Of what it starts from and is judged by."""
+        built = self.built[self.spec.rival]
+        prompts = self.spec.prompts
+        return {
+            "weights": built.weights,
+            "drawing": built.drawing,
+            "prompts": [prompts.train, prompts.validation, prompts.test, prompts.curve],
+        }
+
+
+def _summary(result: Mapping[str, Any]) -> dict[str, Any]:
+    """A run's readings of the whole validation set."""
+    if result.get("stopped"):
+        return {"stopped": result["stopped"]}
+    return {
+        name: {"updates": result[name], **result["readings"][str(result[name])]["validation"]} for name in ("at_time", "at_images")
+    }
+
+
+def machine(threads: int) -> dict[str, Any]:
+    """Where times were measured."""
+    model = platform.processor()
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        lines = (line.partition(":") for line in info.read_text().splitlines())
+        model = next((value.strip() for key, _, value in lines if key.strip() == "model name"), model)
+    return {"cpu": model, "cores": os.cpu_count(), "system": platform.platform(), "threads": threads}

@@ -1,0 +1,165 @@
+"""The results of a comparison: tables and the figure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from varrl_lightning.comparison.figure import Line, comparison_figure
+from varrl_lightning.comparison.phases import Comparison, Point
+from varrl_lightning.comparison.statistics import Spread, paired_difference
+from varrl_lightning.comparison.workers import kept, write_json
+from varrl_lightning.figures.pictures import save_figure
+from varrl_lightning.guard import StartError
+
+MEASURES = ("word_accuracy", "ned", "reward", "judge_word_accuracy", "judge_ned")
+HEADINGS = {
+    "word_accuracy": "word accuracy",
+    "ned": "NED",
+    "reward": "reward",
+    "judge_word_accuracy": "second judge",
+    "judge_ned": "second judge, NED",
+}
+READINGS = {"at_time": "equal time", "at_images": "equal images"}
+Runs = dict[str, list[dict[str, Any]]]
+
+
+def write_report(comparison: Comparison) -> None:
+    """Write comparison.png, results.json and results.md from the final runs.
+
+    Raises:
+        StartError: when some of them are missing.
+    """
+    jobs = comparison.final_jobs()
+    found = {job.name: kept(job, comparison.folder / "final") for job in (comparison.start_job(), *(job for job, *_ in jobs))}
+    if missing := [name for name, result in found.items() if result is None]:
+        raise StartError(f"{comparison.folder / 'final'} lacks {', '.join(missing)}; run --phase final first")
+    start: Any = found["start"]
+    runs: Runs = {recipe: [] for recipe in comparison.spec.recipes}
+    for job, recipe, _, _ in jobs:
+        result: Any = found[job.name]
+        if result.get("stopped"):
+            raise StartError(f"{job.name} stopped before its end: {result['stopped']}")
+        runs[recipe].append(result)
+    points = {recipe: point for _, recipe, point, _ in jobs}
+    table = results(comparison, runs, points, start["readings"]["0"])
+    write_json(comparison.folder / "results.json", table)
+    (comparison.folder / "results.md").write_text(markdown(comparison, table), encoding="utf-8")
+    figure = comparison_figure(
+        _lines(comparison, runs, points, start["readings"]["0"]), HEADINGS.get(comparison.spec.measure, comparison.spec.measure)
+    )
+    save_figure(figure, comparison.folder / "comparison.png")
+    for name in ("comparison.png", "results.md", "results.json"):
+        print(comparison.folder / name)
+
+
+def results(comparison: Comparison, runs: Runs, points: Mapping[str, Point], start: Mapping[str, Any]) -> dict[str, Any]:
+    """Means and spreads over seeds on the test prompts, and differences from the baseline, at equal time and at equal images."""
+    spec, costs = comparison.spec, comparison.costs()
+    table: dict[str, Any] = {"seeds": list(spec.final.seeds), "test_prompts": _prompts(start["test"]), "recipes": {}}
+    table["start"] = {way: start["test"][way]["means"] for way in ("sampled", "greedy")}
+    for recipe, of_recipe in runs.items():
+        prompts, rate = points[recipe]
+        cost = costs[recipe][prompts]
+        row: dict[str, Any] = {"prompts": prompts, "learning_rate": rate, "seconds_per_update": cost.seconds_per_update}
+        for reading in READINGS:
+            updates = of_recipe[0][reading]
+            row[reading] = {"updates": updates, "seconds": cost.seconds(updates), "images": cost.images(updates)}
+            for way in ("sampled", "greedy"):
+                row[reading][way] = _compared(runs, recipe, spec.rival, reading, way)
+        table["recipes"][recipe] = row
+    return table
+
+
+def _compared(runs: Runs, recipe: str, rival: str, reading: str, way: str) -> dict[str, Any]:
+    """Every measure of a recipe: over its seeds, and paired with the baseline."""
+    ours, theirs = ([_test(run, reading)[way] for run in runs[name]] for name in (recipe, rival))
+    found: dict[str, Any] = {}
+    for measure in (name for name in MEASURES if name in ours[0]["means"]):
+        values = [run["means"][measure] for run in ours]
+        spread = Spread.of(values)
+        found[measure] = {"mean": spread.mean, "min": spread.low, "max": spread.high, "std": _number(spread.std), "seeds": values}
+        if recipe != rival and len(ours) > 1:
+            difference = paired_difference([run["prompts"][measure] for run in ours], [run["prompts"][measure] for run in theirs])
+            found[measure] |= {"difference": difference.mean, "error": difference.error, "differences": list(difference.seeds)}
+    return found
+
+
+def _test(run: Mapping[str, Any], reading: str) -> Any:
+    return run["readings"][str(run[reading])]["test"]
+
+
+def _prompts(test: Mapping[str, Any]) -> int:
+    return len(test["sampled"]["prompts"]["reward"])
+
+
+def _number(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+# --- as a page ------------------------------------------------------------------------------------------------------------------
+
+
+def markdown(comparison: Comparison, table: Mapping[str, Any]) -> str:
+    """The tables of results.md."""
+    spec, seeds = comparison.spec, ", ".join(map(str, table["seeds"]))
+    several = len(table["seeds"]) > 1
+    about = f"Mean over seeds {seeds} (lowest to highest)" if several else f"One run, seed {seeds},"
+    lines = [
+        "# Recipes compared",
+        "",
+        f"{about} on the same {table['test_prompts']} test prompts at the same keys.",
+    ]
+    if several:
+        rival = spec.label(spec.rival)
+        lines.append(f"In brackets the difference from {rival}, paired by seed and prompt, with its standard error over both.")
+    for reading, title in READINGS.items():
+        lines += ["", f"## At {title}", "", *_table(comparison, table, reading)]
+    return "\n".join(lines) + "\n"
+
+
+def _table(comparison: Comparison, table: Mapping[str, Any], reading: str) -> list[str]:
+    spec, start = comparison.spec, table["start"]
+    columns = [(way, measure) for measure in MEASURES for way in ("sampled", "greedy") if measure in start[way]]
+    headings = [f"{HEADINGS[measure]}{', greedy' if way == 'greedy' else ''}" for way, measure in columns]
+    lines = [f"| recipe | learning rate | prompts | updates | seconds | images | {' | '.join(headings)} |"]
+    lines += [f"|---|{'---:|' * (5 + len(headings))}"]
+    lines += [f"| start | | | 0 | 0 | 0 | {' | '.join(f'{start[way][measure]:.3f}' for way, measure in columns)} |"]
+    for recipe, row in table["recipes"].items():
+        found = row[reading]
+        cells = [_cell(found[way][measure]) for way, measure in columns]
+        about = f"{row['learning_rate']:g} | {row['prompts']} | {found['updates']} | {found['seconds']:.0f} | {found['images']}"
+        lines.append(f"| {spec.label(recipe)} | {about} | {' | '.join(cells)} |")
+    return lines
+
+
+def _cell(values: Mapping[str, Any]) -> str:
+    cell = f"{values['mean']:.3f}"
+    if len(values["seeds"]) > 1:
+        cell += f" ({values['min']:.3f} to {values['max']:.3f})"
+    if "difference" in values:
+        cell += f"<br>[{values['difference']:+.3f} ± {values['error']:.3f}]"
+    return cell
+
+
+# --- as a picture ---------------------------------------------------------------------------------------------------------------
+
+
+def _lines(comparison: Comparison, runs: Runs, points: Mapping[str, Point], start: Mapping[str, Any]) -> list[Line]:
+    """Validation curves of each recipe, from the start that all share to the end of the run."""
+    spec, costs = comparison.spec, comparison.costs()
+    found = []
+    for recipe, of_recipe in runs.items():
+        cost = costs[recipe][points[recipe][0]]
+        updates = [0, *sorted(int(u) for u in of_recipe[0]["readings"])]
+        values = [[_curve(run["readings"][str(u)] if u else start, spec.measure) for u in updates] for run in of_recipe]
+        seconds, images = [cost.seconds(u) for u in updates], [float(cost.images(u)) for u in updates]
+        found.append(
+            Line(spec.label(recipe), seconds, images, values, spec.final.seconds, float(cost.images(of_recipe[0]["at_images"])))
+        )
+    return found
+
+
+def _curve(reading: Mapping[str, Any], measure: str) -> float:
+    return float(reading["curve"]["sampled"][measure])

@@ -1,0 +1,215 @@
+"""What is compared: the file of a comparison, read and checked before anything runs."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, field, fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+from varrl_lightning.class_path import did_you_mean
+from varrl_lightning.config_errors import ConfigError
+from varrl_lightning.config_files import find_config
+
+LEARNING_RATE, PROMPTS_PER_UPDATE = "model.optimizer.init_args.lr", "data.batch_size"
+DECIDED = {
+    LEARNING_RATE: "grid.learning_rates",
+    PROMPTS_PER_UPDATE: "grid.prompts_per_update",
+    "seed_everything": "seeds",
+    "data.train": "prompts.train",
+    "data.validation": "prompts.validation",
+    "data.test": "prompts.test",
+    "trainer.max_steps": "seconds",
+}
+"""Keys of a recipe that the comparison sets itself, and the key of the spec that says what to."""
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A configuration file, and changes to it by dotted key; `label` is its name in the figure."""
+
+    config: str
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+    label: str | None = None
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Prompt files of all recipes; `curve` many of the validation prompts, evenly spaced, are drawn during a run."""
+
+    train: str
+    validation: str
+    test: str
+    curve: int = 200
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Every learning rate with every number of prompts per update, the same for all recipes."""
+
+    learning_rates: tuple[float, ...]
+    prompts_per_update: tuple[int, ...]
+
+    @property
+    def points(self) -> list[tuple[int, float]]:
+        """Prompts per update, learning rate."""
+        return [(prompts, rate) for prompts in self.prompts_per_update for rate in self.learning_rates]
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What the runs of a phase have.
+
+    Args:
+        seconds: of training, as the measured costs count them; evaluation is free.
+        images: drawn in training, for the reading at equal images: a number, or `fewest` for as many as the run that draws fewest
+            within `seconds`.
+        seeds: of the runs.
+        curve_every: seconds of training between two points of the curve.
+    """
+
+    seconds: float
+    seeds: tuple[int, ...]
+    curve_every: float
+    images: int | str = "fewest"
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Updates before the clock counts, and the least number of updates that are measured (whole cycles)."""
+
+    warm_up: int = 3
+    updates: int = 12
+
+
+@dataclass(frozen=True)
+class Spec:
+    """One comparison.
+
+    Args:
+        recipes: by name.
+        prompts: the same for all.
+        grid, tuning: the points, and the budget of each of their runs.
+        final: budget of the runs at each recipe's best point.
+        timing: how seconds per update are measured.
+        measure: what the best point has most of, a metric of the validation prompts.
+        baseline: the recipe that the others are compared with; the last one when None.
+        threads: of a run.
+        workers: runs side by side.
+        output: the folder of all results.
+    """
+
+    recipes: Mapping[str, Recipe]
+    prompts: Prompts
+    grid: Grid
+    tuning: Budget
+    final: Budget
+    timing: Timing = Timing()
+    measure: str = "word_accuracy"
+    baseline: str | None = None
+    threads: int = 1
+    workers: int = 1
+    output: str = "runs/comparison"
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be compared."""
+        names = list(self.recipes)
+        _check(len(names) >= 2, f"recipes must name at least two, got {names}")
+        _check(self.baseline in (None, *names), f"baseline {self.baseline!r} is no recipe; there are: {', '.join(names)}")
+        _check(min(self.threads, self.workers) >= 1, f"threads and workers must be at least 1, got {self.threads}, {self.workers}")
+        _check(self.prompts.curve >= 1, f"prompts.curve must be at least 1, got {self.prompts.curve}")
+        _check(self.timing.warm_up >= 0 and self.timing.updates >= 1, f"timing needs updates to measure, got {self.timing}")
+        for name, values in (("learning_rates", self.grid.learning_rates), ("prompts_per_update", self.grid.prompts_per_update)):
+            good = len(values) > 0 and len(set(values)) == len(values) and min(values) > 0
+            _check(good, f"grid.{name} must list different numbers above 0, got {list(values)}")
+        for phase, budget in (("tuning", self.tuning), ("final", self.final)):
+            _check(budget.seconds > 0 and budget.curve_every > 0, f"{phase}: seconds and curve_every must be above 0")
+            good = len(budget.seeds) > 0 and len(set(budget.seeds)) == len(budget.seeds)
+            _check(good, f"{phase}.seeds must list different seeds, got {list(budget.seeds)}")
+            good = budget.images == "fewest" or (isinstance(budget.images, int) and budget.images > 0)
+            _check(good, f"{phase}.images must be a number above 0 or 'fewest', got {budget.images!r}")
+        for name, recipe in self.recipes.items():
+            for key in recipe.overrides:
+                _check(key not in DECIDED, f"recipes.{name}.overrides: {key} follows {DECIDED.get(key)}, the same for all recipes")
+
+    @property
+    def rival(self) -> str:
+        """The recipe that the others are compared with."""
+        return self.baseline or list(self.recipes)[-1]
+
+    def label(self, recipe: str) -> str:
+        """A recipe's name in the figure."""
+        return self.recipes[recipe].label or recipe
+
+    def arguments(self, recipe: str, prompts: int, rate: float, seed: int) -> list[str]:
+        """The command line of `varrl fit` that gives the same updates."""
+        found = self.recipes[recipe]
+        values = {
+            **found.overrides,
+            LEARNING_RATE: rate,
+            PROMPTS_PER_UPDATE: prompts,
+            "seed_everything": seed,
+            "data.train": self.prompts.train,
+            "data.validation": self.prompts.validation,
+            "data.test": self.prompts.test,
+        }
+        changes = (f"--{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in values.items())
+        return ["fit", "--config", str(find_config(found.config)), *changes]
+
+
+def read_spec(path: str | Path, output: str | None = None) -> Spec:
+    """The comparison that a YAML file describes.
+
+    Raises:
+        ConfigError: on a file that is missing or malformed, an unknown or missing key, or a value out of its range.
+    """
+    found = find_config(str(path))
+    try:
+        tree = yaml.safe_load(found.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{found} is not YAML: {error}") from error
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{found}: expected the keys of a comparison, {', '.join(_names(Spec))}; got {tree!r:.80}")
+    tree = tree | ({} if output is None else {"output": output})
+    parts = {"prompts": Prompts, "grid": Grid, "tuning": Budget, "final": Budget, "timing": Timing}
+    values = {name: _built(parts[name], value, name) if name in parts else value for name, value in tree.items()}
+    if isinstance(recipes := tree.get("recipes"), dict):
+        values["recipes"] = {name: _built(Recipe, value, f"recipes.{name}") for name, value in recipes.items()}
+    return _built(Spec, values, str(found))
+
+
+def _built(kind: type[T], values: Any, where: str) -> T:
+    """A dataclass from a mapping, its lists as tuples; every complaint says where."""
+    if not isinstance(values, dict):
+        raise ConfigError(f"{where}: expected a mapping with {', '.join(_names(kind))}; got {values!r:.80}")
+    for key in values:
+        if key not in _names(kind):
+            raise ConfigError(
+                f"{where}: no key {key!r}.{did_you_mean(str(key), _names(kind))} There are: {', '.join(_names(kind))}."
+            )
+    needed = [f.name for f in fields(kind) if f.default is MISSING and f.default_factory is MISSING]  # type: ignore[arg-type]
+    if missing := [name for name in needed if name not in values]:
+        raise ConfigError(f"{where}: {', '.join(missing)} missing; needed are {', '.join(needed)}")
+    try:
+        return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{where}: {error}") from error
+
+
+def _names(kind: type) -> list[str]:
+    return [f.name for f in fields(kind)]
+
+
+def digest(value: Any) -> str:
+    """Sixteen hexadecimal digits that say whether two JSON values are the same."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def _check(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)

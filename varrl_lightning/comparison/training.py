@@ -1,0 +1,192 @@
+"""One run of a recipe in this process: the same updates as `varrl fit`, with clocks and readings in place of its files."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback
+
+from varrl_lightning.algorithms.word_metrics import split_words, word_closeness, words_found
+from varrl_lightning.data import PromptDataModule
+from varrl_lightning.doctor import ParsedConfig
+from varrl_lightning.evaluation import Evaluation
+from varrl_lightning.guard import StartError, said_as
+from varrl_lightning.module import VARGRPO
+from varrl_lightning.rewards.base import score_images
+from varrl_lightning.types import Prompt, Sampling
+
+PARTS = ("rollout", "reward", "update")
+_T_MAX = "model.lr_scheduler.init_args.T_max"
+Reading = Callable[[VARGRPO], dict[str, Any]]
+
+
+def build(arguments: Sequence[str], updates: int | None = None) -> tuple[VARGRPO, PromptDataModule, ParsedConfig]:
+    """The module and the data of a `varrl fit` command line; a schedule with a `T_max` ends with the run.
+
+    Raises:
+        ConfigError: on a wrong configuration.
+        StartError: when prompts, files and model do not fit together.
+    """
+    config = ParsedConfig(arguments)
+    schedule = config.get("model.lr_scheduler")
+    if updates is not None and schedule is not None and "T_max" in (schedule.get("init_args") or {}):
+        config = ParsedConfig([*arguments, f"--{_T_MAX}={updates}"])
+    module, data = config.build()
+    with said_as(StartError, ValueError, OSError):
+        data.setup("fit")
+        module.check_prompts([p for prompts in data.prompts.values() for p in prompts])
+    return module, data, config
+
+
+class Recorder(Callback):
+    """Times each update and takes readings after given ones.
+
+    Args:
+        readings: by number of updates done; 0 is before the first.
+    """
+
+    def __init__(self, readings: Mapping[int, Reading]) -> None:
+        self.readings = readings
+        self.taken: dict[int, dict[str, Any]] = {}
+        self.steps: list[dict[str, Any]] = []
+        self._began = (0.0, 0.0)
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:  # noqa: ARG002
+        """The reading before the first update."""
+        self._read(pl_module)
+
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:  # noqa: ARG002
+        """Start the clock."""
+        self._began = _clocks()
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:  # noqa: ARG002
+        """Stop it; read where asked."""
+        seconds, cpu = (now - began for now, began in zip(_clocks(), self._began, strict=True))
+        logged = trainer.callback_metrics
+        values = {name: float(logged[name]) for name in ("reward", "kl", "grad_norm") if name in logged}
+        parts = {part: float(logged[f"seconds/{part}"]) for part in PARTS}
+        self.steps.append({"seconds": seconds, "cpu_seconds": cpu, "parts": parts} | values)
+        self._read(pl_module)
+
+    def _read(self, module: VARGRPO) -> None:
+        reading = self.readings.get(module.rollouts_done)
+        if reading is not None:
+            self.taken[module.rollouts_done] = reading(module)
+
+
+def train(module: VARGRPO, data: PromptDataModule, config: ParsedConfig, updates: int, readings: Mapping[int, Reading]) -> Recorder:
+    """Make that many updates (rollouts) and take the readings; no file is written.
+
+    Raises:
+        RunStoppedError: when the updates turn non-finite.
+    """
+    recorder = Recorder(readings)
+    asked = config.get("trainer")
+    trainer = L.Trainer(
+        accelerator=asked.accelerator,
+        devices=asked.devices,
+        precision=asked.precision,
+        max_steps=updates * module.updates_per_rollout,
+        max_epochs=-1,
+        limit_val_batches=0,
+        callbacks=[recorder],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r".*`lr_scheduler.step\(\)`.*")
+        trainer.fit(module, datamodule=data)
+    return recorder
+
+
+def _clocks() -> tuple[float, float]:
+    """Seconds that have passed, and those that this process has computed in them."""
+    return time.perf_counter(), time.process_time()
+
+
+# --- readings -----------------------------------------------------------------------------------------------------------------
+
+
+def means(prompts: Sequence[Prompt], greedy: bool) -> Reading:
+    """Metrics over prompts, drawn by the module's sampler and, if asked, greedily."""
+
+    def read(module: VARGRPO) -> dict[str, Any]:
+        found: dict[str, Any] = {"sampled": _finite(_evaluated(module, prompts, module.sampling).metrics())}
+        if greedy:
+            found["greedy"] = _finite(_evaluated(module, prompts, module.sampling.greedy()).metrics())
+        return found
+
+    return read
+
+
+def by_prompt(prompts: Sequence[Prompt]) -> Reading:
+    """Metrics over prompts and of each of them, sampled and greedily, by the reward and by the second judge where there is one."""
+
+    def read(module: VARGRPO) -> dict[str, Any]:
+        return {name: _each(module, prompts, s) for name, s in (("sampled", module.sampling), ("greedy", module.sampling.greedy()))}
+
+    return read
+
+
+def together(*readings: tuple[str, Reading]) -> Reading:
+    """Several readings of one moment, by name."""
+    return lambda module: {name: reading(module) for name, reading in readings}
+
+
+def _evaluated(module: VARGRPO, prompts: Sequence[Prompt], sampling: Sampling) -> Evaluation:
+    return module.evaluate(prompts, sampling)
+
+
+def _each(module: VARGRPO, prompts: Sequence[Prompt], sampling: Sampling) -> dict[str, Any]:
+    evaluation = _evaluated(module, prompts, sampling)
+    values = {"reward": evaluation.values.tolist()} | _words(prompts, evaluation.texts)
+    if module.judge is not None:
+        scores = score_images(module.judge, evaluation.images, prompts, "judge")
+        judged = _words(prompts, scores.texts)
+        values |= {f"judge_{name}": of_prompts for name, of_prompts in judged.items()}
+    rounded = {name: [round(x, 5) for x in of_prompts] for name, of_prompts in values.items()}
+    return {"means": {name: sum(x) / len(x) for name, x in values.items()}, "prompts": rounded}
+
+
+def _words(prompts: Sequence[Prompt], texts: Sequence[Sequence[str]] | None) -> dict[str, list[float]]:
+    """Word accuracy and NED of each prompt, times its number of words over the mean number: so their mean is over all words."""
+    if texts is None:
+        return {}
+    wanted = [split_words(prompt.words) for prompt in prompts]
+    read = [split_words(words) for words in texts]
+    mean = sum(map(len, wanted)) / len(wanted)
+    pairs = list(zip(wanted, read, strict=True))
+    return {
+        "word_accuracy": [words_found(*pair) / mean for pair in pairs],
+        "ned": [sum(word_closeness(*pair)) / mean for pair in pairs],
+    }
+
+
+def _finite(metrics: Mapping[str, float]) -> dict[str, float]:
+    return {name: round(value, 6) for name, value in metrics.items() if math.isfinite(value)}
+
+
+def spaced(prompts: Sequence[Prompt], count: int) -> list[Prompt]:
+    """So many of the prompts, evenly spaced; all when there are no more."""
+    count = min(count, len(prompts))
+    return [prompts[i * len(prompts) // count] for i in range(count)]
+
+
+def weights_digest(module: VARGRPO) -> str:
+    """Says whether two policies are the same, tokenizer and all."""
+    found = hashlib.sha256()
+    parts = [p for p in (module.policy, getattr(module.policy, "tokenizer", None)) if p is not None]
+    for part in parts:
+        for name, tensor in part.state_dict().items():
+            found.update(name.encode())
+            found.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()[:16]

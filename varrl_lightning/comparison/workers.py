@@ -1,0 +1,148 @@
+"""Runs side by side in processes that live on from run to run; every result is a file as soon as it is there."""
+
+from __future__ import annotations
+
+import json
+import logging
+import multiprocessing
+import os
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from varrl_lightning.comparison.jobs import Job
+from varrl_lightning.guard import StartError, hush
+
+_NUMBERS = re.compile(r"\[\n([\d\s.,e+-]+)\]")
+"""A list of nothing but numbers, as `json.dumps` lays it out: an item a line."""
+_THREADS = ("OMP_NUM_THREADS", "OPENCV_FOR_THREADS_NUM")
+
+
+def make_all(jobs: Sequence[Job], folder: Path, workers: int, threads: int) -> dict[str, dict[str, Any]]:
+    """The results of all jobs by name: those that lie in the folder, and the others made now.
+
+    Raises:
+        StartError: when a file there was made from something else.
+    """
+    found = {job.name: result for job in jobs if (result := kept(job, folder)) is not None}
+    missing = [job for job in jobs if job.name not in found]
+    if found and missing:
+        print(f"{len(found)} of {len(jobs)} runs are there already", flush=True)
+    began = time.perf_counter()
+    for done, (job, result) in enumerate(_made(missing, workers, threads), start=1):
+        write_json(folder / f"{job.name}.json", result)
+        found[job.name] = result
+        left = (time.perf_counter() - began) / done * (len(missing) - done) / 60
+        print(
+            f"{job.name}: {result['wall_seconds']:.0f} s{_figure(result)}; {len(missing) - done} to go, {left:.0f} min", flush=True
+        )
+    return {job.name: found[job.name] for job in jobs}
+
+
+def kept(job: Job, folder: Path) -> dict[str, Any] | None:
+    """The result that lies in the folder, or None.
+
+    Raises:
+        StartError: when it was made from something else; names what differs.
+    """
+    path = folder / f"{job.name}.json"
+    if not path.is_file():
+        return None
+    result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    check_made(result["made"], job.made, str(path))
+    return result
+
+
+def check_made(found: Mapping[str, Any], asked: Mapping[str, Any], where: str) -> None:
+    """Refuse results that were made from something else."""
+    differ = [name for name in {**asked, **found} if found.get(name) != json.loads(json.dumps(asked.get(name)))]
+    if differ:
+        raise StartError(
+            f"{where} was made with another {', '.join(sorted(differ))} than is asked for now. Remove it to make it again, or give "
+            "another --output."
+        )
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a file that is whole or not there; a list of numbers is one line of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    text = _NUMBERS.sub(lambda found: "[" + " ".join(found[1].split()) + "]", json.dumps(value, indent=1))
+    partial.write_text(text + "\n", encoding="utf-8")
+    partial.replace(path)
+
+
+def _made(jobs: Sequence[Job], workers: int, threads: int) -> Iterator[tuple[Job, dict[str, Any]]]:
+    """Each job with its result, as they are done; in this process when one worker is enough."""
+    if not jobs:
+        return
+    if workers == 1:
+        with _threads(threads):
+            for job in jobs:
+                yield job, job.run()
+        return
+    with _threads(threads):
+        pool = ProcessPoolExecutor(min(workers, len(jobs)), multiprocessing.get_context("spawn"), _begin, (threads,))
+        futures = {pool.submit(Job.run, job): job for job in jobs}
+        try:
+            for future in as_completed(futures):
+                yield futures[future], future.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in multiprocessing.active_children():
+                process.terminate()
+            raise
+        pool.shutdown()
+
+
+def quiet() -> None:
+    """Silence what Lightning says at the beginning and end of each of many runs."""
+    hush()
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+@contextmanager
+def _threads(threads: int) -> Iterator[None]:
+    """Within it, this process and those that it starts have so many threads each."""
+    before = {name: os.environ.get(name) for name in _THREADS}
+    torch_before = torch.get_num_threads()
+    os.environ |= dict.fromkeys(_THREADS, str(threads))
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(torch_before)
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            os.environ |= {} if value is None else {name: value}
+
+
+def _begin(threads: int) -> None:
+    """What a worker process does first."""
+    torch.set_num_threads(threads)
+    quiet()
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    threading.Thread(target=_follow, args=(parent.join,), daemon=True).start()
+
+
+def _follow(wait: Callable[[], None]) -> None:
+    """A worker whose command was killed would wait for work for ever."""
+    wait()
+    os._exit(1)
+
+
+def _figure(result: Mapping[str, Any]) -> str:
+    if result.get("stopped"):
+        return " (stopped: not finite)"
+    readings = list(result.get("readings", {}).values())
+    metrics = readings[-1].get("validation", {}).get("sampled", {}) if readings else {}
+    return "".join(f", {name.replace('_', ' ')} {metrics[name]:.3f}" for name in ("word_accuracy", "reward") if name in metrics)
