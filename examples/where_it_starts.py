@@ -65,7 +65,7 @@ def main() -> None:
     parser.add_argument("--ways", type=int, default=len(WAYS), help="the first so many ways of drawing")
     arguments = parser.parse_args()
     prompts = load_prompts(f"builtin:lettering/{arguments.split}.jsonl")[: arguments.prompts]
-    readers = {"ocr": OCRReward(detect=False, max_line_width=96)}
+    readers = {"ocr": OCRReward(detect=False, max_line_width=96, min_confidence=0.5)}
     if why_not_installed() is None:
         readers["tesseract"] = TesseractReward(detect=False)
     print(f"{len(prompts)} prompts, {sum(len(p.words) for p in prompts)} words; whole / after {CONTENT} scales")

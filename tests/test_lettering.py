@@ -201,7 +201,7 @@ def test_the_embedded_model_spells_about_half_of_its_words_and_by_its_first_scal
 
     A hundred words leave a standard error of .05, which is what the bounds are wide of.
     """
-    prompts, reward = load_prompts(ASSETS / "test.jsonl")[:60], OCRReward(detect=False, max_line_width=96)
+    prompts, reward = load_prompts(ASSETS / "test.jsonl")[:60], OCRReward(detect=False, max_line_width=96, min_confidence=0.5)
     keys = prompt_keys(0, EVALUATION_UPDATE, prompts, policy.device)
     with torch.no_grad():
         content = policy.sample(policy.begin(policy.encode_prompts(prompts), policy.default_sampling, keys), CONTENT)
@@ -217,7 +217,7 @@ def test_the_embedded_model_spells_about_half_of_its_words_and_by_its_first_scal
 
 
 def test_prompt_files() -> None:
-    """Splits share no word; regions are the lines of the words, and every colour, material and letter is asked for."""
+    """Splits share no word; regions are all lines, the empty ones too, and every colour, material and letter is asked for."""
     words = {}
     for split, count in (("train", 2647), ("validation", 600), ("test", 600)):
         prompts = load_prompts(ASSETS / f"{split}.jsonl")
@@ -230,8 +230,7 @@ def test_prompt_files() -> None:
         assert {sign.material for sign in signs} == {None, *MATERIALS}
         for prompt, sign in zip(prompts, signs, strict=True):
             assert prompt.category == f"{len(sign.words)} word{'s' * (len(sign.words) > 1)}"
-            tops = {1: [16], 2: [0, 32], 3: [0, 16, 32]}[len(sign.words)]
-            assert prompt.regions == tuple(Box(0, top, 60, top + 16) for top in tops)
+            assert prompt.regions == tuple(Box(0, top, 60, top + 16) for top in (0, 16, 32))
             assert prompt.words == sign.words
     assert sum(map(len, words.values())) == len(set().union(*words.values()))
     assert all(re.fullmatch("[A-Z]{3,5}", word) for split in words.values() for word in split)

@@ -14,7 +14,7 @@ from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
-from varrl_lightning.rendering import COLOURS, LINE_HEIGHT, LINES_OF, MATERIALS, WIDTH
+from varrl_lightning.rendering import COLOURS, LINE_HEIGHT, LINES, MATERIALS, WIDTH
 
 ASSETS = Path(__file__).parents[2] / "varrl_lightning" / "assets"
 PLACES = (
@@ -71,7 +71,7 @@ def lettering(words: Sequence[str], split: str) -> Iterator[dict[str, Any]]:
             "id": "-".join(said).lower(),
             "text": f'{sign} that says "{" ".join(said)}"',
             "words": said,
-            "regions": [[0, line * LINE_HEIGHT, WIDTH, (line + 1) * LINE_HEIGHT] for line in LINES_OF[len(said)]],
+            "regions": [[0, line * LINE_HEIGHT, WIDTH, (line + 1) * LINE_HEIGHT] for line in range(LINES)],
             "category": ("1 word", "2 words", "3 words")[number % 3],
         }
 

@@ -202,3 +202,16 @@ def test_a_squeezed_line_is_read_alike_and_its_boxes_stay_on_the_ink() -> None:
 def test_lines_are_squeezed_to_a_width_that_can_hold_a_letter() -> None:
     with pytest.raises(ValueError, match="max_line_width must be at least 32 pixels, got 16"):
         RapidOCREngine(max_line_width=16)
+
+
+def test_a_line_that_is_hardly_read_holds_no_text() -> None:
+    """Bricks are read as a 1, with little confidence; a word is kept."""
+    ground = np.full((16, 60, 3), 200, np.uint8)
+    ground[7::8] = ground[:, 7::8] = 120
+    sure, word = RapidOCREngine(detect=False, threads=1), drawn(("BIRD", 4, 0), size=13, height=16, width=60)
+    (found,), (kept,) = sure.read([ground]), sure.read([word])
+    assert found[0].confidence < 0.5 < kept[0].confidence
+    doubting = RapidOCREngine(detect=False, threads=1, min_confidence=0.5)
+    assert texts(doubting.read([ground, word])) == [[], ["BIRD"]]
+    with pytest.raises(ValueError, match=r"min_confidence must be in \[0, 1\], got 50"):
+        RapidOCREngine(min_confidence=50)

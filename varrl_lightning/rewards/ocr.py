@@ -44,8 +44,8 @@ class OCRReward:
             times faster, which the inner loop of a small model needs.
         threads: of the engine; torch's own number when None.
         confidence: of a word: that of its `line`, which is the paper's, or of the `word` itself.
-        max_line_width: see `RapidOCREngine`.
-        engine: another `OCREngine`; `detect`, `threads`, `confidence` and `max_line_width` are then its own affair.
+        max_line_width, min_confidence: see `RapidOCREngine`.
+        engine: another `OCREngine`; all arguments before this one are then its own affair.
         lam: weight of the penalty, >= 0.
         match, bag, duplicates, case: see `ocr_score`.
         without_words: prompts without words are an `error` before training; `skip` leaves them to other rewards.
@@ -58,6 +58,7 @@ class OCRReward:
         threads: int | None = None,
         confidence: Literal["line", "word"] = "line",
         max_line_width: int = MAX_WIDTH,
+        min_confidence: float = 0.0,
         engine: OCREngine | None = None,
         lam: float = 0.6,
         match: Match = "ld",
@@ -73,7 +74,7 @@ class OCRReward:
         one_of("duplicates", duplicates, Duplicates)
         one_of("case", case, Case)
         one_of("without_words", without_words, WithoutWords)
-        self.engine = RapidOCREngine(detect, threads, confidence, max_line_width) if engine is None else engine
+        self.engine = RapidOCREngine(detect, threads, confidence, max_line_width, min_confidence) if engine is None else engine
         self.lam, self.match, self.bag, self.duplicates, self.case = lam, match, bag, duplicates, case
         self.without_words = without_words
 

@@ -51,6 +51,8 @@ class RapidOCREngine:
         confidence: of a word: that of its `line`, which is the paper's, or the mean of its own characters.
         max_line_width: a line that is wider, once it is 48 pixels high, is squeezed to this many pixels, at least 32. Few large
             letters are read as well at half their width, at half the cost.
+        min_confidence: lines that are read with less, in [0, 1], hold no text: on an empty ground the recogniser sees a stroke or
+            two, with a confidence below .5.
     """
 
     def __init__(
@@ -59,13 +61,16 @@ class RapidOCREngine:
         threads: int | None = None,
         confidence: Literal["line", "word"] = "line",
         max_line_width: int = MAX_WIDTH,
+        min_confidence: float = 0.0,
     ) -> None:
+        if not 0 <= min_confidence <= 1:
+            raise ValueError(f"min_confidence must be in [0, 1], got {min_confidence}")
         if max_line_width < _LEAST_WIDTH:
             raise ValueError(f"max_line_width must be at least {_LEAST_WIDTH} pixels, got {max_line_width}")
         if threads is not None and threads < 1:
             raise ValueError(f"threads must be at least 1, or null for torch's own number, got {threads}")
         one_of("confidence", confidence, Literal["line", "word"])
-        self.detect, self.confidence = detect, confidence
+        self.detect, self.confidence, self.min_confidence = detect, confidence, min_confidence
         threads = threads or torch.get_num_threads()
         self._finder, self._reader = LineFinder(threads), LineReader(threads, max_width=max_line_width)
 
@@ -79,6 +84,8 @@ class RapidOCREngine:
         if not characters:
             return []
         mean = statistics.fmean(c.confidence for c in characters)
+        if mean < self.min_confidence:
+            return []
         margin = _half_width(characters, line.image.shape[0])
         words = []
         for is_space, group in itertools.groupby(characters, key=lambda c: c.text.isspace()):
