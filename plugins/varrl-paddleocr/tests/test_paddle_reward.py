@@ -13,6 +13,7 @@ from wheel_models import drawn
 
 from varrl_lightning.registry import REWARDS, available, build
 from varrl_lightning.rewards.ocr import OCRReward
+from varrl_lightning.rewards.ocr_engines import RapidOCREngine
 from varrl_lightning.rewards.weighted import WeightedRewards
 from varrl_lightning.types import Prompt
 
@@ -55,7 +56,8 @@ def test_it_is_found_by_name_and_weighed(directories: tuple[Path, Path]) -> None
 def test_every_argument_of_the_ocr_reward_is_here() -> None:
     ours, theirs = (inspect.signature(cls).parameters for cls in (PaddleOCRReward, OCRReward))
     readers = inspect.signature(PaddleOCREngine).parameters
-    scoring = {name: p for name, p in theirs.items() if name not in {"detect", "threads", "confidence", "engine"}}
+    of_the_engine = {*inspect.signature(RapidOCREngine).parameters, "engine"}
+    scoring = {name: p for name, p in theirs.items() if name not in of_the_engine}
     for name, parameter in {**readers, **scoring}.items():
         assert (ours[name].default, ours[name].kind) == (parameter.default, parameter.kind)
     assert set(ours) == set(readers) | set(scoring)
