@@ -148,7 +148,7 @@ def test_the_updates_are_those_of_fit(folder: Path, name: str) -> None:
     arguments = found.arguments(name, prompts=2, rate=3e-4, seed=5)
     module, data, config = build(arguments, 3)
     start = torch.cat([p.detach().flatten().clone() for p in module.policy.parameters()])
-    recorder = train(module, data, config, 3, {1: means(data.prompts["validation"], greedy=True)})
+    recorder = train(module, data, config, 3, {1: means(data.prompts["validation"])})
     assert list(recorder.taken) == [1]
     limits = ["--trainer.max_steps=3", "--trainer.enable_progress_bar=false", "--trainer.limit_val_batches=0"]
     assert main([*arguments, *limits, "--trainer.default_root_dir=run"]) == 0
@@ -167,6 +167,22 @@ def test_a_schedule_that_ends_ends_with_the_run(folder: Path) -> None:
     module, data, config = build(read_spec("c.yaml").arguments("plain", 2, 1e-3, 0), updates=2)
     train(module, data, config, 2, {})
     assert module.lr_schedulers().get_last_lr() == pytest.approx([0.0])  # type: ignore[union-attr]
+
+
+def test_a_recipe_may_have_seeds_of_its_own(folder: Path) -> None:
+    """Runs 0 and 1 of one recipe, 0, 1 and 2 of the other: the difference is over the two that both have."""
+    own = {"config": "split.yaml", "label": "two stages", "seeds": [0, 1, 2]}
+    assert main(["compare", spec(folder, recipes__split=own, grid__learning_rates=[1e-3]), "--phase", "time"]) == 0
+    fixed_times(folder)
+    assert main(["compare", "c.yaml"]) == 0
+    table = json.loads(Path("out/results.json").read_text())["recipes"]
+    assert [table[name]["seeds"] for name in ("split", "plain")] == [[0, 1, 2], [0, 1]]
+    ours, theirs = (table[name]["at_time"]["sampled"]["reward"] for name in ("split", "plain"))
+    assert len(ours["seeds"]) == 3
+    by_hand = [a - b for a, b in zip(ours["seeds"][:2], theirs["seeds"], strict=True)]
+    assert ours["differences"] == pytest.approx(by_hand, abs=2e-5)
+    assert ours["difference"] == pytest.approx(sum(by_hand) / 2, abs=2e-5)
+    assert "| two stages | 3 |" in Path("out/results.md").read_text()
 
 
 # --- what is wrong is said first ----------------------------------------------------------------------------------------------
@@ -196,6 +212,8 @@ def test_a_schedule_that_ends_ends_with_the_run(folder: Path) -> None:
         ({"grid__prompts_per_update": [2, 8]}, "asks for 8 prompts, and there are 4"),
         ({"grid__learning_rates": [1e-3, 1e-3]}, "grid.learning_rates must list different numbers"),
         ({"final": {"seconds": 3, "seeds": [0, 1]}}, "final: curve_every missing"),
+        ({"prompts__choice": 0}, "prompts.choice must be at least 1, got 0"),
+        ({"recipes__plain": {"config": "plain.yaml", "seeds": [1, 1]}}, r"plain.seeds must differ, got \[1, 1\]"),
         ({"final__seeds": []}, "final.seeds must list different seeds"),
         ({"tuning__images": "most"}, "tuning.images must be a number above 0 or 'fewest', got 'most'"),
         ({"baseline": "plan"}, "baseline 'plan' is no recipe"),

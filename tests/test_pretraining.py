@@ -68,6 +68,17 @@ def test_a_shipped_config_runs_and_exports_what_loads(part: str, tmp_path: Path,
     assert furthest > 1e-3 if part != "words" else 0 < furthest < 0.01  # words begins with what there was, at a low rate
 
 
+def test_codes_that_are_given_are_kept_and_only_refine_is_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shipped = ASSETS / "tokenizer.safetensors"
+    command = [*tiny("pretrain_tokenizer", tmp_path), f"--model.init_args.codes={shipped}", "--data.batch_size=4"]
+    monkeypatch.setattr(sys, "argv", ["pretraining", *command])
+    main()
+    written, before = read_tensors(tmp_path / "out.safetensors"), read_tensors(shipped)
+    changed = {name for name in before if not torch.equal(written[name], before[name])}
+    assert changed
+    assert all(name.startswith("refine") for name in changed)
+
+
 def gradient_of_letters(hide_words: bool) -> torch.Tensor:
     """The size of the cross-entropies' gradient with respect to each letter's embedding."""
     torch.manual_seed(0)

@@ -49,12 +49,13 @@ def test_codes_are_found_again() -> None:
 
 
 def test_next_input_shows_the_latent_of_each_cell() -> None:
-    """On the grid whose tiles are 8x4 the input is the latent itself; coarser grids see averages of it."""
+    """On the grid whose tiles are 8x4 the input is the latent itself; coarser grids see averages of it; at full strength."""
     vq = MultiScaleVQ(LETTERING, vocab_size=5, ranks=RANKS)
-    latent = torch.randn(2, 3, 48, 60)
-    cells = vq.next_input(latent, 5)
+    plain, details = torch.randn(2, 2, 3, 48, 60)
+    both, latent = torch.cat((plain, details), dim=1), plain + details
+    cells = vq.next_input(both, 5)
     torch.testing.assert_close(cells[:, 15 + 5].view(2, 3, 8, 4), latent[:, :, 8:16, 20:24])
-    whole = vq.next_input(latent, 0).view(2, 3, 8, 4)
+    whole = vq.next_input(both, 0).view(2, 3, 8, 4)
     torch.testing.assert_close(whole, latent.view(2, 3, 8, 6, 4, 15).mean(dim=(3, 5)))
 
 
@@ -69,17 +70,41 @@ def test_the_latent_update_ignores_autocast(tokenizer: MultiScaleVQ) -> None:
 
 
 def test_reconstructions_are_close_at_m_and_when_whole(tokenizer: MultiScaleVQ) -> None:
-    """Each scale brings the latent nearer to what it codes: up to m the plain picture, then the whole one."""
+    """Each scale brings the latent nearer to what it codes: the plain picture up to m, then the whole one; painted at half."""
     plain, whole = render_signs(SIGNS * 16, 11)
     latent, errors = tokenizer.begin(len(whole)), []
     for t, tokens in enumerate(tokenizer.encode(whole, plain)):
         wanted = plain if t < CONTENT else whole
         latent = tokenizer.accumulate(latent, tokens, t)
-        errors.append((latent - tokenizer.target(wanted)).pow(2).mean().sqrt().item())
+        errors.append((latent[:, :3] + latent[:, 3:] - tokenizer.target(wanted)).pow(2).mean().sqrt().item())
         if t + 1 in (CONTENT, T):
-            assert (tokenizer.decode_latent(latent) - wanted).pow(2).mean().sqrt() < (0.1 if t < CONTENT else 0.06)
+            painted = plain if t < CONTENT else (plain + whole) / 2
+            assert (tokenizer.decode_latent(latent) - painted).pow(2).mean().sqrt() < (0.1 if t < CONTENT else 0.06)
     assert errors[:CONTENT] == sorted(errors[:CONTENT], reverse=True)
     assert errors[CONTENT:] == sorted(errors[CONTENT:], reverse=True)
+
+
+def test_details_are_painted_at_their_strength() -> None:
+    """Without `refine`, strength 0 paints the plain picture, 1 the whole one, .5 their mean; no scale before m adds a detail."""
+    plain, whole = render_signs(SIGNS, 2)
+    painted = {}
+    for strength in (0.0, 0.5, 1.0):
+        torch.manual_seed(0)
+        vq = MultiScaleVQ(LETTERING, vocab_size=8, ranks=RANKS, content=CONTENT, strength=strength)
+        for parameter in vq.refine[-2].parameters():
+            torch.nn.init.zeros_(parameter)
+        latent, cut = vq.begin(len(SIGNS)), None
+        for t, tokens in enumerate(vq.encode(whole, plain)):
+            latent = vq.accumulate(latent, tokens, t)
+            if t + 1 == CONTENT:
+                cut = vq.restore(latent)
+        painted[strength] = vq.restore(latent)
+        wanted = {0.0: plain, 0.5: (plain + whole) / 2, 1.0: whole}[strength]
+        torch.testing.assert_close(vq.paint(whole, plain), wanted)
+    assert cut is not None
+    torch.testing.assert_close(painted[0.0], cut, rtol=0, atol=0)
+    torch.testing.assert_close(painted[0.5], (painted[0.0] + painted[1.0]) / 2)
+    assert (painted[1.0] - cut).abs().max() > 0.1
 
 
 def test_what_is_written_is_coded_from_the_plain_picture_alone(tokenizer: MultiScaleVQ) -> None:
@@ -101,7 +126,8 @@ def test_details_can_be_drawn_among_the_nearest(tokenizer: MultiScaleVQ) -> None
     latent = tokenizer.begin(len(whole))
     for t in range(CONTENT):
         latent = tokenizer.accumulate(latent, nearest[t], t)
-    best = tokenizer.distances(tokenizer.target(whole) - latent, CONTENT).topk(8, largest=False).indices
+    assert not latent[:, 3:].any()
+    best = tokenizer.distances(tokenizer.target(whole) - latent[:, :3], CONTENT).topk(8, largest=False).indices
     assert (best == drawn[CONTENT][..., None]).any(dim=-1).all()
     assert 0.5 < (nearest[CONTENT] != drawn[CONTENT]).float().mean() < 1
 
@@ -124,7 +150,7 @@ def test_held_out_words_are_read_at_m_and_when_whole_and_not_before(tokenizer: M
 
 
 def test_decoding_is_differentiable(tokenizer: MultiScaleVQ) -> None:
-    latent = torch.zeros(1, 3, 48, 60, requires_grad=True)
+    latent = torch.zeros(1, 6, 48, 60, requires_grad=True)
     image = tokenizer.decode_latent(latent)
     image.sum().backward()
     assert image.shape == (1, 3, 48, 60)
@@ -157,8 +183,10 @@ def test_k_means_needs_enough_points() -> None:
         k_means(torch.randn(10, 2), 512, torch.Generator(), 1)
 
 
-def test_wrong_grids_and_ranks_are_refused() -> None:
+def test_wrong_grids_ranks_and_strengths_are_refused() -> None:
     with pytest.raises(ValueError, match="every grid must divide the 48x60 picture"):
         MultiScaleVQ(Schedule(((1, 7), (12, 15)), (4, 4)), ranks=(8, 8))
     with pytest.raises(ValueError, match="one number for each of the 7 scales"):
         MultiScaleVQ(LETTERING, ranks=(8, 8))
+    with pytest.raises(ValueError, match=r"strength must be in \[0, 1\], got 1.5"):
+        MultiScaleVQ(LETTERING, ranks=RANKS, strength=1.5)

@@ -89,11 +89,13 @@ class TokenizerPretraining(Pretraining):
         weight_decay: as above.
         export: as above.
         depths: numbers of scales whose pictures are compared, up to the scales of content with the plain picture, beyond them with
-            the whole one.
+            the whole one, its details at the tokenizer's strength.
         fit_batches: batches that the codes are fitted to.
         wrong_details: share of the steps in which the details, all scales after those of content, are drawn among the `near`
             nearest codes: sampled details are never perfect, and must not hurt reading.
         near: as above.
+        codes: safetensors file of a tokenizer whose codes are kept, since k-means ends elsewhere on another machine and a
+            transformer knows its own codes only; fitted anew when None.
     """
 
     def __init__(
@@ -106,19 +108,24 @@ class TokenizerPretraining(Pretraining):
         fit_batches: int = 125,
         wrong_details: float = 0.5,
         near: int = 8,
+        codes: Path | None = None,
     ) -> None:
         super().__init__(lr, warmup, weight_decay, export)
         self.depths, self.fit_batches, self.wrong_details, self.near = tuple(depths), fit_batches, wrong_details, near
         self.trained = self.tokenizer = lettering_tokenizer()
+        self.codes = codes
+        if codes is not None:
+            load_strictly(self.tokenizer, read_tensors(codes), source=str(codes))
         self.tokenizer.codes.requires_grad_(False)
         self.tokenizer.patterns.requires_grad_(False)
 
     def on_fit_start(self) -> None:
-        """Fit the codes to pictures of the training words."""
-        pictures = self.trainer.datamodule.training  # type: ignore[attr-defined]
-        batches = [pictures[b] for b in range(min(self.fit_batches, len(pictures)))]
-        plain, whole = (torch.cat([getattr(b, name) for b in batches]).to(self.device) for name in ("plain", "whole"))
-        fit_codes(self.tokenizer, whole, plain, torch.Generator(self.device).manual_seed(pictures.seed))
+        """Fit the codes to pictures of the training words, unless they are given."""
+        if self.codes is None:
+            pictures = self.trainer.datamodule.training  # type: ignore[attr-defined]
+            batches = [pictures[b] for b in range(min(self.fit_batches, len(pictures)))]
+            plain, whole = (torch.cat([getattr(b, name) for b in batches]).to(self.device) for name in ("plain", "whole"))
+            fit_codes(self.tokenizer, whole, plain, torch.Generator(self.device).manual_seed(pictures.seed))
         for parameter in self.tokenizer.refine[-2].parameters():
             nn.init.zeros_(parameter)
         self.write()
@@ -127,12 +134,12 @@ class TokenizerPretraining(Pretraining):
         self, batch: Batch, near: int = 1
     ) -> Iterator[tuple[int, Float[Tensor, "R 3 H W"], Float[Tensor, "R 3 H W"]]]:
         """Each of `depths`, the picture after so many scales, and what it should be."""
-        latent = self.tokenizer.begin(len(batch.whole))
+        latent, painted = self.tokenizer.begin(len(batch.whole)), self.tokenizer.paint(batch.whole, batch.plain)
         tokens = self.tokenizer.encode(batch.whole, batch.plain, (1,) * CONTENT + (near,) * (len(LETTERING) - CONTENT))
         for t, drawn in enumerate(tokens):
             latent = self.tokenizer.accumulate(latent, drawn, t)
             if t + 1 in self.depths:
-                yield t + 1, self.tokenizer.restore(latent), batch.plain if t < CONTENT else batch.whole
+                yield t + 1, self.tokenizer.restore(latent), batch.plain if t < CONTENT else painted
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The reconstruction loss, summed over depths."""

@@ -28,7 +28,7 @@ class Job:
         updates: of the whole run.
         at_time, at_images: updates at which the budgets of seconds and of images are used up.
         every: updates between two points of the curve.
-        curve: how many of the validation prompts a point of the curve has.
+        curve, choice: how many of the validation prompts a point of the curve has, and a reading that a point is chosen by.
         warm_up: updates before those that are measured, in `time`.
     """
 
@@ -41,6 +41,7 @@ class Job:
     at_images: int = 0
     every: int = 1
     curve: int = 1
+    choice: int | None = None
     warm_up: int = 0
 
     def run(self) -> dict[str, Any]:
@@ -56,12 +57,8 @@ class Job:
 
     def _start(self) -> dict[str, Any]:
         module, data, _ = build(self.arguments)
-        validation, test = data.prompts["validation"], data.prompts["test"]
-        parts = (
-            ("curve", means(spaced(validation, self.curve), greedy=False)),
-            ("validation", means(validation, greedy=True)),
-            ("test", by_prompt(test)),
-        )
+        curve = means(spaced(data.prompts["validation"], self.curve))
+        parts = (("curve", curve), ("test", by_prompt(data.prompts["test"])))
         return {"readings": {"0": together(*parts)(module)}}
 
     def _train(self) -> dict[str, Any]:
@@ -69,11 +66,12 @@ class Job:
         validation = data.prompts["validation"]
         points: dict[int, list[tuple[str, Reading]]] = {}
         for updates in {*range(self.every, self.updates + 1, self.every), self.at_time, self.at_images}:
-            points[updates] = [("curve", means(spaced(validation, self.curve), greedy=False))]
+            points[updates] = [("curve", means(spaced(validation, self.curve)))]
         for updates in {self.at_time, self.at_images}:
-            points[updates].append(("validation", means(validation, greedy=True)))
             if self.kind == "final":
                 points[updates].append(("test", by_prompt(data.prompts["test"])))
+            else:
+                points[updates].append(("validation", means(spaced(validation, self.choice or len(validation)))))
         readings = {updates: together(*parts) for updates, parts in points.items()}
         found: dict[str, Any] = {"updates": self.updates, "at_time": self.at_time, "at_images": self.at_images}
         try:

@@ -133,7 +133,8 @@ class Comparison:
     def _grid_jobs(self) -> list[tuple[Job, str, Point, int]]:
         costs = self.costs()
         points = dict.fromkeys(self.spec.recipes, self.spec.grid.points)
-        return self._jobs("grid", self.spec.tuning, points, costs)
+        seeds = dict.fromkeys(self.spec.recipes, self.spec.tuning.seeds)
+        return self._jobs("grid", self.spec.tuning, seeds, points, costs)
 
     def best(self) -> dict[str, Point]:
         """Each recipe's best point.
@@ -191,10 +192,17 @@ class Comparison:
 
     def final_jobs(self) -> list[tuple[Job, str, Point, int]]:
         """The runs at the best points."""
-        return self._jobs("final", self.spec.final, {recipe: [point] for recipe, point in self.best().items()}, self.costs())
+        points = {recipe: [point] for recipe, point in self.best().items()}
+        seeds = {recipe: self.spec.final_seeds(recipe) for recipe in self.spec.recipes}
+        return self._jobs("final", self.spec.final, seeds, points, self.costs())
 
     def _jobs(
-        self, kind: Any, budget: Budget, points: Mapping[str, list[Point]], costs: Mapping[str, Mapping[int, Cost]]
+        self,
+        kind: Any,
+        budget: Budget,
+        seeds: Mapping[str, tuple[int, ...]],
+        points: Mapping[str, list[Point]],
+        costs: Mapping[str, Mapping[int, Cost]],
     ) -> list[tuple[Job, str, Point, int]]:
         """Seed by seed and point by point, so that the recipes move on together."""
         cost_of = {(recipe, point): costs[recipe][point[0]] for recipe, of_recipe in points.items() for point in of_recipe}
@@ -206,9 +214,11 @@ class Comparison:
                 )
         images = budget.images if isinstance(budget.images, int) else min(c.images(updates[k]) for k, c in cost_of.items())
         found = []
-        for seed in budget.seeds:
+        for seed in dict.fromkeys(s for of_recipe in seeds.values() for s in of_recipe):
             for place in range(max(map(len, points.values()))):
                 for recipe, of_recipe in points.items():
+                    if seed not in seeds[recipe]:
+                        continue
                     point = of_recipe[place]
                     cost, at_time = cost_of[recipe, point], updates[recipe, point]
                     at_images = cost.updates_drawing(images)
@@ -217,7 +227,9 @@ class Comparison:
                     made = self._evaluations() | {"recipe": self._recipe(recipe), "point": list(point), "seed": seed, **numbers}
                     name = f"{recipe}_{point[0]}prompts_lr{point[1]:g}_seed{seed}"
                     arguments = tuple(self.spec.arguments(recipe, *point, seed))
-                    found.append((Job(kind, name, arguments, made, **numbers, curve=self.spec.prompts.curve), recipe, point, seed))
+                    curve, choice = self.spec.prompts.curve, self.spec.prompts.choice
+                    job = Job(kind, name, arguments, made, **numbers, curve=curve, choice=choice)
+                    found.append((job, recipe, point, seed))
         return found
 
     # --- what results depend on --------------------------------------------------------------------------------------------------
@@ -237,7 +249,7 @@ class Comparison:
         return {
             "weights": built.weights,
             "drawing": built.drawing,
-            "prompts": [prompts.train, prompts.validation, prompts.test, prompts.curve],
+            "prompts": [prompts.train, prompts.validation, prompts.test, prompts.curve, prompts.choice],
         }
 
 

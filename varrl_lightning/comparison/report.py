@@ -22,7 +22,8 @@ HEADINGS = {
     "judge_ned": "second judge, NED",
 }
 READINGS = {"at_time": "equal time", "at_images": "equal images"}
-Runs = dict[str, list[dict[str, Any]]]
+Runs = dict[str, dict[int, dict[str, Any]]]
+"""Results by recipe and seed."""
 
 
 def write_report(comparison: Comparison) -> None:
@@ -36,12 +37,12 @@ def write_report(comparison: Comparison) -> None:
     if missing := [name for name, result in found.items() if result is None]:
         raise StartError(f"{comparison.folder / 'final'} lacks {', '.join(missing)}; run --phase final first")
     start: Any = found["start"]
-    runs: Runs = {recipe: [] for recipe in comparison.spec.recipes}
-    for job, recipe, _, _ in jobs:
+    runs: Runs = {recipe: {} for recipe in comparison.spec.recipes}
+    for job, recipe, _, seed in jobs:
         result: Any = found[job.name]
         if result.get("stopped"):
             raise StartError(f"{job.name} stopped before its end: {result['stopped']}")
-        runs[recipe].append(result)
+        runs[recipe][seed] = result
     points = {recipe: point for _, recipe, point, _ in jobs}
     table = results(comparison, runs, points, start["readings"]["0"])
     write_json(comparison.folder / "results.json", table)
@@ -57,14 +58,15 @@ def write_report(comparison: Comparison) -> None:
 def results(comparison: Comparison, runs: Runs, points: Mapping[str, Point], start: Mapping[str, Any]) -> dict[str, Any]:
     """Means and spreads over seeds on the test prompts, and differences from the baseline, at equal time and at equal images."""
     spec, costs = comparison.spec, comparison.costs()
-    table: dict[str, Any] = {"seeds": list(spec.final.seeds), "test_prompts": _prompts(start["test"]), "recipes": {}}
+    table: dict[str, Any] = {"test_prompts": _prompts(start["test"]), "recipes": {}}
     table["start"] = {way: start["test"][way]["means"] for way in ("sampled", "greedy")}
     for recipe, of_recipe in runs.items():
         prompts, rate = points[recipe]
         cost = costs[recipe][prompts]
-        row: dict[str, Any] = {"prompts": prompts, "learning_rate": rate, "seconds_per_update": cost.seconds_per_update}
+        row: dict[str, Any] = {"seeds": list(of_recipe), "prompts": prompts, "learning_rate": rate}
+        row |= {"seconds_per_update": cost.seconds_per_update, "reward_share": cost.reward_share}
         for reading in READINGS:
-            updates = of_recipe[0][reading]
+            updates = _first(of_recipe)[reading]
             row[reading] = {"updates": updates, "seconds": cost.seconds(updates), "images": cost.images(updates)}
             for way in ("sampled", "greedy"):
                 row[reading][way] = _compared(runs, recipe, spec.rival, reading, way)
@@ -73,17 +75,23 @@ def results(comparison: Comparison, runs: Runs, points: Mapping[str, Point], sta
 
 
 def _compared(runs: Runs, recipe: str, rival: str, reading: str, way: str) -> dict[str, Any]:
-    """Every measure of a recipe: over its seeds, and paired with the baseline."""
-    ours, theirs = ([_test(run, reading)[way] for run in runs[name]] for name in (recipe, rival))
+    """Every measure of a recipe: over its seeds, and paired with the baseline over those that both have."""
+    ours, theirs = ({seed: _test(run, reading)[way] for seed, run in runs[name].items()} for name in (recipe, rival))
+    both = [seed for seed in ours if seed in theirs]
     found: dict[str, Any] = {}
-    for measure in (name for name in MEASURES if name in ours[0]["means"]):
-        values = [run["means"][measure] for run in ours]
+    for measure in (name for name in MEASURES if name in _first(ours)["means"]):
+        values = [run["means"][measure] for run in ours.values()]
         spread = Spread.of(values)
         found[measure] = {"mean": spread.mean, "min": spread.low, "max": spread.high, "std": _number(spread.std), "seeds": values}
-        if recipe != rival and len(ours) > 1:
-            difference = paired_difference([run["prompts"][measure] for run in ours], [run["prompts"][measure] for run in theirs])
+        if recipe != rival and len(both) > 1:
+            difference = paired_difference(*([of[seed]["prompts"][measure] for seed in both] for of in (ours, theirs)))
             found[measure] |= {"difference": difference.mean, "error": difference.error, "differences": list(difference.seeds)}
     return found
+
+
+def _first(of_seeds: Mapping[int, Any]) -> Any:
+    """What is alike for all seeds may be read of any."""
+    return next(iter(of_seeds.values()))
 
 
 def _test(run: Mapping[str, Any], reading: str) -> Any:
@@ -103,17 +111,13 @@ def _number(value: float) -> float | None:
 
 def markdown(comparison: Comparison, table: Mapping[str, Any]) -> str:
     """The tables of results.md."""
-    spec, seeds = comparison.spec, ", ".join(map(str, table["seeds"]))
-    several = len(table["seeds"]) > 1
-    about = f"Mean over seeds {seeds} (lowest to highest)" if several else f"One run, seed {seeds},"
+    spec = comparison.spec
     lines = [
         "# Recipes compared",
         "",
-        f"{about} on the same {table['test_prompts']} test prompts at the same keys.",
+        f"Mean over the seeds of a recipe (lowest to highest) on the same {table['test_prompts']} test prompts at the same keys.",
+        f"In brackets the difference from {spec.label(spec.rival)}, paired by seed and prompt, with its standard error over both.",
     ]
-    if several:
-        rival = spec.label(spec.rival)
-        lines.append(f"In brackets the difference from {rival}, paired by seed and prompt, with its standard error over both.")
     for reading, title in READINGS.items():
         lines += ["", f"## At {title}", "", *_table(comparison, table, reading)]
     return "\n".join(lines) + "\n"
@@ -123,13 +127,14 @@ def _table(comparison: Comparison, table: Mapping[str, Any], reading: str) -> li
     spec, start = comparison.spec, table["start"]
     columns = [(way, measure) for measure in MEASURES for way in ("sampled", "greedy") if measure in start[way]]
     headings = [f"{HEADINGS[measure]}{', greedy' if way == 'greedy' else ''}" for way, measure in columns]
-    lines = [f"| recipe | learning rate | prompts | updates | seconds | images | {' | '.join(headings)} |"]
-    lines += [f"|---|{'---:|' * (5 + len(headings))}"]
-    lines += [f"| start | | | 0 | 0 | 0 | {' | '.join(f'{start[way][measure]:.3f}' for way, measure in columns)} |"]
+    lines = [f"| recipe | seeds | learning rate | prompts | updates | seconds | images | {' | '.join(headings)} |"]
+    lines += [f"|---|{'---:|' * (6 + len(headings))}"]
+    lines += [f"| start | | | | 0 | 0 | 0 | {' | '.join(f'{start[way][measure]:.3f}' for way, measure in columns)} |"]
     for recipe, row in table["recipes"].items():
         found = row[reading]
         cells = [_cell(found[way][measure]) for way, measure in columns]
-        about = f"{row['learning_rate']:g} | {row['prompts']} | {found['updates']} | {found['seconds']:.0f} | {found['images']}"
+        point = f"{len(row['seeds'])} | {row['learning_rate']:g} | {row['prompts']}"
+        about = f"{point} | {found['updates']} | {found['seconds']:.0f} | {found['images']}"
         lines.append(f"| {spec.label(recipe)} | {about} | {' | '.join(cells)} |")
     return lines
 
@@ -152,11 +157,12 @@ def _lines(comparison: Comparison, runs: Runs, points: Mapping[str, Point], star
     found = []
     for recipe, of_recipe in runs.items():
         cost = costs[recipe][points[recipe][0]]
-        updates = [0, *sorted(int(u) for u in of_recipe[0]["readings"])]
-        values = [[_curve(run["readings"][str(u)] if u else start, spec.measure) for u in updates] for run in of_recipe]
+        first = _first(of_recipe)
+        updates = [0, *sorted(int(u) for u in first["readings"])]
+        values = [[_curve(run["readings"][str(u)] if u else start, spec.measure) for u in updates] for run in of_recipe.values()]
         seconds, images = [cost.seconds(u) for u in updates], [float(cost.images(u)) for u in updates]
         found.append(
-            Line(spec.label(recipe), seconds, images, values, spec.final.seconds, float(cost.images(of_recipe[0]["at_images"])))
+            Line(spec.label(recipe), seconds, images, values, spec.final.seconds, float(cost.images(first["at_images"])))
         )
     return found
 

@@ -31,21 +31,36 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Recipe:
-    """A configuration file, and changes to it by dotted key; `label` is its name in the figure."""
+    """One way to train.
+
+    Args:
+        config: file of it.
+        overrides: changes to it, by dotted key.
+        label: its name in the figure.
+        seeds: of its final runs, where it has others than `final.seeds`; differences are over the seeds that two recipes share.
+    """
 
     config: str
     overrides: Mapping[str, Any] = field(default_factory=dict)
     label: str | None = None
+    seeds: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
 class Prompts:
-    """Prompt files of all recipes; `curve` many of the validation prompts, evenly spaced, are drawn during a run."""
+    """Prompt files of all recipes.
+
+    Args:
+        train, validation, test: as in a configuration's `data`.
+        curve: how many of the validation prompts, evenly spaced, are drawn for a point of the curve.
+        choice: how many of them, evenly spaced, a grid's best point is chosen on; all when None.
+    """
 
     train: str
     validation: str
     test: str
     curve: int = 200
+    choice: int | None = None
 
 
 @dataclass(frozen=True)
@@ -122,7 +137,9 @@ class Spec:
         _check(len(names) >= 2, f"recipes must name at least two, got {names}")
         _check(self.baseline in (None, *names), f"baseline {self.baseline!r} is no recipe; there are: {', '.join(names)}")
         _check(min(self.threads, self.workers) >= 1, f"threads and workers must be at least 1, got {self.threads}, {self.workers}")
-        _check(self.prompts.curve >= 1, f"prompts.curve must be at least 1, got {self.prompts.curve}")
+        for name in ("curve", "choice"):
+            count = getattr(self.prompts, name)
+            _check(count is None or count >= 1, f"prompts.{name} must be at least 1, got {count}")
         _check(self.timing.warm_up >= 0 and self.timing.updates >= 1, f"timing needs updates to measure, got {self.timing}")
         for name, values in (("learning_rates", self.grid.learning_rates), ("prompts_per_update", self.grid.prompts_per_update)):
             good = len(values) > 0 and len(set(values)) == len(values) and min(values) > 0
@@ -134,6 +151,7 @@ class Spec:
             good = budget.images == "fewest" or (isinstance(budget.images, int) and budget.images > 0)
             _check(good, f"{phase}.images must be a number above 0 or 'fewest', got {budget.images!r}")
         for name, recipe in self.recipes.items():
+            _check(len(set(recipe.seeds)) == len(recipe.seeds), f"recipes.{name}.seeds must differ, got {list(recipe.seeds)}")
             for key in recipe.overrides:
                 _check(key not in DECIDED, f"recipes.{name}.overrides: {key} follows {DECIDED.get(key)}, the same for all recipes")
 
@@ -141,6 +159,10 @@ class Spec:
     def rival(self) -> str:
         """The recipe that the others are compared with."""
         return self.baseline or list(self.recipes)[-1]
+
+    def final_seeds(self, recipe: str) -> tuple[int, ...]:
+        """The seeds of a recipe's final runs."""
+        return self.recipes[recipe].seeds or self.final.seeds
 
     def label(self, recipe: str) -> str:
         """A recipe's name in the figure."""

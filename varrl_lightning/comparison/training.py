@@ -16,10 +16,9 @@ from lightning.pytorch.callbacks import Callback
 from varrl_lightning.algorithms.word_metrics import split_words, word_closeness, words_found
 from varrl_lightning.data import PromptDataModule
 from varrl_lightning.doctor import ParsedConfig
-from varrl_lightning.evaluation import Evaluation
 from varrl_lightning.guard import StartError, said_as
 from varrl_lightning.module import VARGRPO
-from varrl_lightning.rewards.base import score_images
+from varrl_lightning.rewards.base import Reward, score_images
 from varrl_lightning.types import Prompt, Sampling
 
 PARTS = ("rollout", "reward", "update")
@@ -116,23 +115,19 @@ def _clocks() -> tuple[float, float]:
 # --- readings -----------------------------------------------------------------------------------------------------------------
 
 
-def means(prompts: Sequence[Prompt], greedy: bool) -> Reading:
-    """Metrics over prompts, drawn by the module's sampler and, if asked, greedily."""
-
-    def read(module: VARGRPO) -> dict[str, Any]:
-        found: dict[str, Any] = {"sampled": _finite(_evaluated(module, prompts, module.sampling).metrics())}
-        if greedy:
-            found["greedy"] = _finite(_evaluated(module, prompts, module.sampling.greedy()).metrics())
-        return found
-
-    return read
+def means(prompts: Sequence[Prompt]) -> Reading:
+    """Metrics over prompts, drawn by the module's sampler."""
+    return lambda module: {"sampled": _finite(module.evaluate(prompts, module.sampling).metrics())}
 
 
 def by_prompt(prompts: Sequence[Prompt]) -> Reading:
-    """Metrics over prompts and of each of them, sampled and greedily, by the reward and by the second judge where there is one."""
+    """Metrics over prompts and of each of them, sampled and greedily; what is sampled by the second judge too, if there is one."""
 
     def read(module: VARGRPO) -> dict[str, Any]:
-        return {name: _each(module, prompts, s) for name, s in (("sampled", module.sampling), ("greedy", module.sampling.greedy()))}
+        return {
+            "sampled": _each(module, prompts, module.sampling, module.judge),
+            "greedy": _each(module, prompts, module.sampling.greedy(), None),
+        }
 
     return read
 
@@ -142,15 +137,11 @@ def together(*readings: tuple[str, Reading]) -> Reading:
     return lambda module: {name: reading(module) for name, reading in readings}
 
 
-def _evaluated(module: VARGRPO, prompts: Sequence[Prompt], sampling: Sampling) -> Evaluation:
-    return module.evaluate(prompts, sampling)
-
-
-def _each(module: VARGRPO, prompts: Sequence[Prompt], sampling: Sampling) -> dict[str, Any]:
-    evaluation = _evaluated(module, prompts, sampling)
+def _each(module: VARGRPO, prompts: Sequence[Prompt], sampling: Sampling, judge: Reward | None) -> dict[str, Any]:
+    evaluation = module.evaluate(prompts, sampling)
     values = {"reward": evaluation.values.tolist()} | _words(prompts, evaluation.texts)
-    if module.judge is not None:
-        scores = score_images(module.judge, evaluation.images, prompts, "judge")
+    if judge is not None:
+        scores = score_images(judge, evaluation.images, prompts, "judge")
         judged = _words(prompts, scores.texts)
         values |= {f"judge_{name}": of_prompts for name, of_prompts in judged.items()}
     rounded = {name: [round(x, 5) for x in of_prompts] for name, of_prompts in values.items()}

@@ -144,5 +144,6 @@ def _figure(result: Mapping[str, Any]) -> str:
     if result.get("stopped"):
         return " (stopped: not finite)"
     readings = list(result.get("readings", {}).values())
-    metrics = readings[-1].get("validation", {}).get("sampled", {}) if readings else {}
+    last = readings[-1] if readings else {}
+    metrics = last["test"]["sampled"]["means"] if "test" in last else last.get("validation", {}).get("sampled", {})
     return "".join(f", {name.replace('_', ' ')} {metrics[name]:.3f}" for name in ("word_accuracy", "reward") if name in metrics)

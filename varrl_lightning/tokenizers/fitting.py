@@ -31,7 +31,7 @@ def fit_codes(
         iterations: of k-means.
     """
     tokenizer.mean.copy_(images.mean(dim=(0, 2, 3)).view(3, 1, 1))
-    latent = tokenizer.begin(len(images))
+    latent = torch.zeros_like(images)  # plain picture and details together
     errors = []
     for t, (codes, patterns) in enumerate(zip(tokenizer.codes, tokenizer.patterns, strict=True)):
         left = tokenizer.target(plain if t < tokenizer.content else images) - latent

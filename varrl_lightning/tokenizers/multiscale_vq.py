@@ -18,21 +18,25 @@ _CELL = (8, 4)
 class MultiScaleVQ(nn.Module):
     """Codes a picture as a sum of tiles, scale after scale, each scale on what the earlier ones left over.
 
-    The latent is a picture around zero. A token of scale t adds one of `vocab_size` coloured tiles of H/h_t x W/w_t pixels,
-    a combination of at most `ranks[t]` orthonormal patterns:
-
-        latent_0 = 0,    latent_{t+1} = latent_t + tiles(codes_t[tokens_t] @ patterns_t)
-        image = latent_T + refine(latent_T) + mean
-
     The first `content` scales code the plain picture, what is written on which colour; the others what the whole one has beyond
-    it: material, light, shadows. `refine` is a small convolutional net. It sees latents of several depths in training, so that
-    they decode to legible pictures.
+    it: material, light, shadows. The latent holds both, each a picture around zero, three channels after three. A token of scale t
+    adds to one of them one of `vocab_size` coloured tiles of H/h_t x W/w_t pixels, a combination of at most `ranks[t]` orthonormal
+    patterns:
+
+        plain_0 = details_0 = 0
+        plain_{t+1} = plain_t + tiles(codes_t[tokens_t] @ patterns_t), and so the details from t = `content` on
+        image = x + refine(x) + mean,    x = plain_T + strength * details_T
+
+    Details are coded as they are and painted at `strength`: where a model draws them, they are never perfect, and must not hurt
+    reading. `refine` is a small convolutional net. It sees latents of several depths in training, so that they decode to legible
+    pictures.
 
     Args:
         schedule: the token grids; each must divide the picture.
         vocab_size: codes of each scale.
         ranks: number of patterns of each scale.
         content: number of scales that code the plain picture; all when None.
+        strength: of the details in a decoded picture, from 0 to 1, where 1 paints what was coded.
         width: channels of `refine`.
     """
 
@@ -41,7 +45,13 @@ class MultiScaleVQ(nn.Module):
     mean: Tensor
 
     def __init__(
-        self, schedule: Schedule, vocab_size: int = 512, ranks: tuple[int, ...] = (), content: int | None = None, width: int = 48
+        self,
+        schedule: Schedule,
+        vocab_size: int = 512,
+        ranks: tuple[int, ...] = (),
+        content: int | None = None,
+        strength: float = 1.0,
+        width: int = 48,
     ) -> None:
         super().__init__()
         height, image_width = schedule.image_size
@@ -49,9 +59,12 @@ class MultiScaleVQ(nn.Module):
             raise ValueError(f"every grid must divide the {height}x{image_width} picture, got {schedule.grids}")
         if len(ranks) != len(schedule):
             raise ValueError(f"ranks must name one number for each of the {len(schedule)} scales, got {ranks}")
+        if not 0 <= strength <= 1:
+            raise ValueError(f"strength must be in [0, 1], got {strength}")
         self.schedule = schedule
         self.vocab_size = vocab_size
         self.content = len(schedule) if content is None else content
+        self.strength = strength
         self.tiles = tuple((height // h, image_width // w) for h, w in schedule.grids)
         areas = [3 * h * w for h, w in self.tiles]
         self.codes = nn.ParameterList([torch.randn(vocab_size, min(r, a)) for r, a in zip(ranks, areas, strict=True)])
@@ -74,9 +87,9 @@ class MultiScaleVQ(nn.Module):
         """Features per token of `next_input`."""
         return 3 * _CELL[0] * _CELL[1]
 
-    def begin(self, rows: int) -> Float[Tensor, "R 3 H W"]:
-        """The latent before any scale: zero."""
-        return self.mean.new_zeros(rows, 3, *self.schedule.image_size)
+    def begin(self, rows: int) -> Float[Tensor, "R 6 H W"]:
+        """The latent before any scale: plain picture and details are zero."""
+        return self.mean.new_zeros(rows, 6, *self.schedule.image_size)
 
     def embed(self, tokens: Int[Tensor, "R n"], t: int) -> Float[Tensor, "R 3 H W"]:
         """What the tokens of scale t add to the latent, in fp32."""
@@ -84,27 +97,34 @@ class MultiScaleVQ(nn.Module):
             flat = self.codes[t].float()[tokens] @ self.patterns[t].float()
             return _join(flat, self.schedule.grids[t], self.tiles[t])
 
-    def accumulate(self, latent: Float[Tensor, "R 3 H W"], tokens: Int[Tensor, "R n"], t: int) -> Float[Tensor, "R 3 H W"]:
+    def accumulate(self, latent: Float[Tensor, "R 6 H W"], tokens: Int[Tensor, "R n"], t: int) -> Float[Tensor, "R 6 H W"]:
         """The latent after scale t."""
-        return latent.float() + self.embed(tokens, t)
+        plain, details = latent.float().chunk(2, dim=1)
+        added = self.embed(tokens, t)
+        return torch.cat((plain + added, details) if t < self.content else (plain, details + added), dim=1)
 
-    def next_input(self, latent: Float[Tensor, "R 3 H W"], t: int) -> Float[Tensor, "R n C"]:
+    def next_input(self, latent: Float[Tensor, "R 6 H W"], t: int) -> Float[Tensor, "R n C"]:
         """What the transformer sees of the latent when it predicts scale t: one 8x4 thumbnail of each tile."""
         h, w = self.schedule.grids[t]
         with torch.autocast(latent.device.type, enabled=False):
-            resized = F.interpolate(latent.float(), (h * _CELL[0], w * _CELL[1]), mode="area")
+            resized = F.interpolate(_together(latent.float()), (h * _CELL[0], w * _CELL[1]), mode="area")
             return _cut(resized, (h, w), _CELL)
 
-    def decode_latent(self, latent: Float[Tensor, "R 3 H W"]) -> Float[Tensor, "R 3 H W"]:
+    def decode_latent(self, latent: Float[Tensor, "R 6 H W"]) -> Float[Tensor, "R 3 H W"]:
         """The picture of a latent, whole or cut off after any scale; RGB in [0, 1], differentiable inside that range."""
         return self.restore(latent).clamp(0, 1)
 
-    def restore(self, latent: Float[Tensor, "R 3 H W"]) -> Float[Tensor, "R 3 H W"]:
+    def restore(self, latent: Float[Tensor, "R 6 H W"]) -> Float[Tensor, "R 3 H W"]:
         """`decode_latent` before it is clamped: what the reconstruction loss is about."""
         with torch.autocast(latent.device.type, enabled=False):
-            latent = latent.float()
-            refined: Tensor = self.refine(latent)
-            return latent + refined + self.mean
+            plain, details = latent.float().chunk(2, dim=1)
+            painted = plain + self.strength * details
+            refined: Tensor = self.refine(painted)
+            return painted + refined + self.mean
+
+    def paint(self, whole: Float[Tensor, "R 3 H W"], plain: Float[Tensor, "R 3 H W"]) -> Float[Tensor, "R 3 H W"]:
+        """What the tokens of a picture should decode to: the picture, its details at `strength`."""
+        return plain + self.strength * (whole - plain)
 
     @torch.no_grad()
     def encode(
@@ -121,15 +141,15 @@ class MultiScaleVQ(nn.Module):
         latent = self.begin(len(images))
         tokens = []
         for t, count in enumerate(near or (1,) * len(self.schedule)):
-            left = self.target(images if plain is None or t >= self.content else plain) - latent
+            left = self.target(images if plain is None or t >= self.content else plain) - _together(latent)
             candidates = self.distances(left, t).topk(count, dim=-1, largest=False).indices
             choice = torch.randint(count, (*candidates.shape[:-1], 1), device=candidates.device)
             tokens.append(candidates.gather(-1, choice).squeeze(-1))
-            latent = latent + self.embed(tokens[-1], t)
+            latent = self.accumulate(latent, tokens[-1], t)
         return tokens
 
     def target(self, images: Float[Tensor, "R 3 H W"]) -> Float[Tensor, "R 3 H W"]:
-        """The latent that would be the picture exactly."""
+        """What plain picture and details of the latent should come to, together."""
         return images.float() - self.mean
 
     def tiles_of(self, latent: Float[Tensor, "R 3 H W"], t: int) -> Float[Tensor, "R n area"]:
@@ -141,6 +161,11 @@ class MultiScaleVQ(nn.Module):
         codes: Tensor = self.codes[t]
         at: Tensor = self.tiles_of(left, t) @ self.patterns[t].T
         return codes.pow(2).sum(dim=-1) - 2 * at @ codes.T
+
+
+def _together(latent: Float[Tensor, "R 6 H W"]) -> Float[Tensor, "R 3 H W"]:
+    plain, details = latent.chunk(2, dim=1)
+    return plain + details
 
 
 def _cut(latent: Float[Tensor, "R 3 H W"], grid: tuple[int, int], tile: tuple[int, int]) -> Float[Tensor, "R n area"]:
