@@ -1,6 +1,6 @@
 """How well the embedded model spells before any reinforcement learning, drawn in several ways.
 
-    python examples/where_it_starts.py [--split test] [TRANSFORMER.safetensors ...]
+    python examples/where_it_starts.py [--split test] [--no-judge] [TRANSFORMER.safetensors ...]
 
 Prints, for each file of weights (the model that comes with the package, if none is named), word accuracy and NED by the reward's
 reader, and word accuracy by Tesseract where it is installed: of whole pictures and of the same pictures decoded after m scales.
@@ -63,10 +63,11 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, help="the first so many; all when left out")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--ways", type=int, default=len(WAYS), help="the first so many ways of drawing")
+    parser.add_argument("--no-judge", action="store_true", help="leave Tesseract out, which takes most of the time")
     arguments = parser.parse_args()
     prompts = load_prompts(f"builtin:lettering/{arguments.split}.jsonl")[: arguments.prompts]
     readers = {"ocr": OCRReward(detect=False, max_line_width=96, min_confidence=0.5)}
-    if why_not_installed() is None:
+    if not arguments.no_judge and why_not_installed() is None:
         readers["tesseract"] = TesseractReward(detect=False)
     print(f"{len(prompts)} prompts, {sum(len(p.words) for p in prompts)} words; whole / after {CONTENT} scales")
     for path in arguments.weights:

@@ -109,6 +109,7 @@ def test_all_phases_and_what_is_there_is_not_made_again(folder: Path, capsys: py
     assert "difference" not in other
     page = Path("out/results.md").read_text()
     assert "## At equal images" in page
+    assert re.search(r"\| two stages \| 2 \| 1\.50 \| 6 \| \d+% \|", page)
     assert "| two stages |" in page
     with Image.open("out/comparison.png") as picture:
         assert picture.width > 500

@@ -58,7 +58,7 @@ class Job:
     def _start(self) -> dict[str, Any]:
         module, data, _ = build(self.arguments)
         curve = means(spaced(data.prompts["validation"], self.curve))
-        parts = (("curve", curve), ("test", by_prompt(data.prompts["test"])))
+        parts = (("curve", curve), ("test", by_prompt(data.prompts["test"], thorough=True)))
         return {"readings": {"0": together(*parts)(module)}}
 
     def _train(self) -> dict[str, Any]:
@@ -69,7 +69,7 @@ class Job:
             points[updates] = [("curve", means(spaced(validation, self.curve)))]
         for updates in {self.at_time, self.at_images}:
             if self.kind == "final":
-                points[updates].append(("test", by_prompt(data.prompts["test"])))
+                points[updates].append(("test", by_prompt(data.prompts["test"], thorough=updates == self.at_time)))
             else:
                 points[updates].append(("validation", means(spaced(validation, self.choice or len(validation)))))
         readings = {updates: together(*parts) for updates, parts in points.items()}

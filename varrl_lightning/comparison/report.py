@@ -68,7 +68,7 @@ def results(comparison: Comparison, runs: Runs, points: Mapping[str, Point], sta
         for reading in READINGS:
             updates = _first(of_recipe)[reading]
             row[reading] = {"updates": updates, "seconds": cost.seconds(updates), "images": cost.images(updates)}
-            for way in ("sampled", "greedy"):
+            for way in _test(_first(of_recipe), reading):
                 row[reading][way] = _compared(runs, recipe, spec.rival, reading, way)
         table["recipes"][recipe] = row
     return table
@@ -76,8 +76,8 @@ def results(comparison: Comparison, runs: Runs, points: Mapping[str, Point], sta
 
 def _compared(runs: Runs, recipe: str, rival: str, reading: str, way: str) -> dict[str, Any]:
     """Every measure of a recipe: over its seeds, and paired with the baseline over those that both have."""
-    ours, theirs = ({seed: _test(run, reading)[way] for seed, run in runs[name].items()} for name in (recipe, rival))
-    both = [seed for seed in ours if seed in theirs]
+    ours, theirs = ({seed: _test(run, reading).get(way) for seed, run in runs[name].items()} for name in (recipe, rival))
+    both = [seed for seed in ours if theirs.get(seed)]
     found: dict[str, Any] = {}
     for measure in (name for name in MEASURES if name in _first(ours)["means"]):
         values = [run["means"][measure] for run in ours.values()]
@@ -118,14 +118,31 @@ def markdown(comparison: Comparison, table: Mapping[str, Any]) -> str:
         f"Mean over the seeds of a recipe (lowest to highest) on the same {table['test_prompts']} test prompts at the same keys.",
         f"In brackets the difference from {spec.label(spec.rival)}, paired by seed and prompt, with its standard error over both.",
     ]
+    lines += ["", "## What an update costs", "", *_cost_table(comparison)]
     for reading, title in READINGS.items():
         lines += ["", f"## At {title}", "", *_table(comparison, table, reading)]
     return "\n".join(lines) + "\n"
 
 
+def _cost_table(comparison: Comparison) -> list[str]:
+    """As measured, one after another, at each number of prompts: means over a recipe's cycle."""
+    lines = ["| recipe | prompts | seconds | images | share of the reward |", f"|---|{'---:|' * 4}"]
+    for recipe, of_prompts in comparison.costs().items():
+        for prompts, cost in of_prompts.items():
+            numbers = f"{cost.seconds_per_update:.2f} | {cost.images_per_update:.0f} | {cost.reward_share:.0%}"
+            lines.append(f"| {comparison.spec.label(recipe)} | {prompts} | {numbers} |")
+    return lines
+
+
 def _table(comparison: Comparison, table: Mapping[str, Any], reading: str) -> list[str]:
     spec, start = comparison.spec, table["start"]
-    columns = [(way, measure) for measure in MEASURES for way in ("sampled", "greedy") if measure in start[way]]
+    read = [row[reading] for row in table["recipes"].values()]
+    columns = [
+        (way, measure)
+        for measure in MEASURES
+        for way in ("sampled", "greedy")
+        if all(measure in found.get(way, {}) for found in (start, *read))
+    ]
     headings = [f"{HEADINGS[measure]}{', greedy' if way == 'greedy' else ''}" for way, measure in columns]
     lines = [f"| recipe | seeds | learning rate | prompts | updates | seconds | images | {' | '.join(headings)} |"]
     lines += [f"|---|{'---:|' * (6 + len(headings))}"]

@@ -120,14 +120,18 @@ def means(prompts: Sequence[Prompt]) -> Reading:
     return lambda module: {"sampled": _finite(module.evaluate(prompts, module.sampling).metrics())}
 
 
-def by_prompt(prompts: Sequence[Prompt]) -> Reading:
-    """Metrics over prompts and of each of them, sampled and greedily; what is sampled by the second judge too, if there is one."""
+def by_prompt(prompts: Sequence[Prompt], thorough: bool) -> Reading:
+    """Metrics over prompts and of each of them, drawn by the module's sampler.
+
+    Args:
+        thorough: whether they are drawn greedily too, and what is sampled is read by the second judge, if there is one.
+    """
 
     def read(module: VARGRPO) -> dict[str, Any]:
-        return {
-            "sampled": _each(module, prompts, module.sampling, module.judge),
-            "greedy": _each(module, prompts, module.sampling.greedy(), None),
-        }
+        found = {"sampled": _each(module, prompts, module.sampling, module.judge if thorough else None)}
+        if thorough:
+            found["greedy"] = _each(module, prompts, module.sampling.greedy(), None)
+        return found
 
     return read
 
