@@ -13,20 +13,17 @@ import argparse
 import colorsys
 import math
 from collections import Counter
-from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from varrl_lightning import VARGRPO
-from varrl_lightning.evaluation import EVALUATION_UPDATE
+from varrl_lightning.evaluation import draw
 from varrl_lightning.policies.base import VARPolicy
 from varrl_lightning.policies.lettering import LetteringPolicy, sign_of
 from varrl_lightning.prompts import load_prompts
 from varrl_lightning.rendering import COLOURS
-from varrl_lightning.rollout import prompt_keys
-from varrl_lightning.types import Prompt
 
 TONES = torch.tensor([colorsys.hsv_to_rgb(hue, saturation, 0.91) for hue, saturation in COLOURS.values()])
 """The colours as they are rendered, in the middle of their brightness."""
@@ -37,18 +34,6 @@ def colours(images: Float[Tensor, "N 3 H W"]) -> list[str]:
     ground = images.flatten(2).median(dim=2).values  # (N, 3)
     ground = ground * (0.91 / ground.max(dim=1, keepdim=True).values)  # dark or light, a colour is the same
     return [list(COLOURS)[i] for i in torch.cdist(ground, TONES).argmin(dim=1).tolist()]
-
-
-@torch.no_grad()
-def draw(policy: VARPolicy, prompts: Sequence[Prompt]) -> Float[Tensor, "N 3 H W"]:
-    """A picture of each prompt, by the shipped sampler."""
-    keys = prompt_keys(0, EVALUATION_UPDATE, prompts, policy.device)
-    images = []
-    for first in range(0, len(prompts), 50):
-        rows = slice(first, first + 50)
-        state = policy.begin(policy.encode_prompts(prompts[rows]), policy.default_sampling, keys[rows])
-        images.append(policy.decode_latent(policy.sample(state, len(policy.schedule())).latent))
-    return torch.cat(images)
 
 
 def entropy(counts: Counter[str]) -> float:
@@ -65,10 +50,12 @@ def main() -> None:
     arguments = parser.parse_args()
     prompts = load_prompts(arguments.prompts)
     asked = [sign_of(prompt).colour for prompt in prompts]
+    if None not in asked or not any(asked):
+        parser.error(f"{arguments.prompts}: some prompts must name a colour and some must not")
     policies: dict[str, VARPolicy] = {"embedded": LetteringPolicy.from_pretrained()}
     policies |= {path: VARGRPO.load_from_checkpoint(path).policy for path in arguments.checkpoints}
     for name, policy in policies.items():
-        painted = colours(draw(policy, prompts))
+        painted = colours(draw(policy, prompts, policy.default_sampling, seed=0))
         right = [painted_one == wanted for painted_one, wanted in zip(painted, asked, strict=True) if wanted]
         free = Counter(painted_one for painted_one, wanted in zip(painted, asked, strict=True) if not wanted)
         print(f"{name}: named colours kept {sum(right)} of {len(right)} ({sum(right) / len(right):.2f})")

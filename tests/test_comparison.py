@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,12 @@ from PIL import Image
 
 from varrl_lightning.__main__ import main
 from varrl_lightning.comparison.costs import Cost, StageCost
+from varrl_lightning.comparison.report import _compared
 from varrl_lightning.comparison.spec import read_spec
 from varrl_lightning.comparison.statistics import Spread, paired_difference
-from varrl_lightning.comparison.training import build, means, train
+from varrl_lightning.comparison.training import build, means, spaced, train
 from varrl_lightning.config_files import shipped_configs
+from varrl_lightning.prompts import load_prompts
 
 RECIPES = ("paper", "vanilla_grpo", "vanilla_panw", "prefix_only")
 
@@ -170,12 +173,14 @@ def test_a_schedule_that_ends_ends_with_the_run(folder: Path) -> None:
     assert module.lr_schedulers().get_last_lr() == pytest.approx([0.0])  # type: ignore[union-attr]
 
 
-def test_a_recipe_may_have_seeds_of_its_own(folder: Path) -> None:
+def test_a_recipe_may_have_seeds_and_learning_rates_of_its_own(folder: Path) -> None:
     """Runs 0 and 1 of one recipe, 0, 1 and 2 of the other: the difference is over the two that both have."""
-    own = {"config": "split.yaml", "label": "two stages", "seeds": [0, 1, 2]}
+    own = {"config": "split.yaml", "label": "two stages", "seeds": [0, 1, 2], "beyond": [5e-4]}
     assert main(["compare", spec(folder, recipes__split=own, grid__learning_rates=[1e-3]), "--phase", "time"]) == 0
     fixed_times(folder)
     assert main(["compare", "c.yaml"]) == 0
+    tried = [(run["recipe"], run["learning_rate"]) for run in json.loads(Path("out/grid.json").read_text())["runs"]]
+    assert tried == [("split", 1e-3), ("plain", 1e-3), ("split", 5e-4)]
     table = json.loads(Path("out/results.json").read_text())["recipes"]
     assert [table[name]["seeds"] for name in ("split", "plain")] == [[0, 1, 2], [0, 1]]
     ours, theirs = (table[name]["at_time"]["sampled"]["reward"] for name in ("split", "plain"))
@@ -183,7 +188,21 @@ def test_a_recipe_may_have_seeds_of_its_own(folder: Path) -> None:
     by_hand = [a - b for a, b in zip(ours["seeds"][:2], theirs["seeds"], strict=True)]
     assert ours["differences"] == pytest.approx(by_hand, abs=2e-5)
     assert ours["difference"] == pytest.approx(sum(by_hand) / 2, abs=2e-5)
+    assert ours["difference_seeds"] == [0, 1]
     assert "| two stages | 3 |" in Path("out/results.md").read_text()
+
+
+def test_what_only_one_recipe_was_judged_by_is_not_compared() -> None:
+    """The recipe that draws fewest images has one reading for both budgets, with the second judge's words; others have none there."""
+
+    def run(*measures: str) -> dict[str, Any]:
+        values = {"means": dict.fromkeys(measures, 0.5), "prompts": {name: [0.25, 0.75] for name in measures}}
+        return {"at_images": 3, "readings": {"3": {"test": {"sampled": values}}}}
+
+    runs = {"a": {s: run("reward", "judge_word_accuracy") for s in (0, 1)}, "b": {s: run("reward") for s in (0, 1)}}
+    found = _compared(runs, "a", "b", "at_images", "sampled")
+    assert "difference" in found["reward"]
+    assert "difference" not in found["judge_word_accuracy"]
 
 
 # --- what is wrong is said first ----------------------------------------------------------------------------------------------
@@ -205,16 +224,24 @@ def test_a_recipe_may_have_seeds_of_its_own(folder: Path) -> None:
         ({"recipes__plain": {"config": "plain.yaml", "overrides": {"model.alpa": 1}}}, "model has no 'alpa'"),
         (
             {"recipes__plain": {"config": "plain.yaml", "overrides": {"model.eval_seed": 3}}},
-            "differ in sampling, eval_seed or reward",
+            "differ in one of model.sampling, model.eval_seed, model.reward, model.judge",
         ),
+        (
+            {"recipes__plain": {"config": "plain.yaml", "overrides": {"model.judge": "tiny.LeftBright"}}},
+            "differ in one of model.sampling, model.eval_seed, model.reward, model.judge",
+        ),
+        ({"recipes__plain": {"config": "plain.yaml", "seeds": 3}}, "plain.seeds must list different seeds, got 3"),
+        ({"recipes__plain": {"config": "plain.yaml", "seeds": [1, 2]}}, "split.seeds: two must be plain's too"),
+        ({"recipes__plain": {"config": "plain.yaml", "beyond": [1e-3]}}, "beyond must list learning rates that the grid has not"),
+        ({"prompts__curve": None}, "prompts.curve must be a number of prompts, at least 1, got None"),
         ({"recipes": {"plain": {"config": "plain.yaml"}}}, "at least two"),
         ({"prompts__test": "few.jsonl"}, "validation and test share 3 prompts"),
         ({"prompts__validation": "train.jsonl"}, "train and validation share 4 prompts"),
         ({"grid__prompts_per_update": [2, 8]}, "asks for 8 prompts, and there are 4"),
         ({"grid__learning_rates": [1e-3, 1e-3]}, "grid.learning_rates must list different numbers"),
         ({"final": {"seconds": 3, "seeds": [0, 1]}}, "final: curve_every missing"),
-        ({"prompts__choice": 0}, "prompts.choice must be at least 1, got 0"),
-        ({"recipes__plain": {"config": "plain.yaml", "seeds": [1, 1]}}, r"plain.seeds must differ, got \[1, 1\]"),
+        ({"prompts__choice": 0}, "prompts.choice must be a number of prompts, at least 1, got 0"),
+        ({"recipes__plain": {"config": "plain.yaml", "seeds": [1, 1]}}, r"plain.seeds must list different seeds, got \(1, 1\)"),
         ({"final__seeds": []}, "final.seeds must list different seeds"),
         ({"tuning__images": "most"}, "tuning.images must be a number above 0 or 'fewest', got 'most'"),
         ({"baseline": "plan"}, "baseline 'plan' is no recipe"),
@@ -300,6 +327,9 @@ def test_the_shipped_comparison_is_accepted_and_its_recipes_differ_as_they_say()
     assert set(found.recipes) == set(RECIPES)
     assert len(found.grid.points) >= 6
     assert len(found.final.seeds) >= 3
+    validation = load_prompts(found.prompts.validation)
+    for count in (found.prompts.curve, found.prompts.choice or 0):
+        assert set(Counter(len(p.words) for p in spaced(validation, count)).values()) == {count // 3}
     assert not set(found.tuning.seeds) & set(found.final.seeds)
     trees = {name: yaml.safe_load(shipped_configs()[f"{name}.yaml"].read_text()) for name in RECIPES}
     own = {"m", "stages", "alpha", "mask_source", "num_continuations", "alternation", "group_size", "eta"}

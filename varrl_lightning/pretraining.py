@@ -95,7 +95,7 @@ class TokenizerPretraining(Pretraining):
             nearest codes: sampled details are never perfect, and must not hurt reading.
         near: as above.
         codes: safetensors file of a tokenizer whose codes are kept, since k-means ends elsewhere on another machine and a
-            transformer knows its own codes only; fitted anew when None.
+            transformer knows its own codes only; `refine` goes on from that file's, but for its last layer. Fitted anew when None.
     """
 
     def __init__(

@@ -29,7 +29,7 @@ class Line:
 
 
 def comparison_figure(lines: Sequence[Line], measure: str) -> Figure:
-    """Left against seconds, right against images; a line is the mean over seeds, its band goes from the lowest to the highest."""
+    """Left against seconds, right against images; a line is the mean over seeds, its band one standard deviation."""
     figure = Figure(figsize=(9.6, 3.8), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
     for line, color in zip(lines, COLORS * len(lines), strict=False):
@@ -54,5 +54,6 @@ def comparison_figure(lines: Sequence[Line], measure: str) -> Figure:
 
 def _draw(axes: Axes, x: Sequence[float], line: Line, color: str) -> None:
     values = np.asarray(line.values)
-    axes.plot(x, values.mean(axis=0), color=color, linewidth=1.8, label=line.label)
-    axes.fill_between(x, values.min(axis=0), values.max(axis=0), color=color, alpha=0.15, linewidth=0)
+    mean, spread = values.mean(axis=0), values.std(axis=0, ddof=1 if len(values) > 1 else 0)
+    axes.plot(x, mean, color=color, linewidth=1.8, label=line.label)
+    axes.fill_between(x, mean - spread, mean + spread, color=color, alpha=0.15, linewidth=0)

@@ -28,7 +28,8 @@ class Job:
         updates: of the whole run.
         at_time, at_images: updates at which the budgets of seconds and of images are used up.
         every: updates between two points of the curve.
-        curve, choice: how many of the validation prompts a point of the curve has, and a reading that a point is chosen by.
+        curve, choice: how many of the validation prompts a point of the curve has, and a reading that a point is chosen by,
+            which has all when None.
         warm_up: updates before those that are measured, in `time`.
     """
 

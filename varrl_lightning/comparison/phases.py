@@ -6,7 +6,7 @@ import json
 import math
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -26,6 +26,8 @@ from varrl_lightning.data import check_disjoint
 from varrl_lightning.guard import StartError, said_as
 
 Point = tuple[int, float]
+JUDGED = ("model.reward", "model.judge", "trainer.precision", "trainer.accelerator", "trainer.devices")
+"""Keys of a recipe, as parsed, by which its pictures are judged and computed: alike for all recipes."""
 BUSY = 0.15
 """From this share of waiting on, a measurement on one thread is told to have shared its core."""
 
@@ -47,15 +49,16 @@ class Comparison:
         prompts, rate = spec.grid.points[0]
         self.built: dict[str, Built] = {}
         for name in spec.recipes:
-            module, data, _ = build(spec.arguments(name, prompts, rate, spec.tuning.seeds[0]))
+            module, data, config = build(spec.arguments(name, prompts, rate, spec.tuning.seeds[0]))
             with said_as(StartError, ValueError):
                 check_disjoint(data.prompts["validation"], data.prompts["test"], ("validation", "test"))
                 largest = max(spec.grid.prompts_per_update)
                 if largest > (there := len(data.prompts["train"])):
                     raise ValueError(f"grid.prompts_per_update asks for {largest} prompts, and there are {there} to train on")
-            drawing = digest([repr(module.sampling), module.eval_seed, self._tree(name)["model"].get("reward")])
+            drawing = digest([repr(module.sampling), module.eval_seed, *(str(config.get(key)) for key in JUDGED)])
             self.built[name] = Built(weights_digest(module), drawing, len(module.cycle))
-        for what, shown in (("weights", "their policy's weights"), ("drawing", "sampling, eval_seed or reward")):
+        judged = ", ".join(("model.sampling", "model.eval_seed", *JUDGED))
+        for what, shown in (("weights", "their policy's weights"), ("drawing", f"one of {judged}")):
             if len({getattr(built, what) for built in self.built.values()}) > 1:
                 raise ConfigError(f"the recipes differ in {shown}: what they start from, and are judged by, must be the same")
 
@@ -124,15 +127,12 @@ class Comparison:
         """Every recipe at every point; grid.json holds the table and each recipe's best point."""
         jobs = self._grid_jobs()
         results = make_all([job for job, *_ in jobs], self.folder / "grid", self.spec.workers, self.spec.threads)
-        table = [
-            {"recipe": recipe, "prompts": point[0], "learning_rate": point[1], "seed": seed, **_summary(results[job.name])}
-            for job, recipe, point, seed in jobs
-        ]
+        table = _grid_table(jobs, results)
         write_json(self.folder / "grid.json", {"measure": self.spec.measure, "best": self._best(table), "runs": table})
 
     def _grid_jobs(self) -> list[tuple[Job, str, Point, int]]:
         costs = self.costs()
-        points = dict.fromkeys(self.spec.recipes, self.spec.grid.points)
+        points = {recipe: self.spec.points(recipe) for recipe in self.spec.recipes}
         seeds = dict.fromkeys(self.spec.recipes, self.spec.tuning.seeds)
         return self._jobs("grid", self.spec.tuning, seeds, points, costs)
 
@@ -144,12 +144,11 @@ class Comparison:
         """
         jobs = self._grid_jobs()
         missing = [job.name for job, *_ in jobs if not (self.folder / "grid" / f"{job.name}.json").is_file()]
-        if missing or not (self.folder / "grid.json").is_file():
+        if missing:
             raise StartError(f"{self.folder / 'grid'} lacks {len(missing)} of {len(jobs)} runs; run --phase grid first")
-        make_all(
-            [job for job, *_ in jobs], self.folder / "grid", 1, self.spec.threads
-        )  # all there: checks what they were made from
-        best = json.loads((self.folder / "grid.json").read_text(encoding="utf-8"))["best"]
+        # All are there: this reads them, and checks what they were made from.
+        results = make_all([job for job, *_ in jobs], self.folder / "grid", 1, self.spec.threads)
+        best = self._best(_grid_table(jobs, results))
         return {recipe: (best[recipe]["prompts"], best[recipe]["learning_rate"]) for recipe in self.spec.recipes}
 
     def _best(self, table: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -186,7 +185,7 @@ class Comparison:
             "start",
             "start",
             tuple(self.spec.arguments(recipe, prompts, rate, 0)),
-            self._evaluations(),
+            self._evaluations() | {"curve": self.spec.prompts.curve},
             curve=self.spec.prompts.curve,
         )
 
@@ -213,24 +212,26 @@ class Comparison:
                     f"{budget.seconds} s are less than one update of {recipe} with {point[0]} prompts; give more seconds"
                 )
         images = budget.images if isinstance(budget.images, int) else min(c.images(updates[k]) for k, c in cost_of.items())
-        found = []
-        for seed in dict.fromkeys(s for of_recipe in seeds.values() for s in of_recipe):
-            for place in range(max(map(len, points.values()))):
-                for recipe, of_recipe in points.items():
-                    if seed not in seeds[recipe]:
-                        continue
-                    point = of_recipe[place]
-                    cost, at_time = cost_of[recipe, point], updates[recipe, point]
-                    at_images = cost.updates_drawing(images)
-                    every = max(1, round(budget.curve_every / cost.seconds_per_update))
-                    numbers = {"updates": max(at_time, at_images), "at_time": at_time, "at_images": at_images, "every": every}
-                    made = self._evaluations() | {"recipe": self._recipe(recipe), "point": list(point), "seed": seed, **numbers}
-                    name = f"{recipe}_{point[0]}prompts_lr{point[1]:g}_seed{seed}"
-                    arguments = tuple(self.spec.arguments(recipe, *point, seed))
-                    curve, choice = self.spec.prompts.curve, self.spec.prompts.choice
-                    job = Job(kind, name, arguments, made, **numbers, curve=curve, choice=choice)
-                    found.append((job, recipe, point, seed))
-        return found
+        order = [
+            (recipe, of_recipe[place], seed)
+            for seed in dict.fromkeys(s for of_recipe in seeds.values() for s in of_recipe)
+            for place in range(max(map(len, points.values())))
+            for recipe, of_recipe in points.items()
+            if seed in seeds[recipe] and place < len(of_recipe)
+        ]
+        return [(self._job(kind, budget, *run, cost_of[run[:2]], images), *run) for run in order]
+
+    def _job(self, kind: Any, budget: Budget, recipe: str, point: Point, seed: int, cost: Cost, images: int) -> Job:
+        """One run of `grid` or `final`, long enough for both readings."""
+        at_time, at_images = cost.updates_in(budget.seconds), cost.updates_drawing(images)
+        every = max(1, round(budget.curve_every / cost.seconds_per_update))
+        numbers = {"updates": max(at_time, at_images), "at_time": at_time, "at_images": at_images, "every": every}
+        prompts = self.spec.prompts
+        read = {"choice": prompts.choice} if kind == "grid" else {"curve": prompts.curve}
+        made = self._evaluations() | read | {"recipe": self._recipe(recipe), "point": list(point), "seed": seed, **numbers}
+        name = f"{recipe}_{point[0]}prompts_lr{point[1]:g}_seed{seed}"
+        arguments = tuple(self.spec.arguments(recipe, *point, seed))
+        return Job(kind, name, arguments, made, **numbers, curve=prompts.curve, choice=prompts.choice)
 
     # --- what results depend on --------------------------------------------------------------------------------------------------
 
@@ -249,12 +250,19 @@ class Comparison:
         return {
             "weights": built.weights,
             "drawing": built.drawing,
-            "prompts": [prompts.train, prompts.validation, prompts.test, prompts.curve, prompts.choice],
+            "prompts": [prompts.train, prompts.validation, prompts.test],
         }
 
 
+def _grid_table(jobs: Sequence[tuple[Job, str, Point, int]], results: Mapping[str, Any]) -> list[dict[str, Any]]:
+    return [
+        {"recipe": recipe, "prompts": point[0], "learning_rate": point[1], "seed": seed, **_summary(results[job.name])}
+        for job, recipe, point, seed in jobs
+    ]
+
+
 def _summary(result: Mapping[str, Any]) -> dict[str, Any]:
-    """A run's readings of the whole validation set."""
+    """A run's readings of the validation prompts that a point is chosen on."""
     if result.get("stopped"):
         return {"stopped": result["stopped"]}
     return {

@@ -77,15 +77,16 @@ def results(comparison: Comparison, runs: Runs, points: Mapping[str, Point], sta
 def _compared(runs: Runs, recipe: str, rival: str, reading: str, way: str) -> dict[str, Any]:
     """Every measure of a recipe: over its seeds, and paired with the baseline over those that both have."""
     ours, theirs = ({seed: _test(run, reading).get(way) for seed, run in runs[name].items()} for name in (recipe, rival))
-    both = [seed for seed in ours if theirs.get(seed)]
     found: dict[str, Any] = {}
     for measure in (name for name in MEASURES if name in _first(ours)["means"]):
         values = [run["means"][measure] for run in ours.values()]
         spread = Spread.of(values)
         found[measure] = {"mean": spread.mean, "min": spread.low, "max": spread.high, "std": _number(spread.std), "seeds": values}
+        both = [seed for seed in ours if measure in (theirs.get(seed) or {"prompts": {}})["prompts"]]
         if recipe != rival and len(both) > 1:
             difference = paired_difference(*([of[seed]["prompts"][measure] for seed in both] for of in (ours, theirs)))
             found[measure] |= {"difference": difference.mean, "error": difference.error, "differences": list(difference.seeds)}
+            found[measure]["difference_seeds"] = both
     return found
 
 
@@ -116,7 +117,9 @@ def markdown(comparison: Comparison, table: Mapping[str, Any]) -> str:
         "# Recipes compared",
         "",
         f"Mean over the seeds of a recipe (lowest to highest) on the same {table['test_prompts']} test prompts at the same keys.",
-        f"In brackets the difference from {spec.label(spec.rival)}, paired by seed and prompt, with its standard error over both.",
+        f"In brackets the difference from {spec.label(spec.rival)}, paired by prompt and by the n seeds that both have, with its",
+        "standard error over both; with few seeds two of them are less than 95%. Points were chosen on validation prompts at equal",
+        "time, for both tables.",
     ]
     lines += ["", "## What an update costs", "", *_cost_table(comparison)]
     for reading, title in READINGS.items():
@@ -161,7 +164,7 @@ def _cell(values: Mapping[str, Any]) -> str:
     if len(values["seeds"]) > 1:
         cell += f" ({values['min']:.3f} to {values['max']:.3f})"
     if "difference" in values:
-        cell += f"<br>[{values['difference']:+.3f} ± {values['error']:.3f}]"
+        cell += f"<br>[{values['difference']:+.3f} ± {values['error']:.3f}, n = {len(values['differences'])}]"
     return cell
 
 

@@ -38,12 +38,15 @@ class Recipe:
         overrides: changes to it, by dotted key.
         label: its name in the figure.
         seeds: of its final runs, where it has others than `final.seeds`; differences are over the seeds that two recipes share.
+        beyond: learning rates that it is tuned at besides the grid's, with as many prompts as the grid's fewest: for a recipe whose
+            best point lies on the grid's edge.
     """
 
     config: str
     overrides: Mapping[str, Any] = field(default_factory=dict)
     label: str | None = None
     seeds: tuple[int, ...] = ()
+    beyond: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -137,9 +140,8 @@ class Spec:
         _check(len(names) >= 2, f"recipes must name at least two, got {names}")
         _check(self.baseline in (None, *names), f"baseline {self.baseline!r} is no recipe; there are: {', '.join(names)}")
         _check(min(self.threads, self.workers) >= 1, f"threads and workers must be at least 1, got {self.threads}, {self.workers}")
-        for name in ("curve", "choice"):
-            count = getattr(self.prompts, name)
-            _check(count is None or count >= 1, f"prompts.{name} must be at least 1, got {count}")
+        for name, count in (("curve", self.prompts.curve), ("choice", 1 if self.prompts.choice is None else self.prompts.choice)):
+            _check(isinstance(count, int) and count >= 1, f"prompts.{name} must be a number of prompts, at least 1, got {count!r}")
         _check(self.timing.warm_up >= 0 and self.timing.updates >= 1, f"timing needs updates to measure, got {self.timing}")
         for name, values in (("learning_rates", self.grid.learning_rates), ("prompts_per_update", self.grid.prompts_per_update)):
             good = len(values) > 0 and len(set(values)) == len(values) and min(values) > 0
@@ -151,7 +153,13 @@ class Spec:
             good = budget.images == "fewest" or (isinstance(budget.images, int) and budget.images > 0)
             _check(good, f"{phase}.images must be a number above 0 or 'fewest', got {budget.images!r}")
         for name, recipe in self.recipes.items():
-            _check(len(set(recipe.seeds)) == len(recipe.seeds), f"recipes.{name}.seeds must differ, got {list(recipe.seeds)}")
+            good = isinstance(recipe.seeds, tuple) and len(set(recipe.seeds)) == len(recipe.seeds)
+            _check(good, f"recipes.{name}.seeds must list different seeds, got {recipe.seeds!r}")
+            new = isinstance(recipe.beyond, tuple) and not set(recipe.beyond) & set(self.grid.learning_rates)
+            _check(new, f"recipes.{name}.beyond must list learning rates that the grid has not, got {recipe.beyond!r}")
+            shared = set(self.final_seeds(name)) & set(self.final_seeds(self.rival))
+            enough = len(shared) >= min(2, len(self.final.seeds))
+            _check(enough, f"recipes.{name}.seeds: two must be {self.rival}'s too, got {self.final_seeds(name)}")
             for key in recipe.overrides:
                 _check(key not in DECIDED, f"recipes.{name}.overrides: {key} follows {DECIDED.get(key)}, the same for all recipes")
 
@@ -163,6 +171,11 @@ class Spec:
     def final_seeds(self, recipe: str) -> tuple[int, ...]:
         """The seeds of a recipe's final runs."""
         return self.recipes[recipe].seeds or self.final.seeds
+
+    def points(self, recipe: str) -> list[tuple[int, float]]:
+        """Where a recipe is tuned: prompts per update, learning rate."""
+        fewest = min(self.grid.prompts_per_update)
+        return [*self.grid.points, *((fewest, rate) for rate in self.recipes[recipe].beyond)]
 
     def label(self, recipe: str) -> str:
         """A recipe's name in the figure."""

@@ -47,6 +47,8 @@ def paired_difference(ours: Sequence[Sequence[float]], theirs: Sequence[Sequence
     where it is raised to the larger of V_s and V_i, below which it falls by chance alone. With few seeds it has few degrees of
     freedom (S - 1 at worst): two standard errors are less than 95% then. Dots stand for means.
 
+    Prompts count as independent. Where several ask for the same word, SE is somewhat too small for other words.
+
     Args:
         ours, theirs: a row per seed, a value per prompt; at least two of each.
 

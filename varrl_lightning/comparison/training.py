@@ -171,7 +171,10 @@ def _finite(metrics: Mapping[str, float]) -> dict[str, float]:
 
 
 def spaced(prompts: Sequence[Prompt], count: int) -> list[Prompt]:
-    """So many of the prompts, evenly spaced; all when there are no more."""
+    """So many of the prompts, evenly spaced; all when there are no more.
+
+    In a file that repeats itself, such as one, two and three words in turn, a step that is a multiple of that sees one kind alone.
+    """
     count = min(count, len(prompts))
     return [prompts[i * len(prompts) // count] for i in range(count)]
 
