@@ -193,7 +193,7 @@ def test_a_recipe_may_have_seeds_and_learning_rates_of_its_own(folder: Path) -> 
 
 
 def test_what_only_one_recipe_was_judged_by_is_not_compared() -> None:
-    """The recipe that draws fewest images has one reading for both budgets, with the second judge's words; others have none there."""
+    """The recipe that draws fewest images has one reading for both budgets, with the second judge; others have none there."""
 
     def run(*measures: str) -> dict[str, Any]:
         values = {"means": dict.fromkeys(measures, 0.5), "prompts": {name: [0.25, 0.75] for name in measures}}

@@ -149,13 +149,14 @@ def test_latent_gradient_against_finite_differences() -> None:
     latent, step = last_latent(found, policy, slice(5, 6)), 1e-2
     # Every 47th cell, which is all columns, and the one that the map is scaled by.
     cells = [int(maps[5].argmax()), *range(0, maps[5].numel(), 47)]
-    moves = torch.zeros(len(cells), 3, 3, maps[5].numel())
+    channels = latent.shape[1]
+    moves = torch.zeros(len(cells), channels, channels, maps[5].numel())
     for number, cell in enumerate(cells):
-        moves[number, :, :, cell] = step * torch.eye(3)
+        moves[number, :, :, cell] = step * torch.eye(channels)
     moves = moves.view(-1, *latent.shape[1:])
     with torch.no_grad():
         up, down = (reward(policy.decode_latent(latent + sign * moves).double(), []) for sign in (1, -1))
-    differences = ((up - down) / (2 * step)).view(-1, 3).norm(dim=1)
+    differences = ((up - down) / (2 * step)).view(-1, channels).norm(dim=1)
     torch.testing.assert_close(maps[5].flatten()[cells], (differences / differences[0]).float(), rtol=1e-2, atol=1e-3)
 
 
