@@ -22,7 +22,7 @@ def write_metrics(run: Path, text: str) -> None:
 
 def samples(correct: bool | None, size: tuple[int, int] = (24, 64)) -> list[Sample]:
     image = np.full((*size, 3), 200, dtype=np.uint8)
-    read = None if correct is None else ("STONE",) if correct else ("STOVE", "$1 ~")
+    read = None if correct is None else ("STONE",) if correct else ("S。OVE", "$1 ~")
     return [Sample(image, '"STONE"', ("STONE",), read, correct, math.nan if correct is None else float(correct))] * 10
 
 
@@ -117,7 +117,7 @@ def test_samples_survive_the_file(tmp_path: Path) -> None:
     save_samples(tmp_path / "a.png", samples(False), 12)
     step, loaded = load_samples(tmp_path / "a.png")
     assert step == 12
-    assert [(s.text, s.wanted, s.read, s.correct) for s in loaded] == [('"STONE"', ("STONE",), ("STOVE", "$1 ~"), False)] * 10
+    assert [(s.text, s.wanted, s.read, s.correct) for s in loaded] == [('"STONE"', ("STONE",), ("S。OVE", "$1 ~"), False)] * 10
     assert all((s.image == 200).all() and s.image.shape == (24, 64, 3) for s in loaded)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure, SubFigure
+from matplotlib.font_manager import FontProperties, findfont, get_font
 
 from varrl_lightning.figures.samples import Sample
 
@@ -100,7 +102,15 @@ def _caption(sample: Sample) -> str:
     return f"{_short(wanted, 12)} ✗ read {_short(read, 10)}"
 
 
+@cache
+def _glyphs() -> frozenset[int]:
+    """Characters of the font that captions are written in."""
+    return frozenset(get_font(findfont(FontProperties())).get_charmap())
+
+
 def _short(text: str, length: int) -> str:
+    # A recogniser knows more characters than the font does.
+    text = "".join(c if ord(c) in _glyphs() else "□" for c in text)
     # A dollar sign would begin a formula.
     text = text.replace("$", r"\$")
     return text if len(text) <= length else text[: length - 1] + "…"
