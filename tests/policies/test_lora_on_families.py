@@ -69,7 +69,8 @@ def forked(policy: VARPolicy, cond: Cond) -> State:
 
 
 def same(a: list[Tensor], b: list[Tensor]) -> bool:
-    return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+    # Not `equal`: on some processors a product's last bit depends on where its operands lie in memory.
+    return all(torch.allclose(x, y, rtol=0, atol=2e-6) for x, y in zip(a, b, strict=True))
 
 
 @pytest.mark.parametrize("options", [{}, {"gradient_checkpointing": True}, {"dtype": "bfloat16"}], ids=["", "checkpointed", "bf16"])

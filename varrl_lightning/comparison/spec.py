@@ -157,11 +157,12 @@ class Spec:
             _check(good, f"recipes.{name}.seeds must list different seeds, got {recipe.seeds!r}")
             new = isinstance(recipe.beyond, tuple) and not set(recipe.beyond) & set(self.grid.learning_rates)
             _check(new, f"recipes.{name}.beyond must list learning rates that the grid has not, got {recipe.beyond!r}")
+            for key in recipe.overrides:
+                _check(key not in DECIDED, f"recipes.{name}.overrides: {key} follows {DECIDED.get(key)}, the same for all recipes")
+        for name in names:
             shared = set(self.final_seeds(name)) & set(self.final_seeds(self.rival))
             enough = len(shared) >= min(2, len(self.final.seeds))
             _check(enough, f"recipes.{name}.seeds: two must be {self.rival}'s too, got {self.final_seeds(name)}")
-            for key in recipe.overrides:
-                _check(key not in DECIDED, f"recipes.{name}.overrides: {key} follows {DECIDED.get(key)}, the same for all recipes")
 
     @property
     def rival(self) -> str:
