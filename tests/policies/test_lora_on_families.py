@@ -69,8 +69,7 @@ def forked(policy: VARPolicy, cond: Cond) -> State:
 
 
 def same(a: list[Tensor], b: list[Tensor]) -> bool:
-    # Up to rounding: on some processors the adapter's path, switched off, differs from the base's by 3e-6; on others by nothing.
-    return all(torch.allclose(x, y, rtol=1e-5, atol=1e-5) for x, y in zip(a, b, strict=True))
+    return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
 
 
 @pytest.mark.parametrize("options", [{}, {"gradient_checkpointing": True}, {"dtype": "bfloat16"}], ids=["", "checkpointed", "bf16"])

@@ -102,7 +102,8 @@ class BSQTokenizer(nn.Module):
         """What the transformer sees of the latent when it predicts scale t, laid out as the bits of a token are."""
         with torch.autocast(latent.device.type, enabled=False):
             seen = _resized(latent.float(), self._grid(t, schedule))
-            return F.pixel_unshuffle(seen, self.zoom(schedule)).flatten(2).transpose(1, 2)
+            # contiguous: PyTorch rounds a strided input's product differently once the weight is frozen, as under an adapter
+            return F.pixel_unshuffle(seen, self.zoom(schedule)).flatten(2).transpose(1, 2).contiguous()
 
     def decode_latent(self, latent: Float[Tensor, "R d H W"]) -> Float[Tensor, "R 3 H8 W8"]:
         """The image of a latent, whole or cut off after any scale; RGB in [0, 1], differentiable inside that range."""

@@ -106,7 +106,8 @@ class TokenFlowVQ(nn.Module):
     def next_input(self, latent: Float[Tensor, "R E h w"], t: int, schedule: Schedule) -> Float[Tensor, "R n C"]:
         """What the transformer sees of the latent when it predicts scale t."""
         height, width = schedule.grids[t]
-        return latent[:, : self.channels, :height, :width].flatten(2).transpose(1, 2)
+        # contiguous: PyTorch rounds a strided input's product differently once the weight is frozen, as under an adapter
+        return latent[:, : self.channels, :height, :width].flatten(2).transpose(1, 2).contiguous()
 
     def decode_latent(self, latent: Float[Tensor, "R E h w"]) -> Float[Tensor, "R 3 H W"]:
         """The image of a latent, whole or cut off after any scale; RGB in [0, 1], differentiable inside that range."""

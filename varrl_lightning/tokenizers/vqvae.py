@@ -147,7 +147,8 @@ class VQVAE(nn.Module):
     def next_input(self, latent: Float[Tensor, "R C H W"], t: int, schedule: Schedule) -> Float[Tensor, "R n C"]:
         """What the transformer sees of the latent when it predicts scale t."""
         with torch.autocast(latent.device.type, enabled=False):
-            return F.interpolate(latent, schedule.grids[t], mode="area").flatten(2).transpose(1, 2)
+            # contiguous: PyTorch rounds a strided input's product differently once the weight is frozen, as under an adapter
+            return F.interpolate(latent, schedule.grids[t], mode="area").flatten(2).transpose(1, 2).contiguous()
 
     def decode_latent(self, latent: Float[Tensor, "R C H W"]) -> Float[Tensor, "R 3 H8 W8"]:
         """The image of a latent, whole or cut off after any scale; RGB in [0, 1], differentiable inside that range."""
