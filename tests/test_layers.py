@@ -13,7 +13,7 @@ import varrl_lightning
 
 PACKAGE = Path(varrl_lightning.__file__).parent
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("schedule", "layout", "class_path", "rendering", "hub"),
+    ("schedule", "layout", "class_path", "rendering", "hub", "learning_rates"),
     ("types", "weight_files", "config_errors"),
     ("weights", "batches", "specs"),
     ("algorithms", "arithmetic", "prompts", "serving_protocol"),
