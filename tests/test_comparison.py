@@ -333,12 +333,15 @@ def test_the_shipped_comparison_is_accepted_and_its_recipes_differ_as_they_say()
         assert set(Counter(len(p.words) for p in spaced(validation, count)).values()) == {count // 3}
     assert not set(found.tuning.seeds) & set(found.final.seeds)
     trees = {name: yaml.safe_load(shipped_configs()[f"{name}.yaml"].read_text()) for name in RECIPES}
-    own = {"m", "stages", "alpha", "mask_source", "num_continuations", "alternation", "group_size", "eta"}
+    own = {"m", "stages", "alpha", "mask_source", "num_continuations", "alternation", "group_size", "eta", "first_scale"}
     common = [{k: v for k, v in tree["model"].items() if k not in own} for tree in trees.values()]
     assert all(model == common[0] for model in common)
     assert all(tree["data"] == trees["paper"]["data"] and tree["trainer"] == trees["paper"]["trainer"] for tree in trees.values())
     branches = {tree["model"].get("group_size") or tree["model"]["stages"][0]["branches"] for tree in trees.values()}
     assert branches == {8}
+    models = [tree["model"] for tree in trees.values()]
+    begins = {model["stages"][0]["start"] if "stages" in model else model["first_scale"] for model in models}
+    assert begins == {1, "shared"}, "no recipe trains r_1, or all do"
     assert {name: tree["model"]["alpha"] for name, tree in trees.items()} == {
         n: 0.0 if n == "vanilla_grpo" else 0.6 for n in RECIPES
     }
