@@ -26,7 +26,7 @@ VARIANTS = {
 
 
 class Interrupts(LeftBright):
-    """Somebody presses Ctrl-C while the fourth batch of a stage is scored."""
+    """Somebody presses Ctrl-C while the fourth batch of a stage is scored, and the signal comes twice."""
 
     def __init__(self) -> None:
         self.calls = 0
@@ -34,6 +34,7 @@ class Interrupts(LeftBright):
     def __call__(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
         self.calls += 1
         if self.calls == 4:
+            signal.raise_signal(signal.SIGINT)
             signal.raise_signal(signal.SIGINT)
         return super().__call__(images, prompts)
 
@@ -108,6 +109,13 @@ def test_ctrl_c_reports_what_has_been_measured(capsys: pytest.CaptureFixture[str
     held = json.loads(Path("out/agreement.json").read_text())
     assert (held["batches"], held["measured_batches"], held["rows"][0]["batches"]) == (50, 4, 4)
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_second_ctrl_c_gives_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("varrl_lightning.agreement.ONE_PRESS", -1.0)
+    with pytest.raises(KeyboardInterrupt):
+        agreement("--batches=50", "--output=out", "--model.alternation=[prefix]", reward="test_agreement_command.Interrupts")
+    assert not Path("out").exists()
 
 
 @pytest.mark.parametrize(

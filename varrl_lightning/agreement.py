@@ -48,6 +48,8 @@ before clipping, without training:
 All variants see the same prompts and noise; differences are to the first one, with the standard error of paired differences.
 One process measures, in the precision of the weights. Ctrl-C ends with the batch in hand and reports what has been measured."""
 RANKS = ("WORLD_SIZE", "SLURM_NTASKS")
+ONE_PRESS = 1.0
+"""Seconds: `timeout -s INT` and some shells signal a process and then its group, which is one request."""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -130,13 +132,15 @@ def _run(meter: AgreementMeter, batches: Sequence[list[Prompt]]) -> None:
 
 @contextmanager
 def _interruptible() -> Iterator[Callable[[], bool]]:
-    """Within it the first Ctrl-C is remembered, so that every variant has the same batches; the second one ends the program."""
-    asked = []
+    """Within it the first Ctrl-C is remembered, so that every variant has the same batches; a later one ends the program."""
+    asked: list[float] = []
 
     def remember(number: int, frame: Any) -> None:  # noqa: ARG001
-        asked.append(number)
-        signal.signal(signal.SIGINT, before)
-        _say("ending with this batch; Ctrl-C again to give up")
+        if not asked:
+            asked.append(time.monotonic())
+            _say("ending with this batch; Ctrl-C again to give up")
+        elif time.monotonic() - asked[0] > ONE_PRESS:
+            raise KeyboardInterrupt
 
     before = signal.signal(signal.SIGINT, remember)
     try:
