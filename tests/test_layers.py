@@ -26,6 +26,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("word_pictures", "data", "loggers"),
     ("strategies",),
     ("checkpointing", "saving", "guest", "memory", "evaluating", "resuming"),
+    ("updating",),
     ("module", "pretraining", "figures"),
     ("variants",),
     ("gradient_agreement",),

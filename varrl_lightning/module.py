@@ -5,30 +5,26 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float, Int
-from lightning.pytorch.core.optimizer import LightningOptimizer
+from jaxtyping import Int
 from torch import Tensor
-from torch.optim import AdamW, Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 
-from varrl_lightning.algorithms.stages import cycle
+from varrl_lightning.algorithms.stages import cycle, spelled_out
 from varrl_lightning.averaging import WeightAverage
-from varrl_lightning.credit import Credit, CreditOptions, Judged, Rows, assign_credit, judge
-from varrl_lightning.diagnostics import TokenMeter, credit_metrics, reward_metrics
-from varrl_lightning.evaluating import Evaluating, RunStoppedError
+from varrl_lightning.credit import Credit, CreditOptions, Judged, assign_credit, judge
+from varrl_lightning.diagnostics import credit_metrics, reward_metrics
+from varrl_lightning.evaluating import RunStoppedError
 from varrl_lightning.guest import Guest, check_schedules
 from varrl_lightning.lora import AdapterOff, has_adapter, is_adapter
 from varrl_lightning.memory import Simulation, chosen_micro_batch, naming, outlined
-from varrl_lightning.objective import Objective, detached, flat
+from varrl_lightning.objective import Objective
 from varrl_lightning.policies.base import Anchor, VARPolicy
 from varrl_lightning.registry import MASK_SOURCES, REWARDS, build
-from varrl_lightning.resuming import Resuming
 from varrl_lightning.rewards.background import BackgroundScoring
 from varrl_lightning.rewards.base import Reward
 from varrl_lightning.rewards.ocr import OCRReward
@@ -37,19 +33,13 @@ from varrl_lightning.rewards.weighted import WeightedRewards
 from varrl_lightning.rollout import Share, prompt_keys, sample_tree
 from varrl_lightning.specs import Specified, built
 from varrl_lightning.strategies.agreement import Agreement
-from varrl_lightning.types import LogProbs, Prompt, Rollout, Sampling, SamplingChanges, Score, Scores, Stage
+from varrl_lightning.types import Prompt, Rollout, Sampling, SamplingChanges, Score, Scores, Stage
+from varrl_lightning.updating import LRSchedulerFactory, OptimizerFactory, Updating, paper_optimizer
 
-OptimizerFactory = Callable[[Iterable[Any]], Optimizer]
-LRSchedulerFactory = Callable[[Optimizer], LRScheduler]
 PPPS = ("prefix", "prefix", "prefix", "suffix")
 
 
-def paper_optimizer(params: Iterable[Any]) -> Optimizer:
-    """AdamW as in the paper: betas (.9, .95), weight decay .05, and the learning rate 1e-6 of a full fine-tuning."""
-    return AdamW(params, lr=1e-6, betas=(0.9, 0.95), weight_decay=0.05)
-
-
-class VARGRPO(Guest, Evaluating, Resuming):
+class VARGRPO(Guest, Updating):
     """GRPO on next-scale generators with a middle return, per-scale weights and propagated masks (arXiv 2601.02256).
 
     A training step is one stage of the cycle: draw a tree of images, score them, turn scores into weights on tokens, update.
@@ -167,7 +157,6 @@ class VARGRPO(Guest, Evaluating, Resuming):
         super().__init__()
         self.save_hyperparameters(logger=False)
         policy, reference, sampling, score, stages = _built(policy, reference, sampling, score, stages)
-        self.automatic_optimization = False
         _check(eta > 0 and math.isfinite(eta), f"eta must be > 0 and finite, got {eta}")
         _check(alpha >= 0 and math.isfinite(alpha), f"alpha must be >= 0 and finite, got {alpha}")
         _check(group_size >= 2, f"group_size must be at least 2, to have something to compare, got {group_size}")
@@ -186,7 +175,18 @@ class VARGRPO(Guest, Evaluating, Resuming):
         if hasattr(self.mask_source, "use_rewards"):
             self.mask_source.use_rewards({name: term.reward for name, term in self.rewards.terms.items()})
         self.eta, self.alpha = eta, alpha
-        self.cycle = self._cycle(m, group_size, num_continuations, alternation, suffix_starts, first_scale, stages)
+        T = len(policy.schedule())
+        if stages is None:
+            m = policy.schedule().resolve_m(m)
+            if m == T:
+                warnings.warn(
+                    f"m = {m} is the last scale: this is plain GRPO over all scales, without a middle return; "
+                    f"num_continuations = {num_continuations} and the alternation are ignored",
+                    stacklevel=2,
+                )
+            self.cycle = cycle(T, m, group_size, num_continuations, alternation, starts=suffix_starts, first_scale=first_scale)
+        else:
+            self.cycle = spelled_out(stages, T)
         self.updates_per_rollout = updates_per_rollout
         self.credit_options = CreditOptions(
             eta=eta,
@@ -202,7 +202,7 @@ class VARGRPO(Guest, Evaluating, Resuming):
             mask_threshold=mask_threshold,
             kl_mask=kl_mask,
         )
-        self._scales = len(policy.schedule())
+        self._scales = T
         self.sampling = _sampling(sampling, policy.default_sampling)
         self.sampling.check(self._scales)
         if isinstance(score, Score) and score.sampling not in (Sampling(), self.sampling):
@@ -223,46 +223,14 @@ class VARGRPO(Guest, Evaluating, Resuming):
         self.micro_batch_size, self.images_at_once = micro_batch_size, images_at_once
         self.max_bad_steps = max_bad_steps
         self.seed, self.eval_seed = seed, eval_seed
-        self.rollouts_done = self.updates_done = 0
-        self.bad_steps = self.bad_steps_in_a_row = 0
         # A tuple keeps the frozen reference out of the module tree: no state dict, no strategy, no optimizer.
         self._reference: tuple[Anchor | None] = (reference or _frozen(policy),) if kl_coef > 0 else (None,)
         self.ema_decay = ema_decay
         self.average = None if ema_decay is None else WeightAverage(self.policy, ema_decay)
         self._agreement = Agreement(agree_every_n_steps)
         self._simulation: Simulation | None = None
-        self._loss_is_finite = True
-        self._grad_norm = float("nan")
         self._logged_names: set[str] = set()
         self._frozen_digest = self._digest_of_frozen()
-
-    def _cycle(
-        self,
-        m: int | str,
-        group_size: int,
-        num_continuations: int,
-        alternation: Sequence[str],
-        suffix_starts: int,
-        first_scale: Literal["trained", "shared"],
-        stages: Sequence[Stage] | None,
-    ) -> tuple[Stage, ...]:
-        schedule = self.policy.schedule()
-        if stages is not None:
-            _check(len(stages) > 0, "stages must hold at least one stage, got none")
-            for stage in stages:
-                last = stage.stop == len(schedule)
-                _check(stage.stop <= len(schedule), f"{stage} ends after the last of {len(schedule)} scales")
-                _check(not last or stage.continuations == 1, f"{stage} ends with the last scale, where continuations is 1")
-                _check(stage.start > 0 or stage.starts == 1, f"{stage} starts with nothing drawn, where starts is 1")
-            return tuple(stages)
-        m = schedule.resolve_m(m)
-        if m == len(schedule):
-            warnings.warn(
-                f"m = {m} is the last scale: this is plain GRPO over all scales, without a middle return; "
-                f"num_continuations = {num_continuations} and the alternation are ignored",
-                stacklevel=3,
-            )
-        return cycle(len(schedule), m, group_size, num_continuations, alternation, starts=suffix_starts, first_scale=first_scale)
 
     @property
     def stage(self) -> Stage:
@@ -376,85 +344,6 @@ class VARGRPO(Guest, Evaluating, Resuming):
                 "it), then resume with --ckpt_path."
             )
 
-    def _update(self, rollout: Rollout, credit: Credit, real: int) -> dict[str, float]:
-        """All optimizer steps on one rollout, whose first `real` branches count; returns what tokens were like in the last one."""
-        optimizer = self.optimizers()
-        assert isinstance(optimizer, LightningOptimizer)
-        old: dict[int, LogProbs] = {}
-        size = self._micro_batch_size or len(rollout.branches)
-        for _ in range(self.updates_per_rollout):
-            stage = rollout.stage
-            meter = TokenMeter(stage.start, rollout.schedule.lengths[stage.start : stage.stop])
-            optimizer.zero_grad()
-            total = torch.zeros((), device=self.policy.device)
-            for first, loss in self._micro_losses(rollout, credit.rows(rollout.branches, real), real, size, old, meter):
-                self.parallel.backward(self, loss, last=first + size >= len(rollout.branches))
-                total = total + loss.detach()
-            total = self.parallel.sum(total)
-            self._loss_is_finite = bool(torch.isfinite(total))
-            optimizer.step()  # clips, or drops a non-finite gradient, in on_before_optimizer_step
-            if self.average is not None:
-                self.average.update(self.policy, self.updates_done)
-            self.updates_done += 1
-            optimizer.zero_grad()  # now: the next rollout needs the room
-        lr = optimizer.param_groups[0]["lr"]
-        for scheduler in _as_list(self.lr_schedulers()):
-            scheduler.step()
-        meter = TokenMeter.join(self.parallel.gather(meter))
-        return meter.compute() | {"loss": float(total), "grad_norm": self._grad_norm, "lr": lr}
-
-    def _micro_losses(
-        self, rollout: Rollout, credit: Rows, real: int, size: int, old: dict[int, LogProbs], meter: TokenMeter
-    ) -> Iterator[tuple[int, Float[Tensor, ""]]]:
-        """The number of the first branch and the loss of each micro-batch; they sum to the loss of the rollout."""
-        lengths = rollout.schedule.lengths[rollout.stage.start : rollout.stage.stop]
-        drawn = flat(rollout.log_probs)
-        for rows, new in self.teacher_forced(rollout, size, self.reference):
-            first = rows.start
-            loss, per_token = self.objective(new, old.setdefault(first, detached(new)), drawn[rows], credit[rows], lengths)
-            for name, values in per_token.items():
-                meter.add(name, values[: max(real - first, 0)])
-            yield first, loss
-
-    def teacher_forced(self, rollout: Rollout, size: int, reference: Anchor | None) -> Iterator[tuple[slice, LogProbs]]:
-        """What the policy as it is says of the trained scales of a rollout, `size` branches at a time."""
-        stage = rollout.stage
-        owners = [branch // stage.branches for branch in rollout.branches]
-        touched = sorted(set(owners))
-        cond = self.policy.encode_prompts([rollout.prompts[i] for i in touched])
-        for first in range(0, len(owners), size):
-            rows = slice(first, first + size)
-            tokens = [t[rows] for t in rollout.tokens]
-            index = torch.tensor([touched.index(owner) for owner in owners[rows]], device=self.policy.device)
-            yield rows, self.policy(tokens, cond.at(index), stage.start, stage.stop, score=self.score, reference=reference)
-
-    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Clip the gradient; drop it where it, or the loss, is not finite. Mixed precision has unscaled it by now."""
-        norm = self.parallel.gradient_norm(optimizer)
-        self._grad_norm = float(norm)
-        if math.isfinite(self._grad_norm) and self._loss_is_finite:
-            self.bad_steps_in_a_row = 0
-            if self.max_grad_norm is not None:
-                self.parallel.clip(optimizer, self.max_grad_norm, norm)
-            return
-        self.bad_steps += 1
-        if not self._scaler_is_searching():
-            self.bad_steps_in_a_row += 1
-        self.parallel.drop(optimizer)  # without gradients the step changes nothing, and still counts as one
-
-    def _scaler_is_searching(self) -> bool:
-        """Whether fp16 loss scaling explains a non-finite gradient: it halves its scale by such steps until they stop."""
-        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
-        return scaler is not None and self._loss_is_finite and scaler.get_scale() > 1
-
-    def _stop_if_steps_keep_failing(self) -> None:
-        if self.bad_steps_in_a_row >= self.max_bad_steps:
-            raise RunStoppedError(
-                f"the loss or its gradient was not finite in {self.bad_steps_in_a_row} steps in a row, up to rollout "
-                f"{self.rollouts_done}; none of them was applied, and the state is saved. Lower the learning rate, or use "
-                "precision bf16-mixed or 32 instead of 16-mixed, then resume with --ckpt_path."
-            )
-
     def _log_step(self, rollout: Rollout, branches: int, metrics: dict[str, float], seconds: dict[str, float]) -> None:
         stage, schedule = rollout.stage, rollout.schedule
         metrics["reward_seconds"] = seconds.pop("scoring")
@@ -483,13 +372,6 @@ class VARGRPO(Guest, Evaluating, Resuming):
         self.log_dict(metrics | absent, batch_size=size)
 
     # --- Lightning ----------------------------------------------------------------------------------------------------------
-
-    def configure_optimizers(self) -> Any:
-        """One optimizer over what requires a gradient; the schedule is stepped once per rollout."""
-        optimizer = self.optimizer_factory([p for p in self.policy.parameters() if p.requires_grad])
-        if self.lr_scheduler_factory is None:
-            return optimizer
-        return [optimizer], [self.lr_scheduler_factory(optimizer)]
 
     def setup(self, stage: str) -> None:
         """Hand on to the strategy what it does itself; silence a warning of Lightning's about what is meant to be so."""
@@ -579,12 +461,6 @@ def _sampling(asked: SamplingChanges | Sampling | None, default: Sampling) -> Sa
 def _check(condition: bool, message: str) -> None:
     if not condition:
         raise ValueError(message)
-
-
-def _as_list(x: Any) -> list[Any]:
-    if x is None:
-        return []
-    return list(x) if isinstance(x, (list, tuple)) else [x]
 
 
 @contextmanager

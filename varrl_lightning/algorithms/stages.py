@@ -80,6 +80,24 @@ def cycle(
     return tuple(built[name] for name in names)
 
 
+def spelled_out(stages: Sequence[Stage], T: int) -> tuple[Stage, ...]:
+    """A cycle given stage by stage, for example with several middle steps.
+
+    Raises:
+        ValueError: when there is none, or one does not fit T scales; names it.
+    """
+    if not stages:
+        raise ValueError("stages must hold at least one stage, got none")
+    for stage in stages:
+        if stage.stop > T:
+            raise ValueError(f"{stage} ends after the last of {T} scales")
+        if stage.stop == T and stage.continuations > 1:
+            raise ValueError(f"{stage} ends with the last scale, where continuations is 1")
+        if stage.start == 0 and stage.starts > 1:
+            raise ValueError(f"{stage} starts with nothing drawn, where starts is 1")
+    return tuple(stages)
+
+
 def stage_returns(
     rewards: Float[Tensor, "P A K"], stage: Stage, eta: float, valid: Bool[Tensor, "P A K"] | None = None
 ) -> Float[Tensor, "P A"]:
