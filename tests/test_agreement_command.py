@@ -118,6 +118,29 @@ def test_a_second_ctrl_c_gives_up(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not Path("out").exists()
 
 
+def test_what_has_been_measured_outlives_the_program(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("varrl_lightning.agreement.ONE_PRESS", -1.0)
+    with pytest.raises(KeyboardInterrupt):
+        agreement("--batches=30", "--output=out", "--model.alternation=[prefix]", reward="test_agreement_command.Interrupts")
+    held = json.loads(Path("out/agreement.json").read_text())
+    assert (held["batches"], held["measured_batches"], held["rows"][0]["batches"]) == (30, 3, 3)
+    assert sorted(path.name for path in Path("out").iterdir()) == ["agreement.csv", "agreement.json"]
+
+
+def test_a_disk_that_is_full_for_a_while_costs_nothing(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    replace, tries = Path.replace, iter([OSError("No space left on device")])
+
+    def full_at_first(partial: Path, target: Path) -> Path:
+        for error in tries:
+            raise error
+        return replace(partial, target)
+
+    monkeypatch.setattr(Path, "replace", full_at_first)
+    assert agreement("--batches=3", "--output=out", "--model.alternation=[prefix]") == 0
+    assert "could not write what has been measured (No space left on device); going on" in capsys.readouterr().err
+    assert json.loads(Path("out/agreement.json").read_text())["measured_batches"] == 3
+
+
 @pytest.mark.parametrize(
     ("arguments", "model", "says"),
     [

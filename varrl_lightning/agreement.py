@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import io
 import json
 import math
 import os
@@ -44,7 +45,7 @@ before clipping, without training:
   --parameters  pattern of names of the parameters that count, as in 'blocks.*'; all that are trained by default
   --blocks      for the standard error, batches are left out in so many blocks; 20 by default
   --device      cpu, cuda, ...; by default cuda where there is one, unless trainer.accelerator is cpu
-  --output      a folder for agreement.json and agreement.csv
+  --output      a folder for agreement.json and agreement.csv, written after each tenth of the batches and at the end
 All variants see the same prompts and noise; differences are to the first one, with the standard error of paired differences.
 One process measures, in the precision of the weights. Ctrl-C ends with the batch in hand and reports what has been measured."""
 RANKS = ("WORLD_SIZE", "SLURM_NTASKS")
@@ -95,9 +96,19 @@ def _measure(asked: argparse.Namespace, config: ParsedConfig) -> int:
     with said_as(StartError, ValueError):
         model.check_prompts([prompt for batch in batches for prompt in batch])
     _say(f"{len(meter.variants)} variants, {meter.size} parameters; sums take up to {meter.bytes_held / 2**20:.0f} MiB")
-    _run(meter, batches)
     about = {name: getattr(asked, name) for name in ("variants", "batches", "seed", "per_scale", "kl", "parameters", "blocks")}
-    return _report(meter, about | {"prompts": size, "checkpoint": checkpoint}, asked.output)
+    about |= {"prompts": size, "checkpoint": checkpoint}
+
+    def keep() -> None:
+        if asked.output is not None:
+            write(meter.measured(), about | {"measured_batches": meter.batches}, Path(asked.output))
+
+    _run(meter, batches, keep)
+    status = _report(meter)
+    keep()
+    if asked.output is not None:
+        print(f"\nagreement.json and agreement.csv are in {asked.output}")
+    return status
 
 
 def _refuse_ranks() -> None:
@@ -119,8 +130,9 @@ def _meter(model: VARGRPO, described: Any, asked: argparse.Namespace) -> Agreeme
     return AgreementMeter(variants, asked.seed, min(asked.blocks, max(asked.batches, 2)), asked.per_scale, asked.parameters)
 
 
-def _run(meter: AgreementMeter, batches: Sequence[list[Prompt]]) -> None:
-    start = time.monotonic()
+def _run(meter: AgreementMeter, batches: Sequence[list[Prompt]], keep: Callable[[], None]) -> None:
+    """Measure, and keep what has been measured after each tenth of the batches."""
+    start, tenth = time.monotonic(), -(-len(batches) // 10)
     with _interruptible() as interrupted:
         for done, prompts in enumerate(batches, start=1):
             meter.add(prompts)
@@ -128,6 +140,11 @@ def _run(meter: AgreementMeter, batches: Sequence[list[Prompt]]) -> None:
             _say(f"batch {done} of {len(batches)}: {each:.1f} s a batch, {_span(each * (len(batches) - done))} left")
             if interrupted():
                 return
+            if done % tenth == 0 and done < len(batches):
+                try:
+                    keep()
+                except OSError as error:
+                    _say(f"could not write what has been measured ({error}); going on")
 
 
 @contextmanager
@@ -158,12 +175,9 @@ def _say(line: str) -> None:
     print(f"varrl agreement: {line}", file=sys.stderr, flush=True)
 
 
-def _report(meter: AgreementMeter, about: dict[str, Any], output: str | None) -> int:
+def _report(meter: AgreementMeter) -> int:
     rows = meter.measured()
     print("\n".join(table(rows)))
-    if output is not None:
-        write(rows, about | {"measured_batches": meter.batches}, Path(output))
-        print(f"\nagreement.json and agreement.csv are in {output}")
     if all(math.isnan(row.standard_error) for row in rows):
         print("varrl: too few batches had a gradient: groups without variance teach nothing. See varrl doctor.", file=sys.stderr)
         return FAILED
@@ -201,8 +215,11 @@ def write(rows: Sequence[Measured], about: dict[str, Any], folder: Path) -> None
     """`agreement.json`, with what was asked for, and `agreement.csv`; NaN becomes null or an empty cell. Scales count from 0."""
     folder.mkdir(parents=True, exist_ok=True)
     plain = [{key: None if isinstance(x, float) and math.isnan(x) else x for key, x in row.flat().items()} for row in rows]
-    (folder / "agreement.json").write_text(json.dumps(about | {"rows": plain}, indent=2) + "\n", encoding="utf-8")
-    with (folder / "agreement.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(plain[0]))
-        writer.writeheader()
-        writer.writerows(plain)
+    lines = io.StringIO(newline="")
+    writer = csv.DictWriter(lines, list(plain[0]))
+    writer.writeheader()
+    writer.writerows(plain)
+    for name, text in (("json", json.dumps(about | {"rows": plain}, indent=2) + "\n"), ("csv", lines.getvalue())):
+        partial = folder / f"agreement.{name}.partial"
+        partial.write_text(text, encoding="utf-8", newline="")
+        partial.replace(folder / f"agreement.{name}")  # so that whoever looks meanwhile sees it whole
