@@ -115,7 +115,7 @@ def test_a_second_ctrl_c_gives_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("varrl_lightning.agreement.ONE_PRESS", -1.0)
     with pytest.raises(KeyboardInterrupt):
         agreement("--batches=50", "--output=out", "--model.alternation=[prefix]", reward="test_agreement_command.Interrupts")
-    assert not Path("out").exists()
+    assert list(Path("out").iterdir()) == []
 
 
 def test_what_has_been_measured_outlives_the_program(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -137,8 +137,20 @@ def test_a_disk_that_is_full_for_a_while_costs_nothing(capsys: pytest.CaptureFix
 
     monkeypatch.setattr(Path, "replace", full_at_first)
     assert agreement("--batches=3", "--output=out", "--model.alternation=[prefix]") == 0
-    assert "could not write what has been measured (No space left on device); going on" in capsys.readouterr().err
+    assert "could not write to out what has been measured (No space left on device)" in capsys.readouterr().err
     assert json.loads(Path("out/agreement.json").read_text())["measured_batches"] == 3
+
+
+def test_a_disk_that_stays_full_costs_the_files_alone(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(Path, "replace", full)
+    assert agreement("--batches=3", "--output=out", "--model.alternation=[prefix]") == 1
+    said = capsys.readouterr()
+    assert "could not write to out" in said.err
+    assert said.out.startswith("variant")
+    assert "agreement.json" not in said.out
 
 
 @pytest.mark.parametrize(
@@ -152,6 +164,7 @@ def test_a_disk_that_is_full_for_a_while_costs_nothing(capsys: pytest.CaptureFix
         (["--variants", "x.jaml"], {}, "no file of variants 'x.jaml'"),
         (["--variants", "wrong.yaml"], {}, "the variant 'a' has no 'alhpa'. Did you mean 'alpha'?"),
         (["--output", "words.jsonl"], {}, "is a file; expected a folder"),
+        (["--output", "words.jsonl/out"], {}, "--output words.jsonl/out cannot be made: Not a directory; give another folder"),
         (["--kl"], {}, "its model.kl_coef is 0"),
         ([], {"reward": None}, "reward"),
         ([], {"alhpa": 1.0}, "alhpa"),

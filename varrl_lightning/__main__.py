@@ -14,7 +14,7 @@ COMMANDS = {
     "test": ("cli", "draw and score the test prompts; tables beside the paper's, test.json, test.md, pairs"),
     "predict": ("cli", "draw images: --prompt '\"HELLO\"' (or --data.predict FILE) --output FOLDER"),
     "doctor": ("doctor", "check a config before training: plugins, weights, ratio, sampler, dropout, reward"),
-    "agreement": ("agreement", "measure how far gradients of independent batches agree, and what each part of the method adds"),
+    "agreement": ("agreement", "measure how far gradients of independent batches agree, for a recipe or for parts of the method"),
     "export": ("export", "write a run's policy as one file in its family's published layout"),
     "serve": ("serving", "serve a reward over HTTP: varrl serve ocr --port 8000; its client is the reward 'http'"),
     "report": ("report", "draw the figures of a run folder again"),

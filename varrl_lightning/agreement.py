@@ -45,7 +45,8 @@ before clipping, without training:
   --parameters  pattern of names of the parameters that count, as in 'blocks.*'; all that are trained by default
   --blocks      for the standard error, batches are left out in so many blocks; 20 by default
   --device      cpu, cuda, ...; by default cuda where there is one, unless trainer.accelerator is cpu
-  --output      a folder for agreement.json and agreement.csv, written after each tenth of the batches and at the end
+  --output      a folder for agreement.json and agreement.csv, written after each tenth of the batches and at the end, in place of
+                what an earlier measurement has left there
 All variants see the same prompts and noise; differences are to the first one, with the standard error of paired differences.
 One process measures, in the precision of the weights. Ctrl-C ends with the batch in hand and reports what has been measured."""
 RANKS = ("WORLD_SIZE", "SLURM_NTASKS")
@@ -78,8 +79,6 @@ def _measure(asked: argparse.Namespace, config: ParsedConfig) -> int:
     _refuse_ranks()
     with said_as(ConfigError, ValueError, OSError):
         described = None if asked.variants is None else read_variants(asked.variants)
-    if asked.output is not None and Path(asked.output).is_file():
-        raise ConfigError(f"--output {asked.output} is a file; expected a folder")
     model, data = config.build()
     with said_as(StartError, ValueError, OSError, RuntimeError):
         model.to(_device(asked.device, config.get("trainer.accelerator")))
@@ -95,19 +94,20 @@ def _measure(asked: argparse.Namespace, config: ParsedConfig) -> int:
         batches = independent_batches(data.prompts["train"], asked.batches, size, asked.seed)
     with said_as(StartError, ValueError):
         model.check_prompts([prompt for batch in batches for prompt in batch])
+    folder = _made(asked.output)
     _say(f"{len(meter.variants)} variants, {meter.size} parameters; sums take up to {meter.bytes_held / 2**20:.0f} MiB")
     about = {name: getattr(asked, name) for name in ("variants", "batches", "seed", "per_scale", "kl", "parameters", "blocks")}
     about |= {"prompts": size, "checkpoint": checkpoint}
 
-    def keep() -> None:
-        if asked.output is not None:
-            write(meter.measured(), about | {"measured_batches": meter.batches}, Path(asked.output))
+    def keep() -> bool:
+        return folder is None or _written(meter, about, folder)
 
     _run(meter, batches, keep)
     status = _report(meter)
-    keep()
-    if asked.output is not None:
-        print(f"\nagreement.json and agreement.csv are in {asked.output}")
+    if not keep():
+        return FAILED
+    if folder is not None:
+        print(f"\nagreement.json and agreement.csv are in {folder}")
     return status
 
 
@@ -130,7 +130,32 @@ def _meter(model: VARGRPO, described: Any, asked: argparse.Namespace) -> Agreeme
     return AgreementMeter(variants, asked.seed, min(asked.blocks, max(asked.batches, 2)), asked.per_scale, asked.parameters)
 
 
-def _run(meter: AgreementMeter, batches: Sequence[list[Prompt]], keep: Callable[[], None]) -> None:
+def _made(output: str | None) -> Path | None:
+    """The folder of `--output`: what cannot be written to is found before the hours of work, not after."""
+    if output is None:
+        return None
+    folder = Path(output)
+    if folder.is_file():
+        raise ConfigError(f"--output {output} is a file; expected a folder")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--output {output} cannot be made: {error.strerror}; give another folder") from error
+    if not os.access(folder, os.W_OK):
+        raise ConfigError(f"--output {output} cannot be written to; give another folder")
+    return folder
+
+
+def _written(meter: AgreementMeter, about: dict[str, Any], folder: Path) -> bool:
+    try:
+        write(meter.measured(), about | {"measured_batches": meter.batches}, folder)
+    except OSError as error:
+        _say(f"could not write to {folder} what has been measured ({error})")
+        return False
+    return True
+
+
+def _run(meter: AgreementMeter, batches: Sequence[list[Prompt]], keep: Callable[[], bool]) -> None:
     """Measure, and keep what has been measured after each tenth of the batches."""
     start, tenth = time.monotonic(), -(-len(batches) // 10)
     with _interruptible() as interrupted:
@@ -138,13 +163,10 @@ def _run(meter: AgreementMeter, batches: Sequence[list[Prompt]], keep: Callable[
             meter.add(prompts)
             each = (time.monotonic() - start) / done
             _say(f"batch {done} of {len(batches)}: {each:.1f} s a batch, {_span(each * (len(batches) - done))} left")
+            if done % tenth == 0 and done < len(batches):
+                keep()
             if interrupted():
                 return
-            if done % tenth == 0 and done < len(batches):
-                try:
-                    keep()
-                except OSError as error:
-                    _say(f"could not write what has been measured ({error}); going on")
 
 
 @contextmanager
@@ -213,7 +235,6 @@ def _pm(value: float, error: float) -> str:
 
 def write(rows: Sequence[Measured], about: dict[str, Any], folder: Path) -> None:
     """`agreement.json`, with what was asked for, and `agreement.csv`; NaN becomes null or an empty cell. Scales count from 0."""
-    folder.mkdir(parents=True, exist_ok=True)
     plain = [{key: None if isinstance(x, float) and math.isnan(x) else x for key, x in row.flat().items()} for row in rows]
     lines = io.StringIO(newline="")
     writer = csv.DictWriter(lines, list(plain[0]))
