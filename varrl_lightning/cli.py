@@ -133,9 +133,7 @@ class VarrlCLI(LightningCLI):
         if self.config_init.fit.ckpt_path is None and self.trainer.is_global_zero and not dry(self.trainer):
             for name in ("last", "best"):  # now: started again before its first save, this run must not go on from another's
                 set_aside(checkpoint_path(self.trainer, name))
-        costs = cycle_costs(
-            self.model.cycle, self.model.policy.schedule(), self.datamodule.batch_size, self.trainer.world_size
-        )
+        costs = cycle_costs(self.model.cycle, self.model.policy.schedule(), self.datamodule.batch_size, self.trainer.world_size)
         if self.trainer.is_global_zero:
             Console().print(cost_table(costs))
 

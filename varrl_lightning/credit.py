@@ -188,9 +188,7 @@ def _tokens_on(rollout: Rollout, pixel_mask: Tensor | None, options: CreditOptio
     return spread > 0
 
 
-def assign_credit(
-    judged: Judged, schedule: Schedule, stage: Stage, weights: Mapping[str, float], options: CreditOptions
-) -> Credit:
+def assign_credit(judged: Judged, schedule: Schedule, stage: Stage, weights: Mapping[str, float], options: CreditOptions) -> Credit:
     """Returns (Eq. 4, 10), group advantages, and weights k_t (Eq. 9) times masks of all branches of a batch.
 
     Args:

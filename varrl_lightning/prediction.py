@@ -19,9 +19,7 @@ from varrl_lightning.types import Prompt
 GRID = "grid.png"
 
 
-def save_images(
-    batches: Sequence[Float[Tensor, "_n 3 _h _w"]], prompts: Sequence[Prompt], folder: Path
-) -> tuple[list[Path], Path]:
+def save_images(batches: Sequence[Float[Tensor, "_n 3 _h _w"]], prompts: Sequence[Prompt], folder: Path) -> tuple[list[Path], Path]:
     """Write each image as `0001_<prompt>.png`, and a grid of those that have the first one's size; return both.
 
     Args:

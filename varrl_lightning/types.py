@@ -365,7 +365,6 @@ class Scores:
         finite = torch.isfinite(self.values)
         return finite if self.valid is None else finite & self.valid
 
-
     @staticmethod
     def join(parts: Sequence[Scores]) -> Scores:
         """Scores of several batches of images as those of one; a component that a batch lacks is NaN there."""

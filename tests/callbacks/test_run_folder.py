@@ -197,5 +197,3 @@ def test_a_dry_run_leaves_nothing(tmp_path: Path) -> None:
         small_module(), datamodule=datamodule(tmp_path / "data")
     )
     assert not (tmp_path / "run").exists()
-
-

@@ -307,5 +307,3 @@ def test_the_handlers_of_the_program_come_back(tmp_path, happening) -> None:
     with contextlib.suppress(RewardError, SystemExit):
         Run(tmp_path, happening).fit(1)
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
-
-

@@ -241,9 +241,7 @@ def test_what_one_group_lacks_the_others_keep(scripted: Callable[..., Scripted])
     assert scores.values.nan_to_num(-1).tolist() == [-1, -1, 3, 3, 3]
 
 
-@pytest.mark.parametrize(
-    ("status", "hint"), [(401, "Set VARRL_API_KEY"), (403, "Set VARRL_API_KEY"), (404, ""), (400, "")]
-)
+@pytest.mark.parametrize(("status", "hint"), [(401, "Set VARRL_API_KEY"), (403, "Set VARRL_API_KEY"), (404, ""), (400, "")])
 def test_what_a_service_refuses_is_not_sent_again(scripted: Callable[..., Scripted], status: int, hint: str) -> None:
     server = scripted(bad(status, b"because"))
     with pytest.raises(RewardError, match=f"does not take the request: it answered {status} .*because.*{hint}"):

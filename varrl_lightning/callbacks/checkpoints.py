@@ -63,7 +63,11 @@ class Checkpoints(ModelCheckpoint):
                 set_aside(path, given or None)
 
     def on_train_batch_start(
-        self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int  # noqa: ARG002
+        self,
+        trainer: L.Trainer,
+        pl_module: Any,
+        batch: Any,
+        batch_idx: int,  # noqa: ARG002
     ) -> None:
         """Save `last.ckpt` every `every_n_steps`: now that the step's numbers are logged, which a resumed run does not repeat."""
         self._save_if_due(trainer, pl_module)

@@ -54,7 +54,12 @@ class Monitors(Callback):
         self._said: set[int] = set()
 
     def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int  # noqa: ARG002
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,  # noqa: ARG002
     ) -> None:
         """Warn of what this step's metrics complete."""
         for advice in self.look({name: float(value) for name, value in trainer.callback_metrics.items()}):

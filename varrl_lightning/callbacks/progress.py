@@ -70,7 +70,12 @@ class RunProgress(ProgressBar):
         self._show(description=pl_module.stage.name)
 
     def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int  # noqa: ARG002
+        self,
+        trainer: L.Trainer,
+        pl_module: Any,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,  # noqa: ARG002
     ) -> None:
         """Show the step's numbers."""
         done, total = pl_module.rollouts_done, _steps(trainer, pl_module)

@@ -108,7 +108,10 @@ class SafeStop(Callback):
         self._in_step = self._running = True
 
     def on_before_optimizer_step(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer  # noqa: ARG002
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        optimizer: Optimizer,  # noqa: ARG002
     ) -> None:
         """Copy the weights before they move; not those that a strategy keeps in a form of its own."""
         if self._rollback is None or not isinstance(optimizer, Optimizer):
@@ -117,7 +120,12 @@ class SafeStop(Callback):
             self._rollback.copy_weights(optimizer)
 
     def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int  # noqa: ARG002
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,  # noqa: ARG002
     ) -> None:
         """The step is done: forget the state before it. Its metrics are not logged yet, so it is too early to stop."""
         self._rollback, self._position = None, Position.after_batch(trainer)
@@ -149,9 +157,7 @@ class SafeStop(Callback):
 
     # --- saving -------------------------------------------------------------------------------------------------------------
 
-    def on_save_checkpoint(
-        self, trainer: L.Trainer, pl_module: Any, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         """Bring every checkpoint of the run to one form, from which resuming is exact."""
         if self._position is not None and "loops" in checkpoint:
             rewind(checkpoint, trainer.num_training_batches, pl_module.updates_done, self._position)

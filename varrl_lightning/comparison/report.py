@@ -181,9 +181,7 @@ def _lines(comparison: Comparison, runs: Runs, points: Mapping[str, Point], star
         updates = [0, *sorted(int(u) for u in first["readings"])]
         values = [[_curve(run["readings"][str(u)] if u else start, spec.measure) for u in updates] for run in of_recipe.values()]
         seconds, images = [cost.seconds(u) for u in updates], [float(cost.images(u)) for u in updates]
-        found.append(
-            Line(spec.label(recipe), seconds, images, values, spec.final.seconds, float(cost.images(first["at_images"])))
-        )
+        found.append(Line(spec.label(recipe), seconds, images, values, spec.final.seconds, float(cost.images(first["at_images"]))))
     return found
 
 

@@ -47,9 +47,7 @@ def _accuracy(metrics: Metrics, summary: Mapping[str, Any]) -> dict[str, Curve]:
     return curves
 
 
-def _figure(
-    title: str, label: str, curves: Mapping[str, Curve], draw: Callable[[Axes, Mapping[str, Curve]], None]
-) -> Figure:
+def _figure(title: str, label: str, curves: Mapping[str, Curve], draw: Callable[[Axes, Mapping[str, Curve]], None]) -> Figure:
     figure = Figure(figsize=(6.4, 3.6), layout="constrained")
     axes = figure.subplots()
     draw(axes, curves)

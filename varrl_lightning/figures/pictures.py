@@ -66,9 +66,7 @@ def _cell_height(samples: Sequence[Sample]) -> float:
     return height
 
 
-def _fill(
-    figure: Figure | SubFigure, samples: Sequence[Sample], rows: int, columns: int, top: float, bottom: float
-) -> None:
+def _fill(figure: Figure | SubFigure, samples: Sequence[Sample], rows: int, columns: int, top: float, bottom: float) -> None:
     axes = np.atleast_1d(figure.subplots(rows, columns, squeeze=False)).ravel()
     height = figure.get_figure(root=True).get_figheight() * (top - bottom) / rows
     figure.subplots_adjust(left=0.02, right=0.98, top=top, bottom=bottom, wspace=0.06, hspace=0.0)
