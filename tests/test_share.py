@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from varrl_lightning.algorithms.masks import fill_missing
-from varrl_lightning.credit import Judged
-from varrl_lightning.rollout import Share
+from varrl_lightning.grpo.credit import Judged
+from varrl_lightning.grpo.rollout import Share
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 7, 16, 64])

@@ -12,8 +12,8 @@ from typing import Any, Literal
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.trainer.states import TrainerFn
 
-from varrl_lightning.benchmarks import load_benchmark
-from varrl_lightning.prompts import OverlapError, PromptFileError, check_disjoint, load_prompts
+from varrl_lightning.prompts.benchmarks import load_benchmark
+from varrl_lightning.prompts.files import OverlapError, PromptFileError, check_disjoint, load_prompts
 from varrl_lightning.types import Prompt
 
 __all__ = [
@@ -167,7 +167,7 @@ class PromptDataModule(LightningDataModule):
         self.prompts: dict[str, list[Prompt]] = {}
         self._training: TrainingBatches | None = None
 
-    def setup(self, stage: str) -> None:  # noqa: ARG002
+    def setup(self, stage: str) -> None:
         """Read and check every file that is given, so that a mistake in the last one shows before training."""
         self.prompts = {name: load_benchmark(path) for name, path in self.paths.items() if path is not None}
         for name in ("validation", "test"):

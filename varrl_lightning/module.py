@@ -15,26 +15,27 @@ from jaxtyping import Int
 from torch import Tensor
 
 from varrl_lightning.algorithms.stages import cycle, spelled_out
-from varrl_lightning.averaging import WeightAverage
-from varrl_lightning.credit import Credit, CreditOptions, Judged, assign_credit, judge
-from varrl_lightning.diagnostics import credit_metrics, reward_metrics
-from varrl_lightning.evaluating import RunStoppedError
-from varrl_lightning.guest import Guest, check_schedules
-from varrl_lightning.lora import AdapterOff, has_adapter, is_adapter
+from varrl_lightning.configuration.specs import Specified, built
+from varrl_lightning.errors import RunStoppedError
+from varrl_lightning.grpo.credit import Credit, CreditOptions, Judged, assign_credit, judge
+from varrl_lightning.grpo.diagnostics import credit_metrics, reward_metrics
+from varrl_lightning.grpo.objective import Objective
+from varrl_lightning.grpo.rollout import Share, prompt_keys, sample_tree
 from varrl_lightning.memory import Simulation, chosen_micro_batch, naming, outlined
-from varrl_lightning.objective import Objective
-from varrl_lightning.policies.base import Anchor, VARPolicy
+from varrl_lightning.policies.averaging import WeightAverage
+from varrl_lightning.policies.base import VARPolicy
+from varrl_lightning.policies.lora import AdapterOff, has_adapter, is_adapter
+from varrl_lightning.policies.state import Anchor
 from varrl_lightning.registry import MASK_SOURCES, REWARDS, build
 from varrl_lightning.rewards.background import BackgroundScoring
 from varrl_lightning.rewards.base import Reward
 from varrl_lightning.rewards.ocr import OCRReward
 from varrl_lightning.rewards.tesseract import TesseractReward, why_not_installed
 from varrl_lightning.rewards.weighted import WeightedRewards
-from varrl_lightning.rollout import Share, prompt_keys, sample_tree
-from varrl_lightning.specs import Specified, built
-from varrl_lightning.strategies.agreement import Agreement
+from varrl_lightning.strategies.consistency import Agreement
+from varrl_lightning.training.trainer_checks import Guest, check_schedules
+from varrl_lightning.training.updater import LRSchedulerFactory, OptimizerFactory, Updating, paper_optimizer
 from varrl_lightning.types import Prompt, Rollout, Sampling, SamplingChanges, Score, Scores, Stage
-from varrl_lightning.updating import LRSchedulerFactory, OptimizerFactory, Updating, paper_optimizer
 
 PPPS = ("prefix", "prefix", "prefix", "suffix")
 
@@ -261,7 +262,7 @@ class VARGRPO(Guest, Updating):
 
     # --- one batch: prompts -> rollout -> scores -> credit -> update -------------------------------------------------------
 
-    def training_step(self, batch: Any, batch_idx: int) -> None:  # noqa: ARG002
+    def training_step(self, batch: Any, batch_idx: int) -> None:
         """One stage: a rollout and `updates_per_rollout` optimizer steps on it; the branches are shared out over the processes."""
         prompts = self._prompts_of_all(batch)
         self._check_scales(prompts)
@@ -391,7 +392,7 @@ class VARGRPO(Guest, Updating):
         if self.average is not None:
             self.average.follow(self.policy)
 
-    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:  # noqa: ARG002
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Before the first step: stop where the processes hold different things.
 
         Raises:
@@ -399,7 +400,7 @@ class VARGRPO(Guest, Updating):
         """
         self._agreement.before_step(self, self.trainer, self.parallel)
 
-    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:  # noqa: ARG002
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """The same after every `agree_every_n_steps`."""
         self._agreement.after_step(self, self.trainer, self.parallel)
 

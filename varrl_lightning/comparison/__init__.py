@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
+from varrl_lightning.commands.user_errors import guarded, said_as
 from varrl_lightning.comparison.phases import Comparison
 from varrl_lightning.comparison.report import write_report
 from varrl_lightning.comparison.spec import read_spec
 from varrl_lightning.comparison.workers import quiet
-from varrl_lightning.config_errors import ConfigError
-from varrl_lightning.guard import guarded, said_as
+from varrl_lightning.errors import ConfigError
 
 PHASES = ("time", "grid", "final", "figure")
 DESCRIPTION = """Compare recipes over seeds, at equal training time and at equal numbers of images.

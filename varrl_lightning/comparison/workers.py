@@ -17,8 +17,9 @@ from typing import Any
 
 import torch
 
+from varrl_lightning.commands.user_errors import hush
 from varrl_lightning.comparison.jobs import Job
-from varrl_lightning.guard import StartError, hush
+from varrl_lightning.errors import StartError
 
 _NUMBERS = re.compile(r"\[\n([\d\s.,e+-]+)\]")
 """A list of nothing but numbers, as `json.dumps` lays it out: an item a line."""

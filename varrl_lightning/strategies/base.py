@@ -15,16 +15,13 @@ from lightning.pytorch.strategies import DDPStrategy, ParallelStrategy, Strategy
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from varrl_lightning.errors import RankError
 from varrl_lightning.policies.base import VARPolicy
 from varrl_lightning.types import Prompt
 
 T = TypeVar("T")
 Kept = TypeVar("Kept")
 Told = TypeVar("Told")
-
-
-class RankError(RuntimeError):
-    """A process failed where all of them were asked for a result; every process raises the same, none waits for another."""
 
 
 def leave_group() -> None:
@@ -124,7 +121,7 @@ class Parallel:
         reference.to(weight.device, weight.dtype)
 
     @contextmanager
-    def sampling(self, policies: Sequence[VARPolicy]) -> Iterator[None]:  # noqa: ARG002
+    def sampling(self, policies: Sequence[VARPolicy]) -> Iterator[None]:
         """Within it, weights are at hand for many forward calls without gradients."""
         yield
 
