@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tests.distributed.workers import Workers
-from varrl_lightning.strategies.consistency import Agreement, checksums, differences
+from varrl_lightning.strategies.consistency import RankConsistency, checksums, differences
 
 FIT = "tests.distributed.jobs_agreement:fit"
 
@@ -143,4 +143,4 @@ def test_what_is_sharded_is_left_out() -> None:
 
 def test_the_number_of_steps_is_checked() -> None:
     with pytest.raises(ValueError, match="agree_every_n_steps must be 0"):
-        Agreement(-1)
+        RankConsistency(-1)

@@ -37,7 +37,7 @@ def save_whole(trainer: L.Trainer, path: Path) -> None:
         RankError: when another process failed otherwise.
     """
     parallel = parallel_of(trainer)
-    room = _Room(path)
+    room = _DiskReport(path)
     first = parallel.rank == 0
     try:
         part = next(name for name in _together(parallel, lambda: _free_name(path) if first else None, room) if name)
@@ -163,7 +163,7 @@ class _Problem:
     free: int = 0
 
 
-class _Room:
+class _DiskReport:
     """What to say of the room for a checkpoint."""
 
     def __init__(self, path: Path) -> None:
@@ -194,7 +194,7 @@ class _Room:
         )
 
 
-def _together(parallel: Parallel, work: Callable[[], T], room: _Room) -> list[T]:
+def _together(parallel: Parallel, work: Callable[[], T], room: _DiskReport) -> list[T]:
     """Do something on every process; if some fail, every one raises, and the unfinished checkpoint is still there."""
     result: Any = None
     error: Exception | None = None

@@ -20,7 +20,7 @@ import torch
 
 from varrl_lightning.checkpoints.checking import load_checkpoint
 from varrl_lightning.commands.fit_config import ParsedConfig
-from varrl_lightning.commands.user_errors import FAILED, guarded, said_as
+from varrl_lightning.commands.user_errors import FAILED, reraise_as, run_command
 from varrl_lightning.errors import ConfigError, StartError
 from varrl_lightning.gradient_agreement.meter import AgreementMeter, Measured, independent_batches
 from varrl_lightning.gradient_agreement.variants import own_stages, read_variants, variants_of
@@ -68,19 +68,19 @@ def main(arguments: Sequence[str]) -> int:
         own.add_argument(name, action="store_true")
 
     def run() -> int:
-        with said_as(ConfigError, argparse.ArgumentError):
+        with reraise_as(ConfigError, argparse.ArgumentError):
             asked, rest = own.parse_known_args(arguments)
         return _measure(asked, ParsedConfig(["fit", *rest]))
 
-    return guarded(run)
+    return run_command(run)
 
 
 def _measure(asked: argparse.Namespace, config: ParsedConfig) -> int:
     _refuse_ranks()
-    with said_as(ConfigError, ValueError, OSError):
+    with reraise_as(ConfigError, ValueError, OSError):
         described = None if asked.variants is None else read_variants(asked.variants)
     model, data = config.build()
-    with said_as(StartError, ValueError, OSError, RuntimeError):
+    with reraise_as(StartError, ValueError, OSError, RuntimeError):
         model.to(_device(asked.device, config.get("trainer.accelerator")))
         if isinstance(model.reference, VARPolicy):
             model.reference.to(model.policy.device)
@@ -88,11 +88,11 @@ def _measure(asked: argparse.Namespace, config: ParsedConfig) -> int:
         data.train_dataloader()  # says what to set where there are no training prompts
         if checkpoint := config.get("ckpt_path"):
             load_checkpoint(checkpoint, model, model.saved_tensors())
-    with said_as(ConfigError, ValueError):
+    with reraise_as(ConfigError, ValueError):
         meter = _meter(model, described, asked)
         size = data.batch_size if asked.prompts is None else asked.prompts
         batches = independent_batches(data.prompts["train"], asked.batches, size, asked.seed)
-    with said_as(StartError, ValueError):
+    with reraise_as(StartError, ValueError):
         model.check_prompts([prompt for batch in batches for prompt in batch])
     folder = _made(asked.output)
     _say(f"{len(meter.variants)} variants, {meter.size} parameters; sums take up to {meter.bytes_held / 2**20:.0f} MiB")

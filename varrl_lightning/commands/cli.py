@@ -20,7 +20,7 @@ from varrl_lightning.checkpoints.checking import check_checkpoint, load_checkpoi
 from varrl_lightning.checkpoints.saving import set_aside
 from varrl_lightning.commands.benchmark_report import draw_pairs, report_test
 from varrl_lightning.commands.cycle_costs import cost_table, cycle_costs
-from varrl_lightning.commands.user_errors import BUILD_ERRORS, guarded, said_as
+from varrl_lightning.commands.user_errors import BUILD_ERRORS, reraise_as, run_command
 from varrl_lightning.configuration.explain import explain
 from varrl_lightning.configuration.files import refuse_keys, resolve_configs
 from varrl_lightning.data import EvaluationBatches, PromptDataModule
@@ -108,7 +108,7 @@ class VarrlCLI(LightningCLI):
 
     def instantiate_classes(self) -> None:
         """Build everything; an error in here is one in the configuration."""
-        with said_as(ConfigError, *BUILD_ERRORS):
+        with reraise_as(ConfigError, *BUILD_ERRORS):
             super().instantiate_classes()
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
@@ -126,7 +126,7 @@ class VarrlCLI(LightningCLI):
 
     def before_fit(self) -> None:
         """All prompts and the checkpoint fit the model, or nothing is written."""
-        with said_as(StartError, ValueError, OSError):
+        with reraise_as(StartError, ValueError, OSError):
             self.datamodule.setup("fit")
             self._check_trainer(len(self.datamodule.train_dataloader()))
             self.model.check_prompts([p for prompts in self.datamodule.prompts.values() for p in prompts])
@@ -171,7 +171,7 @@ class VarrlCLI(LightningCLI):
     def predict(self, model: L.LightningModule, datamodule: PromptDataModule, **kwargs: Any) -> None:
         """Draw the prompts of the command line, else those of `data.predict`."""
         config = self.config_init.predict
-        with said_as(StartError, ValueError, OSError):
+        with reraise_as(StartError, ValueError, OSError):
             # Numbered, so that a prompt given twice is drawn twice, from different noise.
             prompts = [Prompt(text, id=f"{text} #{i}") for i, text in enumerate(config.prompt)] or self._prompts("predict")
             batches = EvaluationBatches(prompts, datamodule.eval_batch_size)
@@ -192,14 +192,14 @@ class VarrlCLI(LightningCLI):
         return [prompt for batch in batches for prompt in batch]
 
     def _check_prompts(self, kind: str) -> None:
-        with said_as(StartError, ValueError, OSError):
+        with reraise_as(StartError, ValueError, OSError):
             self.model.check_prompts(self._prompts(kind))
         self._check_checkpoint()
 
     def _check_checkpoint(self) -> None:
         path = self.config_init[self.subcommand].ckpt_path
         if path not in (None, "best", "last", "hpc") and not str(path).startswith("registry"):
-            with said_as(StartError, ValueError, OSError):
+            with reraise_as(StartError, ValueError, OSError):
                 check_checkpoint(path, self.model, self.model.saved_tensors())
 
     def _load_folder(self) -> None:
@@ -209,7 +209,7 @@ class VarrlCLI(LightningCLI):
         config = self.config_init[self.subcommand]
         path = Path(config.ckpt_path or "")
         if path.is_dir() and config.ckpt_path and (is_zero_folder(path) or not parallel_of(self.trainer).saves_folders):
-            with said_as(StartError, ValueError, OSError):
+            with reraise_as(StartError, ValueError, OSError):
                 load_checkpoint(config.ckpt_path, self.model, self.model.saved_tensors())
             config.ckpt_path = None
 
@@ -233,4 +233,4 @@ def main(arguments: Sequence[str]) -> int:
         leave_group()
         return 0
 
-    return guarded(run)
+    return run_command(run)

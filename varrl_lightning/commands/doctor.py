@@ -22,7 +22,7 @@ from varrl_lightning.commands.doctor_checks import (
 )
 from varrl_lightning.commands.doctor_memory import report_memory
 from varrl_lightning.commands.fit_config import ParsedConfig
-from varrl_lightning.commands.user_errors import FAILED, guarded, said_as
+from varrl_lightning.commands.user_errors import FAILED, reraise_as, run_command
 from varrl_lightning.errors import ConfigError, StartError
 
 CHECKS = ("plugins", "weights", "ratio", "sampler", "dropout", "reward")
@@ -49,7 +49,7 @@ def examine(config: ParsedConfig) -> Iterator[Finding]:
         yield from (Finding(name, False, "not checked", "Mend what is above first.") for name in CHECKS[2:])
         return
     model, data = config.build()
-    with said_as(StartError, ValueError, OSError):
+    with reraise_as(StartError, ValueError, OSError):
         data.setup("fit")
         prompts = next(iter(data.train_dataloader()))[:PROMPTS]
         model.check_prompts(prompts)
@@ -82,14 +82,14 @@ def main(arguments: Sequence[str]) -> int:
     own.add_argument("--memory-limit", type=float)
 
     def run() -> int:
-        with said_as(ConfigError, argparse.ArgumentError):
+        with reraise_as(ConfigError, argparse.ArgumentError):
             asked, rest = own.parse_known_args(arguments)
         config = ParsedConfig(["fit", *rest])
         if asked.memory or asked.memory_limit is not None:
             return report_memory(config, asked.memory_limit, asked.json)
         return _report(examine(config), as_json=asked.json)
 
-    return guarded(run)
+    return run_command(run)
 
 
 def _report(findings: Iterator[Finding], as_json: bool) -> int:

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from varrl_lightning.commands.cli import VarrlCLI
-from varrl_lightning.commands.user_errors import BUILD_ERRORS, FAILED, said_as
+from varrl_lightning.commands.user_errors import BUILD_ERRORS, FAILED, reraise_as
 from varrl_lightning.data import PromptDataModule
 from varrl_lightning.errors import ConfigError, StartError
 from varrl_lightning.memory import GIB, MARGIN, Forecast, Phase, Simulation, SimulationError, available_memory
@@ -57,7 +57,7 @@ def forecast_of(config: VarrlCLI) -> Forecast:
     kind, options = configured_kind(fit.trainer.strategy, world_size)
     precision = _precision(str(fit.trainer.precision or "32-true"), kind)
     simulation = Simulation(policy, model.sampling, model.objective, anchored, precision, device)
-    with said_as(StartError, ValueError, OSError):
+    with reraise_as(StartError, ValueError, OSError):
         simulation.read(_longest(fit))
     micro = model.micro_batch_size
     return Forecast(
@@ -83,7 +83,7 @@ def _loaded(spec: Any) -> VARPolicy:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--policy", type=VARPolicy)
     try:
-        with said_as(StartError, *BUILD_ERRORS):
+        with reraise_as(StartError, *BUILD_ERRORS):
             policy: VARPolicy = parser.instantiate(Namespace(policy=spec)).policy  # type: ignore[no-untyped-call]
     except StartError as error:
         raise StartError(
@@ -99,7 +99,7 @@ def _sketched(arguments: Namespace, policy: VARPolicy) -> VARGRPO:
     parser.add_class_arguments(_Sketch, "model")
     plain = arguments.clone()
     plain.policy, plain.reward, plain.mask_source, plain.judge = policy, _NoReward(), "full", None
-    with said_as(ConfigError, *BUILD_ERRORS):
+    with reraise_as(ConfigError, *BUILD_ERRORS):
         model: VARGRPO = parser.instantiate(Namespace(model=plain)).model  # type: ignore[no-untyped-call]
     return model
 
@@ -155,7 +155,7 @@ def limit_of(asked: float | None) -> tuple[int, str]:
 
 def report_memory(config: VarrlCLI, asked: float | None, as_json: bool) -> int:
     """Print the table or its JSON; the exit status is 0 where everything fits."""
-    with said_as(StartError, SimulationError):
+    with reraise_as(StartError, SimulationError):
         forecast = forecast_of(config)
         phases = forecast.phases()
     limit, source = limit_of(asked)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from varrl_lightning.checkpoints.checking import load_checkpoint
 from varrl_lightning.commands.fit_config import ParsedConfig
-from varrl_lightning.commands.user_errors import guarded, said_as
+from varrl_lightning.commands.user_errors import reraise_as, run_command
 from varrl_lightning.errors import ConfigError, StartError
 from varrl_lightning.policies.base import VARPolicy
 from varrl_lightning.policies.lora import merged_tensors
@@ -68,7 +68,7 @@ def main(arguments: Sequence[str]) -> int:
     if {"-h", "--help"} & set(arguments):
         print(HELP)
         return 0
-    return guarded(lambda: _export(arguments))
+    return run_command(lambda: _export(arguments))
 
 
 def _export(arguments: Sequence[str]) -> int:
@@ -85,7 +85,7 @@ def _export(arguments: Sequence[str]) -> int:
     model, _ = config.build()
     if weights == "average" and model.average is None:
         raise ConfigError("--weights average: this configuration has no average, its model.ema_decay is null")
-    with said_as(StartError, ValueError, OSError):
+    with reraise_as(StartError, ValueError, OSError):
         if checkpoint := config.get("ckpt_path"):
             load_checkpoint(checkpoint, model, model.saved_tensors())
         with model.averaged() if weights == "average" else nullcontext():

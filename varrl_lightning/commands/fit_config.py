@@ -7,7 +7,7 @@ from typing import Any
 from jsonargparse import ArgumentParser, Namespace
 
 from varrl_lightning.commands.cli import VarrlCLI
-from varrl_lightning.commands.user_errors import BUILD_ERRORS, said_as
+from varrl_lightning.commands.user_errors import BUILD_ERRORS, reraise_as
 from varrl_lightning.data import PromptDataModule
 from varrl_lightning.errors import ConfigError
 from varrl_lightning.module import VARGRPO
@@ -36,6 +36,6 @@ class ParsedConfig(VarrlCLI):
 
     def build(self) -> tuple[VARGRPO, PromptDataModule]:
         """The module and its data."""
-        with said_as(ConfigError, *BUILD_ERRORS):
+        with reraise_as(ConfigError, *BUILD_ERRORS):
             built = self.parser.instantiate(self.config).fit
         return built.model, built.data

@@ -45,17 +45,17 @@ SHOWN_PLAINLY = (
 
 
 @contextmanager
-def said_as(kind: type[Exception], *errors: type[Exception]) -> Iterator[None]:
-    """Turn errors that a user can mend into one that `guarded` shows without a traceback."""
+def reraise_as(kind: type[Exception], *errors: type[Exception]) -> Iterator[None]:
+    """Turn errors that a user can mend into one that `run_command` shows without a traceback."""
     try:
         yield
     except errors as error:
         raise kind(str(error)) from error
 
 
-def guarded(run: Callable[[], int]) -> int:
+def run_command(run: Callable[[], int]) -> int:
     """Run a command and return its exit status; with VARRL_DEBUG set, every error keeps its traceback."""
-    hush()
+    silence_lightning()
     try:
         return run()
     except SHOWN_PLAINLY as error:
@@ -65,7 +65,7 @@ def guarded(run: Callable[[], int]) -> int:
         return USE if isinstance(error, ConfigError) else FAILED
 
 
-def hush() -> None:
+def silence_lightning() -> None:
     """Silence what Lightning says of itself and a user can do nothing about."""
     os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # LightningCLI calls what was renamed
     for message in NOISE:

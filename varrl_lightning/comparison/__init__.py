@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from varrl_lightning.commands.user_errors import guarded, said_as
+from varrl_lightning.commands.user_errors import reraise_as, run_command
 from varrl_lightning.comparison.phases import Comparison
 from varrl_lightning.comparison.report import write_report
 from varrl_lightning.comparison.spec import read_spec
@@ -35,7 +35,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--output", metavar="FOLDER", help="in place of the spec's")
 
     def run() -> int:
-        with said_as(ConfigError, argparse.ArgumentError):
+        with reraise_as(ConfigError, argparse.ArgumentError):
             asked = parser.parse_args(arguments)
         quiet()
         comparison = Comparison(read_spec(asked.spec, asked.output))
@@ -48,4 +48,4 @@ def main(arguments: Sequence[str]) -> int:
                 steps[phase]()
         return 0
 
-    return guarded(run)
+    return run_command(run)

@@ -15,7 +15,7 @@ from lightning.pytorch.callbacks import Callback
 
 from varrl_lightning.algorithms.word_metrics import split_words, word_closeness, words_found
 from varrl_lightning.commands.fit_config import ParsedConfig
-from varrl_lightning.commands.user_errors import said_as
+from varrl_lightning.commands.user_errors import reraise_as
 from varrl_lightning.data import PromptDataModule
 from varrl_lightning.errors import StartError
 from varrl_lightning.module import VARGRPO
@@ -39,7 +39,7 @@ def build(arguments: Sequence[str], updates: int | None = None) -> tuple[VARGRPO
     if updates is not None and schedule is not None and "T_max" in (schedule.get("init_args") or {}):
         config = ParsedConfig([*arguments, f"--{_T_MAX}={updates}"])
     module, data = config.build()
-    with said_as(StartError, ValueError, OSError):
+    with reraise_as(StartError, ValueError, OSError):
         data.setup("fit")
         module.check_prompts([p for prompts in data.prompts.values() for p in prompts])
     return module, data, config

@@ -214,7 +214,7 @@ def independent_batches(prompts: Sequence[Prompt], batches: int, size: int, seed
         raise ValueError(f"prompts per batch must be at least 1, got {size}")
     stream = TrainingBatches(prompts, size, seed)
     passes = -(-batches // max(len(stream), 1))
-    return [batch for number in range(passes) for batch in stream.pass_(number)][:batches]
+    return [batch for number in range(passes) for batch in stream.epoch(number)][:batches]
 
 
 def _families(variants: Sequence[Variant]) -> list[list[Variant]]:

@@ -105,7 +105,7 @@ class Rows:
 
 
 @dataclass(frozen=True)
-class Judged:
+class BranchScores:
     """What is known of some branches before they are compared with the others of their group.
 
     Args:
@@ -124,7 +124,7 @@ class Judged:
         return len(next(iter(self.values.values())))
 
     @staticmethod
-    def join(parts: Sequence[Judged], branches: int) -> Judged:
+    def join(parts: Sequence[BranchScores], branches: int) -> BranchScores:
         """The first so many branches of what several processes have judged, in their order."""
 
         def joined(tensors: Iterable[Tensor]) -> Tensor:
@@ -137,16 +137,16 @@ class Judged:
 
         names = {reward: dict.fromkeys(c for part in parts for c in part.components[reward]) for reward in parts[0].values}
         known = next((part.on for part in parts if part.on is not None), None)
-        return Judged(
+        return BranchScores(
             values={reward: joined(part.values[reward] for part in parts) for reward in names},
             usable={reward: joined(part.usable[reward] for part in parts) for reward in names},
             components={reward: {c: joined(component(reward, c)) for c in found} for reward, found in names.items()},
             on=None if known is None else joined(_all_on(part, known) if part.on is None else part.on for part in parts),
         )
 
-    def to(self, device: torch.device) -> Judged:
+    def to(self, device: torch.device) -> BranchScores:
         """The same on another device."""
-        return Judged(
+        return BranchScores(
             values={name: x.to(device) for name, x in self.values.items()},
             usable={name: x.to(device) for name, x in self.usable.items()},
             components={name: {c: x.to(device) for c, x in parts.items()} for name, parts in self.components.items()},
@@ -154,13 +154,13 @@ class Judged:
         )
 
 
-def _all_on(part: Judged, like: Tensor) -> Bool[Tensor, "R L"]:
+def _all_on(part: BranchScores, like: Tensor) -> Bool[Tensor, "R L"]:
     return like.new_ones(len(part), like.shape[1])
 
 
-def judge(
+def scores_by_branch(
     rollout: Rollout, scores: Mapping[str, Scores], pixel_mask: Float[Tensor, "N H W"] | None, options: CreditOptions
-) -> Judged:
+) -> BranchScores:
     """What rewards and mask source said of a rollout's images, by branch; masks are carried back to tokens (section 3.5).
 
     Args:
@@ -168,7 +168,7 @@ def judge(
         pixel_mask: where each image was judged, in [0, 1]; None for everywhere.
     """
     shape = (len(rollout.branches), rollout.stage.continuations)
-    return Judged(
+    return BranchScores(
         values={name: s.values.view(shape).float() for name, s in scores.items()},
         usable={name: s.usable.view(shape) for name, s in scores.items()},
         components={name: {c: v.view(shape).float() for c, v in s.components.items()} for name, s in scores.items()},
@@ -188,7 +188,9 @@ def _tokens_on(rollout: Rollout, pixel_mask: Tensor | None, options: CreditOptio
     return spread > 0
 
 
-def assign_credit(judged: Judged, schedule: Schedule, stage: Stage, weights: Mapping[str, float], options: CreditOptions) -> Credit:
+def assign_credit(
+    judged: BranchScores, schedule: Schedule, stage: Stage, weights: Mapping[str, float], options: CreditOptions
+) -> Credit:
     """Returns (Eq. 4, 10), group advantages, and weights k_t (Eq. 9) times masks of all branches of a batch.
 
     Args:

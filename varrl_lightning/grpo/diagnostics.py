@@ -11,12 +11,12 @@ from torch import Tensor
 
 from varrl_lightning.algorithms.panw import scale_shares
 from varrl_lightning.algorithms.vmr import vmr_bonus
-from varrl_lightning.grpo.credit import Credit, Judged
+from varrl_lightning.grpo.credit import BranchScores, Credit
 from varrl_lightning.schedule import Schedule
 from varrl_lightning.types import Stage
 
 
-def reward_metrics(judged: Judged, credit: Credit, eta: float) -> dict[str, float]:
+def reward_metrics(judged: BranchScores, credit: Credit, eta: float) -> dict[str, float]:
     """Rewards of a batch: mean, spread within groups and over the batch, components, groups without variance, VMR bonus."""
     usable = credit.rewards[credit.valid]
     per_group = credit.rewards.masked_fill(~credit.valid, torch.nan).flatten(1)

@@ -121,7 +121,7 @@ def fitting_micro_batch(forecast: Forecast, available: int, begun: bool) -> int:
 
 
 @contextmanager
-def naming(setting: str, value: int | None) -> Iterator[None]:
+def explain_out_of_memory(setting: str, value: int | None) -> Iterator[None]:
     """Say of an out-of-memory error which setting decides what was asked for.
 
     Raises:

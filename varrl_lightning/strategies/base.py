@@ -20,8 +20,8 @@ from varrl_lightning.policies.base import VARPolicy
 from varrl_lightning.types import Prompt
 
 T = TypeVar("T")
-Kept = TypeVar("Kept")
-Told = TypeVar("Told")
+Local = TypeVar("Local")
+Shared = TypeVar("Shared")
 
 
 def leave_group() -> None:
@@ -77,7 +77,7 @@ class Parallel:
         dist.all_gather_object(found, _on_cpu(x))
         return found
 
-    def collect(self, work: Callable[[], tuple[Kept, Told]]) -> tuple[Kept, list[Told]]:
+    def collect(self, work: Callable[[], tuple[Local, Shared]]) -> tuple[Local, list[Shared]]:
         """Do something on every process: what each keeps for itself, and what all of them tell each other.
 
         Raises:
@@ -86,7 +86,7 @@ class Parallel:
         if self.world_size == 1:
             kept, told = work()
             return kept, [told]
-        result: tuple[Kept, Told] | None = None
+        result: tuple[Local, Shared] | None = None
         problem: Exception | None = None
         try:
             result = work()
@@ -96,7 +96,7 @@ class Parallel:
         said = [f"rank {rank}: {message}" for rank, (_, message) in enumerate(answers) if message]
         if said or result is None:
             raise RankError("\n".join(said)) from problem
-        return result[0], cast("list[Told]", [answer for answer, _ in answers])
+        return result[0], cast("list[Shared]", [answer for answer, _ in answers])
 
     def sum(self, x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         """The sum of a tensor over processes, the same on all."""

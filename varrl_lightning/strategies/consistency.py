@@ -38,7 +38,7 @@ _PACKAGES = ("torch", "lightning")
 _WORDS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int32, 16: torch.int32}
 
 
-class Agreement:
+class RankConsistency:
     """Compares all processes at the start of a fit and again every so many training steps.
 
     Args:
