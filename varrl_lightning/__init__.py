@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from varrl_lightning.configuration.renamed import answer_old_names
+
 if TYPE_CHECKING:
     from importlib.metadata import version
 
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
     from varrl_lightning.types import Box, LogProbs, Prompt, Rollout, Sampling, Score, Scores, Stage
 
     __version__ = version("varrl-lightning")
+
+answer_old_names()
 
 _HOMES = {
     "VARGRPO": "module",

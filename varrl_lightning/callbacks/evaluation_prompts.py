@@ -9,6 +9,7 @@ import lightning as L
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from varrl_lightning.evaluation.evaluate import Evaluation
+from varrl_lightning.module import VARGRPO
 from varrl_lightning.prompts.batches import as_prompts
 from varrl_lightning.prompts.files import PromptFileError
 from varrl_lightning.types import Prompt, Sampling
@@ -39,7 +40,7 @@ def _read(batches: Iterable[Any]) -> list[Prompt]:
     return [prompt for batch in batches for prompt in as_prompts(batch)]
 
 
-def evaluate_by_size(module: Any, prompts: Sequence[Prompt], sampling: Sampling | None = None) -> list[Evaluation]:
-    """`module.scored` once for each image size, since images of several sizes do not stack."""
+def evaluate_by_size(module: VARGRPO, prompts: Sequence[Prompt], sampling: Sampling | None = None) -> list[Evaluation]:
+    """Scores once for each image size, since images of several sizes do not stack."""
     sizes = dict.fromkeys(p.size for p in prompts)
-    return [module.scored([p for p in prompts if p.size == size], sampling) for size in sizes]
+    return [module.evaluator.scores([p for p in prompts if p.size == size], module.parallel, sampling) for size in sizes]

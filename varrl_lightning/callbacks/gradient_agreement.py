@@ -1,7 +1,8 @@
-"""Gradient agreement while training goes on."""
+"""Gradient agreement during training."""
 
 from __future__ import annotations
 
+import inspect
 import math
 import warnings
 from collections import Counter
@@ -14,7 +15,8 @@ from lightning.pytorch.callbacks import Callback
 
 from varrl_lightning.data import TrainingBatches
 from varrl_lightning.gradient_agreement.meter import LEAST, AgreementMeter, Measured, independent_batches
-from varrl_lightning.gradient_agreement.variants import Variant, own_stages, read_variants, variants_of
+from varrl_lightning.gradient_agreement.variants import SHAPE, StageShape, Variant, own_stages, read_variants, variants_of
+from varrl_lightning.module import VARGRPO
 from varrl_lightning.prompts.batches import as_prompts
 from varrl_lightning.types import Prompt
 
@@ -22,7 +24,7 @@ from varrl_lightning.types import Prompt
 class GradientAgreement(Callback):
     """Logs `agreement/NAME/cosine`, its `standard_error` and `signal` every so many training steps; see `AgreementMeter`.
 
-    With `per_scale` also `.../scale_t`, t from 0; of all variants but the first, `difference` and `difference_standard_error`. Each
+    With `per_scale` also `.../scale_t`, t from 1; of all variants but the first, `difference` and `difference_standard_error`. Each
     time the same prompts and noise are taken, so that two measurements differ by the policy alone. Weights, optimizer, counters and
     the noise of training stay as they are. One process only.
 
@@ -65,12 +67,13 @@ class GradientAgreement(Callback):
         self._seen: dict[str, Prompt] = {}
         self._names: set[str] = set()
 
-    def setup(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Refuse what cannot be measured.
 
         Raises:
             MisconfigurationException: under several processes, or where weights are sharded.
         """
+        assert isinstance(pl_module, VARGRPO), "GradientAgreement measures a VARGRPO"
         parallel = pl_module.parallel
         if stage == "fit" and (trainer.world_size > 1 or parallel.kind not in ("single", "ddp")):
             raise MisconfigurationException(
@@ -78,40 +81,39 @@ class GradientAgreement(Callback):
                 f"{parallel.kind}; leave it out, and run 'varrl agreement --ckpt_path FILE' on a checkpoint"
             )
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Build the variants, so that a mistake in them shows before the first step.
 
         Raises:
             ValueError: on a variant that cannot be, or more prompts in a batch than there are.
         """
-        if self.described is None:
-            self._variants = own_stages(pl_module, self.kl)
-        else:
-            self._variants = variants_of(pl_module, self.described, self.kl)
-        self._meter()
+        assert isinstance(pl_module, VARGRPO)
+        self._variants = described_variants(pl_module, self.described, self.kl)
+        self._meter(pl_module)
         if self.prompts is not None and isinstance(trainer.train_dataloader, TrainingBatches):
             independent_batches(trainer.train_dataloader.prompts, self.batches, self.prompts, self.seed)
 
     def on_train_batch_end(
         self,
         trainer: L.Trainer,
-        pl_module: Any,
+        pl_module: L.LightningModule,
         outputs: Any,
         batch: Any,
         batch_idx: int,
     ) -> None:
         """Measure, when it is time."""
+        assert isinstance(pl_module, VARGRPO)
         if not isinstance(trainer.train_dataloader, TrainingBatches):
             self._seen |= {prompt.id: prompt for prompt in as_prompts(batch)}
         # Lightning repeats the last value of a name that a step does not log.
-        found = dict.fromkeys(self._names, math.nan)
+        metrics = dict.fromkeys(self._names, math.nan)
         if pl_module.rollouts_done % self.every_n_steps == 0:
-            found |= self._measure(trainer, len(as_prompts(batch)))
-            self._names |= found.keys()
-        if found:
-            pl_module.log_dict(found, batch_size=1)
+            metrics |= self._measure(trainer, pl_module, len(as_prompts(batch)))
+            self._names |= metrics.keys()
+        if metrics:
+            pl_module.log_dict(metrics, batch_size=1)
 
-    def _measure(self, trainer: L.Trainer, size: int) -> dict[str, float]:
+    def _measure(self, trainer: L.Trainer, module: VARGRPO, size: int) -> dict[str, float]:
         loader, size = trainer.train_dataloader, self.prompts or size
         prompts = loader.prompts if isinstance(loader, TrainingBatches) else list(self._seen.values())
         sizes = Counter(prompt.size for prompt in prompts)
@@ -119,18 +121,41 @@ class GradientAgreement(Callback):
         if not prompts:
             warnings.warn(f"GradientAgreement: training has not yet seen {size} different prompts of one size", stacklevel=2)
             return {}
-        meter = self._meter()
+        meter = self._meter(module)
         with trainer.precision_plugin.forward_context():
             for batch in independent_batches(prompts, self.batches, size, self.seed):
                 meter.add(batch)
         return {name: value for row in meter.measured() for name, value in _named(row, row.variant == self._variants[0].name)}
 
-    def _meter(self) -> AgreementMeter:
-        return AgreementMeter(self._variants, self.seed, min(self.blocks, self.batches), self.per_scale, self.parameters)
+    def _meter(self, module: VARGRPO) -> AgreementMeter:
+        return AgreementMeter(
+            module.policy,
+            self._variants,
+            module.reference,
+            micro_batch_size=module.micro_batches.number,
+            images_at_once=module.images_at_once,
+            seed=self.seed,
+            blocks=min(self.blocks, self.batches),
+            per_scale=self.per_scale,
+            parameters=self.parameters,
+        )
+
+
+def described_variants(module: VARGRPO, described: Mapping[str, Mapping[str, Any]] | None, kl: bool) -> list[Variant]:
+    """Variants of a module: as `variants_of` describes them, or the stages of its cycle.
+
+    Raises:
+        ValueError: on an unknown key, or a value out of its range; names the variant.
+    """
+    if described is None:
+        return own_stages(module.grpo, kl)
+    defaults = inspect.signature(VARGRPO).parameters
+    shape = StageShape(**{key: module.hparams.get(key, defaults[key].default) for key in SHAPE})
+    return variants_of(module.policy, module.grpo, shape, described, kl)
 
 
 def _named(row: Measured, first: bool) -> list[tuple[str, float]]:
     """Names in the log and their values."""
     shown = ["cosine", "standard_error", "signal"] + ([] if first else ["difference", "difference_standard_error"])
-    scale = "" if row.scale is None else f"/scale_{row.scale}"
+    scale = "" if row.scale is None else f"/scale_{row.scale + 1}"
     return [(f"agreement/{row.variant}/{name}{scale}", getattr(row, name)) for name in shown]

@@ -67,7 +67,7 @@ class RunProgress(ProgressBar):
         """Name the stage."""
         # Not at the start of training: other callbacks evaluate there.
         self._began = self._began or (time.monotonic(), pl_module.rollouts_done)
-        self._show(description=pl_module.stage.name)
+        self._show(description=pl_module.grpo.stage(pl_module.rollouts_done).name)
 
     def on_train_batch_end(
         self,
@@ -122,7 +122,7 @@ def _steps(trainer: L.Trainer, pl_module: Any) -> int | None:
     epochs = trainer.max_epochs or -1
     batches = [epochs * trainer.num_training_batches] if epochs > 0 else []
     if trainer.max_steps > 0:
-        batches.append(trainer.max_steps // pl_module.updates_per_rollout)  # max_steps counts optimizer steps
+        batches.append(trainer.max_steps // pl_module.updater.updates_per_rollout)  # max_steps counts optimizer steps
     finite = [int(b) for b in batches if b != float("inf")]
     return min(finite) if finite else None
 

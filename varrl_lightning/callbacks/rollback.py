@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-_COUNTERS = ("rollouts_done", "updates_done", "bad_steps", "bad_steps_in_a_row")
+from varrl_lightning.module import VARGRPO
 
 
 class Rollback:
@@ -22,7 +22,7 @@ class Rollback:
 
     def __init__(self, trainer: L.Trainer) -> None:
         module = trainer.lightning_module
-        self.counters = {name: getattr(module, name) for name in _COUNTERS if hasattr(module, name)}
+        self.counters = module.counters.state_dict() if isinstance(module, VARGRPO) else {}
         self.schedules = [copy.deepcopy(c.scheduler.state_dict()) for c in trainer.lr_scheduler_configs]
         self.precision = copy.deepcopy(trainer.precision_plugin.state_dict())
         average = getattr(module, "average", None)
@@ -53,8 +53,8 @@ class Rollback:
         for config, state in zip(trainer.lr_scheduler_configs, self.schedules, strict=True):
             config.scheduler.load_state_dict(state)
         trainer.precision_plugin.load_state_dict(self.precision)
-        for name, value in self.counters.items():
-            setattr(trainer.lightning_module, name, value)
+        if isinstance(trainer.lightning_module, VARGRPO):
+            trainer.lightning_module.counters.load_state_dict(self.counters)
 
 
 def _parameters(optimizer: Optimizer) -> list[Tensor]:

@@ -1,118 +1,133 @@
-"""The part of a LightningModule that goes into a checkpoint beside weights and optimizer, and comes out of it."""
+"""The part of a run's state that a checkpoint holds beside weights and optimizer, and its way back."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from typing import Any, Literal
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
-import lightning as L
-from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
+from varrl_lightning.errors import CheckpointError
 from varrl_lightning.policies.averaging import check_average
 from varrl_lightning.policies.base import VARPolicy
 from varrl_lightning.policies.lora import adapter_settings, base_tensors, has_adapter, is_adapter
 from varrl_lightning.policies.state import Anchor
 from varrl_lightning.weights.loading import differences
 
+KEY = "varrl"
+"""Key of this state in a checkpoint."""
 DIGESTED = 4096
 """Entries of a tensor that tell it from another."""
 
 
-class Resuming(L.LightningModule):
-    """Counters, and the identity of the frozen weights."""
+class FrozenWeights:
+    """The weights that training never changes and that a resumed run needs again: an adapter's base, else the reference.
 
-    policy: VARPolicy
-    _reference: tuple[Anchor | None]
-    rollouts_done: int
-    updates_done: int
-    bad_steps: int
-    bad_steps_in_a_row: int
-    seed: int
-    ema_decay: float | None
-    micro_batch_size: int | Literal["auto"] | None
-    _frozen_digest: str | None
+    Args:
+        policy: the policy that is trained.
+        reference: what the KL is taken to, if there is a KL.
+    """
 
-    @property
-    def reference(self) -> Anchor | None:
-        """The frozen anchor of the KL, if there is one."""
-        return self._reference[0]
+    def __init__(self, policy: VARPolicy, reference: Anchor | None) -> None:
+        self.policy, self.reference = policy, reference
 
-    @property
-    def _micro_batch_size(self) -> int | None:
-        """A number; None for all branches, also before `auto` has found one."""
-        return None if self.micro_batch_size == "auto" else self.micro_batch_size
-
-    def saved_tensors(self) -> dict[str, Tensor]:
-        """What a checkpoint holds of the weights: all of them, or those of the adapter alone where there is one."""
-        state: dict[str, Tensor] = self.state_dict()
-        return {name: x for name, x in state.items() if is_adapter(name)} if has_adapter(self.policy) else state
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Counters and the identity of the frozen weights: all that a resumed run needs beside trained weights and optimizer."""
+    @cached_property
+    def fingerprint(self) -> str | None:
+        """A hash of the weights as they were given; None without any. Ask for it before a Trainer's precision rounds them."""
         if has_adapter(self.policy):
-            checkpoint["state_dict"] = {name: x for name, x in checkpoint["state_dict"].items() if is_adapter(name)}
-        checkpoint["varrl"] = {
-            "rollouts_done": self.rollouts_done,
-            "updates_done": self.updates_done,
-            "bad_steps": self.bad_steps,
-            "bad_steps_in_a_row": self.bad_steps_in_a_row,
-            "seed": self.seed,
-            "micro_batch_size": self._micro_batch_size,
-            "world_size": 1 if self._trainer is None else self.trainer.world_size,
-            "adapter": adapter_settings(self.policy),
-            "ema_decay": self.ema_decay,
-            "reference": self._frozen_digest,
-            "reference_path": self._frozen_source,
-        }
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore the counters; complete the weights where the checkpoint holds an adapter alone.
-
-        Raises:
-            ValueError: when the frozen weights are others than those the run began with: an adapter would sit on a wrong base, or
-                the KL would change its anchor.
-        """
-        saved = checkpoint.get("varrl")
-        if saved is None:
-            raise ValueError("this checkpoint was not written by VARGRPO: it has no counters. Expected a checkpoint of a fit run.")
-        adapter = adapter_settings(self.policy)
-        if saved.get("adapter") != adapter:
-            raise ValueError(
-                f"the checkpoint has {_described(saved.get('adapter'), 'no adapter', 'an adapter')}, but the policy has "
-                f"{_described(adapter, 'none', 'one')}; use the config.yaml of the run that wrote it"
-            )
-        check_average(saved.get("ema_decay"), self.ema_decay)
-        fitting = self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING
-        mine = self._frozen_digest if adapter or fitting else None
-        if None not in (saved["reference"], mine) and saved["reference"] != mine:
-            raise ValueError(
-                f"the {'base' if adapter else 'reference'}'s weights differ from those that the run began with ({mine} against "
-                f"{saved['reference']}); give the same base weights as then: {saved.get('reference_path') or 'from no file'}"
-            )
-        if adapter and "state_dict" in checkpoint:  # DeepSpeed's engine loads weights by itself
-            if problems := differences(checkpoint["state_dict"], self.saved_tensors()):
-                raise ValueError("the checkpoint does not fit the policy's adapter:\n  " + "\n  ".join(problems))
-            checkpoint["state_dict"] = {**self.state_dict(), **checkpoint["state_dict"]}
-        for name in ("rollouts_done", "updates_done", "bad_steps", "bad_steps_in_a_row"):
-            setattr(self, name, saved[name])
-        # As before, so that sums are rounded as before; unless memory is shared out in another way.
-        if self.micro_batch_size == "auto" and self._trainer is not None and saved.get("world_size") == self.trainer.world_size:
-            self.micro_batch_size = saved.get("micro_batch_size") or "auto"
+            return weights_digest(base_tensors(self.policy))
+        return weights_digest(self.reference.transformer.state_dict()) if isinstance(self.reference, VARPolicy) else None
 
     @property
-    def _frozen_source(self) -> str | None:
-        """From where the frozen weights were loaded; None where they were made in memory."""
+    def source(self) -> str | None:
+        """From where they were loaded; None where they were made in memory."""
         frozen = self.policy if has_adapter(self.policy) or not isinstance(self.reference, VARPolicy) else self.reference
         source: str | None = getattr(frozen.transformer, "source", None)
         return source
 
-    def _digest_of_frozen(self) -> str | None:
-        """A hash of the frozen weights as they were given, before a Trainer's precision: the adapter's base, else the reference."""
-        if has_adapter(self.policy):
-            return weights_digest(base_tensors(self.policy))
-        return weights_digest(self.reference.transformer.state_dict()) if isinstance(self.reference, VARPolicy) else None
+
+@dataclass(frozen=True)
+class RunState:
+    """What a checkpoint says of its run.
+
+    Args:
+        counters: see `RunCounters.state_dict`.
+        seed: of all noise.
+        micro_batch_size: branches of a micro-batch; None for all.
+        world_size: number of processes.
+        ema_decay: of the average of the weights, if there is one.
+    """
+
+    counters: Mapping[str, int]
+    seed: int
+    micro_batch_size: int | None
+    world_size: int
+    ema_decay: float | None
+
+
+def saved_tensors(state: Mapping[str, Tensor], policy: VARPolicy) -> dict[str, Tensor]:
+    """The tensors of a module's state dict that a checkpoint holds: all, or those of the adapter alone where there is one."""
+    return {name: x for name, x in state.items() if is_adapter(name)} if has_adapter(policy) else dict(state)
+
+
+def write_state(checkpoint: dict[str, Any], run: RunState, frozen: FrozenWeights) -> None:
+    """Add a run's state to a checkpoint: all that a resumed run needs beside trained weights and optimizer."""
+    checkpoint["state_dict"] = saved_tensors(checkpoint["state_dict"], frozen.policy)
+    checkpoint[KEY] = {
+        **run.counters,
+        "seed": run.seed,
+        "micro_batch_size": run.micro_batch_size,
+        "world_size": run.world_size,
+        "adapter": adapter_settings(frozen.policy),
+        "ema_decay": run.ema_decay,
+        "reference": frozen.fingerprint,
+        "reference_path": frozen.source,
+    }
+
+
+def read_state(
+    checkpoint: dict[str, Any], module_state: Mapping[str, Tensor], frozen: FrozenWeights, ema_decay: float | None, fitting: bool
+) -> dict[str, Any]:
+    """The state of `write_state`; completes the weights where the checkpoint holds an adapter alone.
+
+    Args:
+        checkpoint: its `state_dict` is completed in place.
+        module_state: the module's own state dict.
+        ema_decay: of the module.
+        fitting: whether the run is resumed, so that its reference matters.
+
+    Raises:
+        ValueError: when the frozen weights are others than those the run began with: an adapter would sit on a wrong base, or
+            the KL would change its anchor.
+    """
+    saved: dict[str, Any] | None = checkpoint.get(KEY)
+    if saved is None:
+        raise CheckpointError("this checkpoint was not written by VARGRPO: it has no counters. Expected a checkpoint of a fit run.")
+    adapter = adapter_settings(frozen.policy)
+    if saved.get("adapter") != adapter:
+        raise CheckpointError(
+            f"the checkpoint has {_described(saved.get('adapter'), 'no adapter', 'an adapter')}, but the policy has "
+            f"{_described(adapter, 'none', 'one')}; use the config.yaml of the run that wrote it"
+        )
+    check_average(saved.get("ema_decay"), ema_decay)
+    if adapter or fitting:
+        _check_frozen(saved, frozen, "base" if adapter else "reference")
+    if adapter and "state_dict" in checkpoint:  # DeepSpeed's engine loads weights by itself
+        if problems := differences(checkpoint["state_dict"], saved_tensors(module_state, frozen.policy)):
+            raise CheckpointError("the checkpoint does not fit the policy's adapter:\n  " + "\n  ".join(problems))
+        checkpoint["state_dict"] = {**module_state, **checkpoint["state_dict"]}
+    return saved
+
+
+def _check_frozen(saved: Mapping[str, Any], frozen: FrozenWeights, what: str) -> None:
+    if None not in (saved["reference"], frozen.fingerprint) and saved["reference"] != frozen.fingerprint:
+        raise CheckpointError(
+            f"the {what}'s weights differ from those that the run began with ({frozen.fingerprint} against "
+            f"{saved['reference']}); give the same base weights as then: {saved.get('reference_path') or 'from no file'}"
+        )
 
 
 def weights_digest(tensors: Mapping[str, Tensor]) -> str:

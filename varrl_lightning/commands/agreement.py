@@ -18,12 +18,13 @@ from typing import Any
 
 import torch
 
+from varrl_lightning.callbacks.gradient_agreement import described_variants
 from varrl_lightning.checkpoints.checking import load_checkpoint
 from varrl_lightning.commands.fit_config import ParsedConfig
 from varrl_lightning.commands.user_errors import FAILED, reraise_as, run_command
 from varrl_lightning.errors import ConfigError, StartError
 from varrl_lightning.gradient_agreement.meter import AgreementMeter, Measured, independent_batches
-from varrl_lightning.gradient_agreement.variants import own_stages, read_variants, variants_of
+from varrl_lightning.gradient_agreement.variants import read_variants
 from varrl_lightning.module import VARGRPO
 from varrl_lightning.policies.base import VARPolicy
 from varrl_lightning.types import Prompt
@@ -126,8 +127,17 @@ def _device(asked: str | None, accelerator: Any) -> torch.device:
 def _meter(model: VARGRPO, described: Any, asked: argparse.Namespace) -> AgreementMeter:
     if asked.kl and model.reference is None:
         raise ConfigError("--kl: the configuration has no KL, its model.kl_coef is 0")
-    variants = own_stages(model, asked.kl) if described is None else variants_of(model, described, asked.kl)
-    return AgreementMeter(variants, asked.seed, min(asked.blocks, max(asked.batches, 2)), asked.per_scale, asked.parameters)
+    return AgreementMeter(
+        model.policy,
+        described_variants(model, described, asked.kl),
+        model.reference,
+        micro_batch_size=model.micro_batches.number,
+        images_at_once=model.images_at_once,
+        seed=asked.seed,
+        blocks=min(asked.blocks, max(asked.batches, 2)),
+        per_scale=asked.per_scale,
+        parameters=asked.parameters,
+    )
 
 
 def _made(output: str | None) -> Path | None:
@@ -234,7 +244,7 @@ def _pm(value: float, error: float) -> str:
 
 
 def write(rows: Sequence[Measured], about: dict[str, Any], folder: Path) -> None:
-    """`agreement.json`, with what was asked for, and `agreement.csv`; NaN becomes null or an empty cell. Scales count from 0."""
+    """`agreement.json`, with what was asked for, and `agreement.csv`; NaN becomes null or an empty cell. Scales count from 1."""
     plain = [{key: None if isinstance(x, float) and math.isnan(x) else x for key, x in row.flat().items()} for row in rows]
     lines = io.StringIO(newline="")
     writer = csv.DictWriter(lines, list(plain[0]))

@@ -166,7 +166,7 @@ class VarrlCLI(LightningCLI):
         about = {"checkpoint": self._checkpoint, "prompts": self.datamodule.paths["test"], "seed": self.model.eval_seed}
         after = None if self._before is None else draw_pairs(self.model, prompts, self.trainer)
         if self.trainer.is_global_zero:
-            report_test(self.model.collected, prompts, (self._before, after), Path(config.output), about)
+            report_test(self.model.evaluator.collected, prompts, (self._before, after), Path(config.output), about)
 
     def predict(self, model: L.LightningModule, datamodule: PromptDataModule, **kwargs: Any) -> None:
         """Draw the prompts of the command line, else those of `data.predict`."""

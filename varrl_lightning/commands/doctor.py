@@ -12,11 +12,11 @@ import torch
 from varrl_lightning.checkpoints.checking import load_checkpoint
 from varrl_lightning.commands.doctor_checks import (
     Finding,
-    draw_stages,
     dropout_is_off,
     plugins_load,
     ratio_is_one,
     reward_runs,
+    sample_stages,
     sampler_is_teacher_forcing,
     weights_are_strict,
 )
@@ -56,11 +56,11 @@ def examine(config: ParsedConfig) -> Iterator[Finding]:
         if checkpoint := config.get("ckpt_path"):
             load_checkpoint(checkpoint, model, model.saved_tensors())
     with torch.no_grad():
-        rollouts = draw_stages(model, prompts)
-        yield ratio_is_one(model, rollouts)
-        yield sampler_is_teacher_forcing(model, rollouts)
-        yield dropout_is_off(model, rollouts[0])
-        yield reward_runs(model, rollouts[0])
+        rollouts = sample_stages(model.policy, model.grpo, prompts, model.seed, model.images_at_once)
+        yield ratio_is_one(model.policy, model.grpo, rollouts, model.micro_batches.number)
+        yield sampler_is_teacher_forcing(model.policy, model.grpo, rollouts)
+        yield dropout_is_off(model.policy, model.grpo, rollouts[0])
+        yield reward_runs(model.rewards, rollouts[0])
 
 
 def _made(name: str, check: Callable[[], Finding]) -> Finding:

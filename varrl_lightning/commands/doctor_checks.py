@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from varrl_lightning.errors import RewardError
+from varrl_lightning.grpo.grpo import GRPO
 from varrl_lightning.grpo.rollout import prompt_keys, sample_tree
-from varrl_lightning.module import VARGRPO
 from varrl_lightning.policies.base import VARPolicy
 from varrl_lightning.policies.lora import base_tensors
 from varrl_lightning.registry import MASK_SOURCES, build
@@ -86,31 +86,30 @@ def _sums(x: Tensor) -> tuple[float, float]:
     return float(x.sum()), float((x * place.sqrt()).sum())
 
 
-def draw_stages(model: VARGRPO, prompts: Sequence[Prompt]) -> list[Rollout]:
+def sample_stages(policy: VARPolicy, grpo: GRPO, prompts: Sequence[Prompt], seed: int, images_at_once: int | None) -> list[Rollout]:
     """One rollout of each different stage of the cycle."""
-    keys = prompt_keys(model.seed, 0, prompts, model.policy.device)
-    stages = dict.fromkeys(model.cycle)
-    return [sample_tree(model.policy, prompts, s, model.sampling, keys, model.images_at_once) for s in stages]
+    keys = prompt_keys(seed, 0, prompts, policy.device)
+    return [sample_tree(policy, prompts, stage, grpo.sampling, keys, images_at_once) for stage in dict.fromkeys(grpo.cycle)]
 
 
-def ratio_is_one(model: VARGRPO, rollouts: Sequence[Rollout]) -> Finding:
+def ratio_is_one(policy: VARPolicy, grpo: GRPO, rollouts: Sequence[Rollout], micro_batch_size: int | None) -> Finding:
     """Before the first step the ratio of new to old probability is 1, however the branches are cut into micro-batches."""
     gaps: Gaps = {}
     for rollout in rollouts:
-        whole = _log_probs(model, rollout, model.score)
+        whole = _log_probs(policy, rollout, grpo.objective.score)
         rows = len(rollout.prompts) * rollout.stage.branches
         with torch.enable_grad():  # the path of training: logits are recomputed
-            parts = _log_probs(model, rollout, model.score, model._micro_batch_size or max(rows // 2, 1))
+            parts = _log_probs(policy, rollout, grpo.objective.score, micro_batch_size or max(rows // 2, 1))
         _compare(gaps, rollout, whole, parts)
     advice = "Two passes over the same tokens disagree. Look for dropout, batch statistics, or less than fp32 in the policy."
-    return _agreement("ratio", "|log ratio| of drawn tokens", gaps, SAME_PATH, advice)
+    return _agreement("ratio", "|log ratio| of sampled tokens", gaps, SAME_PATH, advice)
 
 
-def sampler_is_teacher_forcing(model: VARGRPO, rollouts: Sequence[Rollout]) -> Finding:
-    """The probability that the sampler drew a token with is the one that teacher forcing gives it, scale by scale."""
+def sampler_is_teacher_forcing(policy: VARPolicy, grpo: GRPO, rollouts: Sequence[Rollout]) -> Finding:
+    """The probability with which a token was sampled is the one that teacher forcing gives it, scale by scale."""
     gaps: Gaps = {}
     for rollout in rollouts:
-        _compare(gaps, rollout, rollout.log_probs, _log_probs(model, rollout, Score("sampler", model.sampling)))
+        _compare(gaps, rollout, rollout.log_probs, _log_probs(policy, rollout, Score("sampler", grpo.sampling)))
     advice = "It begins at scale {}. Compare what scale_features gives there for one scale and for all: cache, positions, latent."
     return _agreement("sampler", "difference to teacher forcing", gaps, TWO_PATHS, advice)
 
@@ -129,24 +128,25 @@ def _agreement(check: str, what: str, gaps: Gaps, bound: float, advice: str) -> 
     return Finding(check, not wrong, figure, advice.format(wrong[0]) if wrong else "")
 
 
-def _log_probs(model: VARGRPO, rollout: Rollout, score: Score, rows_at_once: int | None = None) -> list[Tensor]:
+def _log_probs(policy: VARPolicy, rollout: Rollout, score: Score, rows_at_once: int | None = None) -> list[Tensor]:
     stage = rollout.stage
-    cond = model.policy.encode_prompts(rollout.prompts).repeat(stage.branches)
+    cond = policy.encode_prompts(rollout.prompts).repeat(stage.branches)
     step = rows_at_once or len(cond)
     parts = []
     for first in range(0, len(cond), step):
         rows = slice(first, first + step)
         tokens = [t[rows] for t in rollout.tokens]
-        scored = model.policy(tokens, cond.rows(rows), stage.start, stage.stop, score=score)
+        scored = policy(tokens, cond.rows(rows), stage.start, stage.stop, score=score)
         parts.append([x.detach() for x in scored.log_prob])
     return [torch.cat(scales) for scales in zip(*parts, strict=True)]
 
 
-def dropout_is_off(model: VARGRPO, rollout: Rollout) -> Finding:
+def dropout_is_off(policy: VARPolicy, grpo: GRPO, rollout: Rollout) -> Finding:
     """No part of the policy is in training mode, and two passes give bit for bit the same."""
-    model.train()
-    training = [name or "the policy itself" for name, module in model.policy.named_modules() if module.training]
-    passes = zip(_log_probs(model, rollout, model.score), _log_probs(model, rollout, model.score), strict=True)
+    policy.train()
+    training = [name or "the policy itself" for name, module in policy.named_modules() if module.training]
+    score = grpo.objective.score
+    passes = zip(_log_probs(policy, rollout, score), _log_probs(policy, rollout, score), strict=True)
     same = all(torch.equal(a, b) for a, b in passes)
     return Finding(
         "dropout",
@@ -158,12 +158,12 @@ def dropout_is_off(model: VARGRPO, rollout: Rollout) -> Finding:
     )
 
 
-def reward_runs(model: VARGRPO, rollout: Rollout) -> Finding:
+def reward_runs(rewards: WeightedRewards, rollout: Rollout) -> Finding:
     """The rewards score a rollout, and how long that takes."""
     try:
-        model.rewards.score_all(rollout.images[:1], rollout.image_prompts[:1])  # engines load on the first call
+        rewards.score_all(rollout.images[:1], rollout.image_prompts[:1])  # engines load on the first call
         start = time.perf_counter()
-        scores = model.rewards.total(model.rewards.score_all(rollout.images, rollout.image_prompts))
+        scores = rewards.total(rewards.score_all(rollout.images, rollout.image_prompts))
         took = (time.perf_counter() - start) / len(rollout.images)
     except RewardError as error:
         return Finding("reward", False, "it failed", str(error))

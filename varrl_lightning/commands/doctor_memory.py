@@ -34,13 +34,6 @@ COLUMNS = {
 """Headings of the table, with the parts that they sum up; all other parts are `weights`."""
 
 
-class _Sketch(VARGRPO):
-    """The module of a configuration, whose weights have no values that could be told from others."""
-
-    def _digest_of_frozen(self) -> str | None:
-        return None
-
-
 def forecast_of(config: VarrlCLI) -> Forecast:
     """What the run that `varrl fit` with this configuration would begin needs on each process.
 
@@ -53,10 +46,9 @@ def forecast_of(config: VarrlCLI) -> Forecast:
     accelerator, world_size = str(fit.trainer.accelerator), _world_size(fit.trainer)
     on_gpu = accelerator in ("gpu", "cuda") or (accelerator == "auto" and torch.cuda.is_available())
     device = torch.device("cuda", 0) if on_gpu and torch.cuda.is_available() else torch.device("cpu")
-    anchored = model.reference is not None
     kind, options = configured_kind(fit.trainer.strategy, world_size)
     precision = _precision(str(fit.trainer.precision or "32-true"), kind)
-    simulation = Simulation(policy, model.sampling, model.objective, anchored, precision, device)
+    simulation = Simulation(policy, model.grpo, precision, device)
     with reraise_as(StartError, ValueError, OSError):
         simulation.read(_longest(fit))
     micro = model.micro_batch_size
@@ -71,7 +63,7 @@ def forecast_of(config: VarrlCLI) -> Forecast:
         kind,
         world_size,
         averaged=bool(getattr(fit.model, "ema_decay", None)),
-        updates_per_rollout=model.updates_per_rollout,
+        updates_per_rollout=model.updater.updates_per_rollout,
         keeps_copy=_keeps_copy(fit.trainer.callbacks),
         foreach=on_gpu,
         **options,
@@ -96,7 +88,7 @@ def _loaded(spec: Any) -> VARPolicy:
 def _sketched(arguments: Namespace, policy: VARPolicy) -> VARGRPO:
     """The module, with no reward and no mask source: neither is counted."""
     parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(_Sketch, "model")
+    parser.add_class_arguments(VARGRPO, "model")
     plain = arguments.clone()
     plain.policy, plain.reward, plain.mask_source, plain.judge = policy, _NoReward(), "full", None
     with reraise_as(ConfigError, *BUILD_ERRORS):

@@ -88,7 +88,7 @@ def _export(arguments: Sequence[str]) -> int:
     with reraise_as(StartError, ValueError, OSError):
         if checkpoint := config.get("ckpt_path"):
             load_checkpoint(checkpoint, model, model.saved_tensors())
-        with model.averaged() if weights == "average" else nullcontext():
+        with model.evaluator.averaged() if weights == "average" else nullcontext():
             written = export_policy(model.policy, options["--output"], None if dtype is None else dtype_named(dtype))
     print(f"{written}: {written.stat().st_size / 2**20:.1f} MiB")
     return 0

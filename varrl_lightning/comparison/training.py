@@ -93,7 +93,7 @@ def train(module: VARGRPO, data: PromptDataModule, config: ParsedConfig, updates
         accelerator=asked.accelerator,
         devices=asked.devices,
         precision=asked.precision,
-        max_steps=updates * module.updates_per_rollout,
+        max_steps=updates * module.updater.updates_per_rollout,
         max_epochs=-1,
         limit_val_batches=0,
         callbacks=[recorder],

@@ -7,6 +7,7 @@ import pydoc
 import re
 from collections.abc import Iterable
 
+from varrl_lightning.configuration.renamed import ARGUMENTS
 from varrl_lightning.errors import no_such_name
 
 _UNRECOGNISED = re.compile(r"unrecognized arguments: --([^\s=]+)")
@@ -48,6 +49,8 @@ def _unknown_key(key: str, known: set[str]) -> str | None:
         names = list(dict.fromkeys(k[depth] for k in paths if k[:depth] == above and len(k) > depth))
         if part not in names:
             owner = ".".join(above) or "the configuration"
+            if above == ["model"] and part in ARGUMENTS:
+                return f"model.{part} of version 0.1 is now model.{ARGUMENTS[part]}"
             elsewhere = sorted(k for k in known if k.endswith(f".{part}"))
             if elsewhere and not above:
                 return f"{owner} has no {part!r} at its top level. Did you mean {elsewhere[0]!r}?"

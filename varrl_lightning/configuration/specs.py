@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, fields, is_dataclass
+from dataclasses import asdict, dataclass, fields, is_dataclass
 from numbers import Integral, Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
@@ -24,6 +24,11 @@ else:
 
         def __class_getitem__(cls, kind: Any) -> Any:
             return kind
+
+
+@dataclass(frozen=True)
+class OptionGroup:
+    """Base of the dataclasses that group options of `VARGRPO`: a checkpoint holds their fields."""
 
 
 LEFT_OUT = "not_saved"
@@ -92,7 +97,7 @@ def refuse_left_out(owner: str, arguments: Mapping[str, Any]) -> None:
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, (Stage, Sampling, SamplingChanges, Score)):
+    if isinstance(value, (Stage, Sampling, SamplingChanges, Score, OptionGroup)):
         value = asdict(value)
     if isinstance(value, argparse.Namespace):
         value = vars(value)

@@ -19,9 +19,10 @@ from varrl_lightning.algorithms.gradient_cosine import GradientSums
 from varrl_lightning.data import TrainingBatches
 from varrl_lightning.gradient_agreement.variants import Variant
 from varrl_lightning.grpo.credit import Credit, Rows
-from varrl_lightning.grpo.objective import detached, flat
+from varrl_lightning.grpo.objective import Objective, detached, flat
 from varrl_lightning.grpo.rollout import prompt_keys
 from varrl_lightning.policies.base import VARPolicy
+from varrl_lightning.policies.state import Anchor
 from varrl_lightning.types import LogProbs, Prompt, Rollout, Scores, Stage
 
 LEAST = 3
@@ -32,7 +33,7 @@ Scale = int | None
 
 @dataclass(frozen=True)
 class Measured:
-    """What was found for a variant, whole or for one of its scales.
+    """The measurement of a variant, for all or for one of its scales.
 
     Args:
         variant: its name.
@@ -61,8 +62,9 @@ class Measured:
     left_out: int
 
     def flat(self) -> dict[str, Any]:
-        """As the row of a table: the stage's fields among the others."""
+        """As the row of a table: the stage's fields among the others; scales count from 1."""
         fields = asdict(self)
+        fields["scale"] = None if self.scale is None else self.scale + 1
         stage = {key: value for key, value in fields.pop("stage").items() if key != "name"}
         return {"variant": fields.pop("variant"), **stage, **fields}
 
@@ -71,15 +73,19 @@ class AgreementMeter:
     """Gradients of batch after batch, for each variant of the same prompts and noise.
 
     The gradient is that of the policy term (of the whole loss where variants have a KL) before clipping, by the code that trains.
-    Variants that draw alike share the images: what is drawn for the most continuations serves those that take fewer, since the
-    k-th continuation of a branch depends on its key alone; those that are also scored alike share a forward pass.
+    Variants that sample alike share the images: those of the most continuations serve variants that take fewer, since the k-th
+    continuation of a branch depends on its key alone. Variants that also train the same distribution share a forward pass.
 
     Nothing of the policy changes, and no random generator is used. In memory there are, with D trained parameters and 4 bytes each,
     (blocks + 1) D for every variant, besides one gradient for each variant that shares a forward pass; times 1 + the number of its
     scales with `per_scale`.
 
     Args:
-        variants: the first is what the others are compared with.
+        policy: whose gradients are measured.
+        variants: the others are compared with the first.
+        reference: what the KL of variants that have one is taken to.
+        micro_batch_size: branches of a micro-batch; None for all.
+        images_at_once: most images sampled at one time; None for all.
         seed: of the noise, which training never uses.
         blocks: batches are left out of the jackknife by so many blocks, or one by one where there are no more batches.
         per_scale: whether each scale's part of the loss is measured too, by a backward pass of its own.
@@ -90,12 +96,24 @@ class AgreementMeter:
     """
 
     def __init__(
-        self, variants: Sequence[Variant], seed: int = 0, blocks: int = 20, per_scale: bool = False, parameters: str | None = None
+        self,
+        policy: VARPolicy,
+        variants: Sequence[Variant],
+        reference: Anchor | None = None,
+        *,
+        micro_batch_size: int | None = None,
+        images_at_once: int | None = None,
+        seed: int = 0,
+        blocks: int = 20,
+        per_scale: bool = False,
+        parameters: str | None = None,
     ) -> None:
-        self.variants, self.seed, self.per_scale = list(variants), seed, per_scale
+        self.policy, self.variants, self.reference = policy, list(variants), reference
+        self.micro_batch_size, self.images_at_once = micro_batch_size, images_at_once
+        self.seed, self.per_scale = seed, per_scale
         self.batches = 0
         """Given so far."""
-        self._parameters = trained_parameters(self.variants[0].module.policy, parameters)
+        self._parameters = trained_parameters(policy, parameters)
         self._sums = {(v.name, scale): GradientSums(blocks) for v in self.variants for scale in self._scales(v)}
         if len(self._sums) != sum(len(self._scales(v)) for v in self.variants):
             raise ValueError(f"variants need different names, got {', '.join(v.name for v in self.variants)}")
@@ -119,52 +137,59 @@ class AgreementMeter:
         Args:
             prompts: of one image size.
         """
-        policy = self.variants[0].module.policy
-        keys = prompt_keys(self.seed, -1 - self.batches, prompts, policy.device)  # updates count from 0
+        keys = prompt_keys(self.seed, -1 - self.batches, prompts, self.policy.device)  # updates count from 0
         for family in _families(self.variants):
             K = max(v.stage.continuations for v in family)
-            rollout, scores = family[0].module.draw_scored(prompts, replace(family[0].stage, continuations=K), keys, {})
-            credits = [_credit(v, rollout, scores) for v in family]
+            stage = replace(family[0].stage, continuations=K)
+            rollout, scores = family[0].grpo.sample_and_score(self.policy, prompts, stage, keys, images_at_once=self.images_at_once)
+            credits = [self._credit(v, rollout, scores) for v in family]
             for (name, scale), gradient in self._gradients(family, credits, rollout).items():
                 self._sums[name, scale].add(self.batches, gradient)
         self.batches += 1
+
+    def _credit(self, variant: Variant, rollout: Rollout, scores: Mapping[str, Scores]) -> Credit:
+        own, own_scores = _first_continuations(rollout, scores, variant.stage)
+        return variant.grpo.assign(own, variant.grpo.branch_scores(self.policy, own, own_scores))
 
     def _gradients(
         self, family: Sequence[Variant], credits: Sequence[Credit], rollout: Rollout
     ) -> dict[tuple[str, Scale], Float[Tensor, " D"] | None]:
         """The gradient of each variant of one family; None where nothing has a weight."""
-        found: dict[tuple[str, Scale], Tensor | None] = {(v.name, scale): None for v in family for scale in self._scales(v)}
-        moved = [(v, c) for v, c in zip(family, credits, strict=True) if bool(c.policy_weights.any()) or v.objective.kl_coef > 0]
-        for score in dict.fromkeys(v.module.score for v, _ in moved):
-            alike = [(v, c.rows(rollout.branches, len(rollout.branches))) for v, c in moved if v.module.score == score]
+        gradients: dict[tuple[str, Scale], Tensor | None] = {(v.name, scale): None for v in family for scale in self._scales(v)}
+        moved = [
+            (v, c) for v, c in zip(family, credits, strict=True) if bool(c.policy_weights.any()) or v.grpo.objective.kl_coef > 0
+        ]
+        for score in dict.fromkeys(v.grpo.objective.score for v, _ in moved):
+            alike = [(v, c.rows(rollout.branches, len(rollout.branches))) for v, c in moved if v.grpo.objective.score == score]
             for key, gradient in self._sharing_a_pass(alike, rollout):
-                before = found[key]
-                found[key] = gradient if before is None else before.add_(gradient)
+                before = gradients[key]
+                gradients[key] = gradient if before is None else before.add_(gradient)
         if self.per_scale:
             for v, _ in moved:
-                parts = [part for scale in self._scales(v)[1:] if (part := found[v.name, scale]) is not None]
-                found[v.name, None] = torch.stack(parts).sum(dim=0)
-        return found
+                parts = [part for scale in self._scales(v)[1:] if (part := gradients[v.name, scale]) is not None]
+                gradients[v.name, None] = torch.stack(parts).sum(dim=0)
+        return gradients
 
     def _sharing_a_pass(
         self, alike: Sequence[tuple[Variant, Rows]], rollout: Rollout
     ) -> Iterator[tuple[tuple[str, Scale], Float[Tensor, " D"]]]:
         """Gradients of the variants that are scored alike, micro-batch after micro-batch: of the whole, or else of each scale."""
-        module = alike[0][0].module
-        reference = next((v.module.reference for v, _ in alike if v.objective.kl_coef > 0), None)
+        grpo = alike[0][0].grpo
+        reference = self.reference if any(v.grpo.objective.kl_coef > 0 for v, _ in alike) else None
+        size = self.micro_batch_size or len(rollout.branches)
         lengths = rollout.schedule.lengths[rollout.stage.start : rollout.stage.stop]
-        drawn = flat(rollout.log_probs)
+        sampled = flat(rollout.log_probs)
         with torch.enable_grad():
-            for part, new in module.teacher_forced(rollout, module._micro_batch_size or len(rollout.branches), reference):
+            for part, new in grpo.log_probs(self.policy, rollout, size, reference):
                 asked = [(v, rows[part], scale) for v, rows in alike for scale in (self._scales(v)[1:] or [None])]
                 for left, (v, rows, scale) in zip(reversed(range(len(asked))), asked, strict=True):
                     counted = rows if scale is None else _only(rows, scale - v.stage.start, lengths)
-                    loss = _loss(v, new, drawn[part], counted, lengths)
+                    loss = _loss(v.grpo.objective, new, sampled[part], counted, lengths)
                     gradients = torch.autograd.grad(loss, self._parameters, retain_graph=left > 0, allow_unused=True)
                     yield (v.name, scale), _as_vector(gradients, self._parameters)
 
     def measured(self) -> list[Measured]:
-        """What has been found so far, variant by variant, each whole and then scale by scale."""
+        """Measurements so far, variant by variant, each for all scales and then scale by scale."""
         sums = {key: each.compute() for key, each in self._sums.items()}
         rows = []
         for v in self.variants:
@@ -196,14 +221,14 @@ def trained_parameters(policy: VARPolicy, pattern: str | None = None) -> list[nn
         ValueError: when there are none; shows names that there are.
     """
     trained = {name.removeprefix("transformer."): p for name, p in policy.named_parameters() if p.requires_grad}
-    found = [p for name, p in trained.items() if pattern is None or fnmatchcase(name, pattern)]
-    if not found:
+    matching = [p for name, p in trained.items() if pattern is None or fnmatchcase(name, pattern)]
+    if not matching:
         raise ValueError(f"no trained parameter has a name like {pattern!r}; there are: {', '.join(list(trained)[:8])}, ...")
-    return found
+    return matching
 
 
 def independent_batches(prompts: Sequence[Prompt], batches: int, size: int, seed: int) -> list[list[Prompt]]:
-    """So many batches of one image size each; no prompt comes again before the set is exhausted.
+    """`batches` batches of one image size each; no prompt is repeated before the set is exhausted.
 
     Raises:
         ValueError: when there are too few prompts for a batch, or too few batches for a standard error.
@@ -218,20 +243,15 @@ def independent_batches(prompts: Sequence[Prompt], batches: int, size: int, seed
 
 
 def _families(variants: Sequence[Variant]) -> list[list[Variant]]:
-    """Variants that draw the same branches: those of one stage, but for its continuations, and one way of sampling."""
+    """Variants that sample the same branches: those of one stage, but for its continuations, and one way of sampling."""
     families: dict[Any, list[Variant]] = {}
     for v in variants:
-        families.setdefault((replace(v.stage, continuations=1, name=""), v.module.sampling), []).append(v)
+        families.setdefault((replace(v.stage, continuations=1, name=""), v.grpo.sampling), []).append(v)
     return list(families.values())
 
 
-def _credit(variant: Variant, rollout: Rollout, scores: Mapping[str, Scores]) -> Credit:
-    own, said = _first_continuations(rollout, scores, variant.stage)
-    return variant.module.credit_of(own, variant.module.judged(own, said))
-
-
 def _first_continuations(rollout: Rollout, scores: Mapping[str, Scores], stage: Stage) -> tuple[Rollout, dict[str, Scores]]:
-    """The rollout of a stage that has fewer continuations, and what rewards said of its images."""
+    """The rollout of a stage that has fewer continuations, and the scores of its images."""
     K = rollout.stage.continuations
     if stage.continuations == K:
         return replace(rollout, stage=stage), dict(scores)
@@ -243,10 +263,10 @@ def _first_continuations(rollout: Rollout, scores: Mapping[str, Scores], stage: 
         tail_tokens=[tokens[kept] for tokens in rollout.tail_tokens],
         keys=None if rollout.keys is None else rollout.keys[kept],
     )
-    return own, {name: _some(said, kept) for name, said in scores.items()}
+    return own, {name: _rows_of(of_reward, kept) for name, of_reward in scores.items()}
 
 
-def _some(scores: Scores, kept: list[int]) -> Scores:
+def _rows_of(scores: Scores, kept: list[int]) -> Scores:
     def rows(values: Sequence[Any] | None) -> list[Any] | None:
         return None if values is None else [values[row] for row in kept]
 
@@ -256,7 +276,7 @@ def _some(scores: Scores, kept: list[int]) -> Scores:
         regions=rows(scores.regions),
         valid=None if scores.valid is None else scores.valid[kept],
         texts=rows(scores.texts),
-        parts={name: _some(part, kept) for name, part in scores.parts.items()},
+        parts={name: _rows_of(part, kept) for name, part in scores.parts.items()},
     )
 
 
@@ -267,11 +287,11 @@ def _only(rows: Rows, scale: int, lengths: Sequence[int]) -> Rows:
     return replace(rows, policy_weights=rows.policy_weights * on, kl_weights=rows.kl_weights * on)
 
 
-def _loss(variant: Variant, new: LogProbs, drawn: Tensor, rows: Rows, lengths: Sequence[int]) -> Float[Tensor, ""]:
-    """What training would minimise first: the policy is still the one that drew."""
-    if variant.objective.kl_coef == 0:
+def _loss(objective: Objective, new: LogProbs, sampled: Tensor, rows: Rows, lengths: Sequence[int]) -> Float[Tensor, ""]:
+    """The loss of the first update on a rollout: the policy is still the one that sampled it."""
+    if objective.kl_coef == 0:
         new = replace(new, kl=None, reference_log_prob=None)
-    loss, _ = variant.objective(new, detached(new), drawn, rows, lengths)
+    loss, _ = objective(new, detached(new), sampled, rows, lengths)
     return loss
 
 

@@ -1,31 +1,44 @@
-"""Variants of the method to compare: what each changes in a module, beside the stage that it looks at."""
+"""Several ways to make a gradient of the same prompts and noise: each is a `GRPO` of one stage."""
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
 from varrl_lightning.algorithms.stages import full_stage, prefix_stage, suffix_stage
 from varrl_lightning.configuration.files import configs_folder
+from varrl_lightning.configuration.renamed import ARGUMENTS
 from varrl_lightning.configuration.specs import built
 from varrl_lightning.errors import PluginError, did_you_mean, no_such_name
-from varrl_lightning.grpo.objective import Objective
-from varrl_lightning.module import VARGRPO
+from varrl_lightning.grpo.arguments import built_mask_source, built_sampling, built_score
+from varrl_lightning.grpo.credit import CreditOptions, MaskOptions, NormaliseOptions
+from varrl_lightning.grpo.grpo import GRPO
+from varrl_lightning.grpo.objective import KLOptions, Objective
+from varrl_lightning.policies.base import VARPolicy
 from varrl_lightning.types import Sampling, Stage
 
 STAGES = ("prefix", "suffix", "all")
 SHAPE = ("m", "group_size", "num_continuations", "suffix_starts", "first_scale")
 """Arguments that say what a stage of a name is."""
-CREDIT = ("eta", "alpha", "combine", "advantage_scale", "normaliser", "normaliser_constant")
-MASKS = ("mask_source", "mask_propagation", "mask_missing", "mask_outside", "mask_dilation", "mask_threshold", "kl_mask")
-LOSS = ("kl_coef", "kl_estimator", "clip_low", "clip_high", "ratio", "score", "sampling")
-KEYS = ("stage", *SHAPE, *CREDIT, *MASKS, *LOSS)
-"""What a variant may say; all but `stage` are arguments of VARGRPO."""
+GROUPS: dict[str, type] = {"mask": MaskOptions, "normalise": NormaliseOptions, "kl": KLOptions}
+CREDIT, LOSS = ("eta", "alpha", "combine"), ("kl_coef", "clip_low", "clip_high", "ratio")
+KEYS = ("stage", *SHAPE, *CREDIT, *LOSS, *GROUPS, "mask_source", "score", "sampling")
+"""Keys of a variant; all but `stage` are arguments of VARGRPO."""
+
+
+@dataclass(frozen=True)
+class StageShape:
+    """Arguments of `VARGRPO` by which stages are named."""
+
+    m: int | str
+    group_size: int
+    num_continuations: int
+    suffix_starts: int
+    first_scale: Literal["trained", "shared"]
 
 
 @dataclass(frozen=True)
@@ -34,15 +47,16 @@ class Variant:
 
     Args:
         name: in tables and logs.
-        stage: the scales, and how they are drawn.
-        module: draws, judges and assigns credit; shares policy and rewards with the module that it varies.
-        objective: the loss, with its KL.
+        grpo: has one stage.
     """
 
     name: str
-    stage: Stage
-    module: VARGRPO
-    objective: Objective
+    grpo: GRPO
+
+    @property
+    def stage(self) -> Stage:
+        """The scales, and how they are sampled."""
+        return self.grpo.cycle[0]
 
 
 def read_variants(name: str | Path) -> dict[str, dict[str, Any]]:
@@ -75,42 +89,58 @@ def shipped_variants() -> dict[str, Path]:
     return {path.stem: path for path in sorted((configs_folder() / "variants").glob("*.yaml"))}
 
 
-def own_stages(model: VARGRPO, kl: bool = False) -> list[Variant]:
-    """Each different stage of a module's cycle, as training does it."""
-    changes = {"kl_coef": model.objective.kl_coef if kl else 0.0}
-    return [_variant(model, _own_name(model, stage), stage, changes) for stage in dict.fromkeys(model.cycle)]
+def own_stages(grpo: GRPO, kl: bool = False) -> list[Variant]:
+    """Each different stage of a cycle, as training does it.
+
+    Args:
+        kl: whether the KL belongs to the loss.
+    """
+    if not kl:
+        grpo = replace(grpo, objective=replace(grpo.objective, kl_coef=0.0))
+    return [Variant(_own_name(grpo, stage), replace(grpo, cycle=(stage,))) for stage in dict.fromkeys(grpo.cycle)]
 
 
-def _own_name(model: VARGRPO, stage: Stage) -> str:
-    alike = [other for other in dict.fromkeys(model.cycle) if other.name == stage.name]
+def _own_name(grpo: GRPO, stage: Stage) -> str:
+    alike = [other for other in dict.fromkeys(grpo.cycle) if other.name == stage.name]
     return stage.name if len(alike) == 1 else f"{stage.name} {alike.index(stage) + 1}"
 
 
-def variants_of(model: VARGRPO, described: Mapping[str, Mapping[str, Any]], kl: bool = False) -> list[Variant]:
-    """What differs from a module in a stage and some of its arguments.
+def variants_of(
+    policy: VARPolicy, grpo: GRPO, shape: StageShape, described: Mapping[str, Mapping[str, Any]], kl: bool = False
+) -> list[Variant]:
+    """Variants that differ from a `GRPO` in a stage and some options.
 
     Args:
+        shape: of the stages that are named.
         described: by name: `stage` (`prefix`, `suffix`, `all`, or a mapping of the fields of a `Stage`) and any of `KEYS`;
-            everything else is the module's own.
+            everything else is as in `grpo`.
         kl: whether the KL belongs to the loss.
 
     Raises:
-        ValueError: on a key or value that cannot be; names the variant.
+        ValueError: on an unknown key, or a value out of its range; names the variant.
     """
-    found = []
+    variants = []
     for name, changes in described.items():
         for key in changes:
-            if key not in KEYS:
-                raise ValueError(no_such_name(f"the variant {name!r}", str(key), KEYS))
+            _check_key(name, str(key))
         try:
-            coefficient = changes.get("kl_coef", model.objective.kl_coef) if kl else 0.0
-            found.append(_variant(model, name, _stage(model, changes), {**changes, "kl_coef": coefficient}))
+            stage = _stage(policy, shape, changes)
+            varied = replace(_varied(policy, grpo, changes, kl), cycle=(stage,))
         except (ValueError, TypeError, PluginError) as error:
             raise ValueError(f"the variant {name!r}: {error}") from error
-    return found
+        variants.append(Variant(name, varied))
+    return variants
 
 
-def _stage(model: VARGRPO, changes: Mapping[str, Any]) -> Stage:
+def _check_key(variant: str, key: str) -> None:
+    if key in KEYS:
+        return
+    if key in ARGUMENTS:
+        raise ValueError(f"the variant {variant!r}: {key} of version 0.1 is now {ARGUMENTS[key]}")
+    raise ValueError(no_such_name(f"the variant {variant!r}", key, KEYS))
+
+
+def _stage(policy: VARPolicy, shape: StageShape, changes: Mapping[str, Any]) -> Stage:
     """The stage that a variant describes."""
     asked = changes.get("stage")
     if isinstance(asked, Mapping):
@@ -123,42 +153,48 @@ def _stage(model: VARGRPO, changes: Mapping[str, Any]) -> Stage:
         return stage
     if asked not in STAGES:
         raise ValueError(f"stage must be one of {', '.join(STAGES)}, or a mapping of start, stop, branches, ..., got {asked!r}")
-    schedule = model.policy.schedule()
-    shape = {key: changes.get(key, _own(model, key)) for key in SHAPE}
-    T, A, K = len(schedule), shape["group_size"], shape["num_continuations"]
+    schedule = policy.schedule()
+    own = replace(shape, **{key: changes[key] for key in SHAPE if key in changes})
+    T, A, K = len(schedule), own.group_size, own.num_continuations
     if asked != "prefix" and changes.get("num_continuations", 1) != 1:
         raise ValueError(f"num_continuations is {K}, but stage {asked!r} ends with the last scale, where it is 1")
     if asked == "all":
-        return full_stage(T, A, shape["first_scale"])
-    m = schedule.resolve_m(shape["m"])
+        return full_stage(T, A, own.first_scale)
+    m = schedule.resolve_m(own.m)
     if asked == "suffix":
-        return suffix_stage(T, m, A, shape["suffix_starts"])
-    return prefix_stage(T, m, A, K, shape["first_scale"])
+        return suffix_stage(T, m, A, own.suffix_starts)
+    return prefix_stage(T, m, A, K, own.first_scale)
 
 
-def _own(model: VARGRPO, key: str) -> Any:
-    """An argument that the module was built with."""
-    return model.hparams.get(key, inspect.signature(VARGRPO).parameters[key].default)
-
-
-def _variant(model: VARGRPO, name: str, stage: Stage, changes: Mapping[str, Any]) -> Variant:
-    kept = {key: _own(model, key) for key in (*CREDIT, *MASKS, *LOSS)}
-    # Objects, which hparams do not hold; a score's sampling is the module's, or the variant's.
-    kept |= {"mask_source": model.mask_source, "sampling": model.sampling, "score": replace(model.score, sampling=Sampling())}
-    kept |= {key: value for key, value in changes.items() if key in kept}
-    coefficient = kept.pop("kl_coef")
-    if coefficient > 0 and model.reference is None:
-        raise ValueError(f"kl_coef is {coefficient}, but there is no reference: set kl_coef of the configuration itself too")
-    module = VARGRPO(
-        model.policy,
-        reward={name: {"reward": term.reward, "weight": term.weight} for name, term in model.rewards.terms.items()},
-        stages=[stage],
-        judge=None,
-        micro_batch_size=model._micro_batch_size,
-        images_at_once=model.images_at_once,
-        agree_every_n_steps=0,
-        **kept,
+def _varied(policy: VARPolicy, grpo: GRPO, changes: Mapping[str, Any], kl: bool) -> GRPO:
+    """A `GRPO` with other options."""
+    groups = {key: _group(grpo, key, changes[key]) for key in GROUPS if key in changes}
+    sampling = built_sampling(changes["sampling"], policy.default_sampling) if "sampling" in changes else grpo.sampling
+    objective: Objective = replace(
+        grpo.objective,
+        score=built_score(changes.get("score", replace(grpo.objective.score, sampling=Sampling())), sampling),
+        **{key: changes[key] for key in LOSS if key in changes},
+        **{key: group for key, group in groups.items() if key == "kl"},
     )
-    # Not the constructor's: its reference would be a copy of the policy as it is by now.
-    module._reference = (model.reference if coefficient > 0 else None,)
-    return Variant(name, stage, module, replace(module.objective, kl_coef=coefficient))
+    credit: CreditOptions = replace(
+        grpo.credit,
+        masked_kl=objective.kl.masked,
+        **{key: changes[key] for key in CREDIT if key in changes},
+        **{key: group for key, group in groups.items() if key != "kl"},
+    )
+    if kl and objective.kl_coef > 0 and grpo.objective.kl_coef == 0:
+        raise ValueError(f"kl_coef is {objective.kl_coef}, but there is no reference: set kl_coef of the configuration itself too")
+    objective = objective if kl else replace(objective, kl_coef=0.0)
+    objective.check_policy(policy)
+    source = grpo.mask_source
+    if "mask_source" in changes:
+        source = built_mask_source(changes["mask_source"], grpo.rewards)
+    return replace(grpo, mask_source=source, sampling=sampling, credit=credit, objective=objective)
+
+
+def _group(grpo: GRPO, key: str, changes: Any) -> Any:
+    """A group of options, with some of them changed."""
+    if not isinstance(changes, Mapping):
+        return built(key, GROUPS[key], changes)
+    own = {"mask": grpo.credit.mask, "normalise": grpo.credit.normalise, "kl": grpo.objective.kl}[key]
+    return built(key, GROUPS[key], {**asdict(own), **changes})

@@ -6,8 +6,9 @@ micro-batches changes nothing.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -19,45 +20,102 @@ from varrl_lightning.algorithms.masks import fill_missing, propagate, unite_over
 from varrl_lightning.algorithms.panw import panw_weights, row_weights
 from varrl_lightning.algorithms.stages import stage_returns
 from varrl_lightning.algorithms.vmr import combine_rewards, standardised_sum
+from varrl_lightning.configuration.specs import OptionGroup
 from varrl_lightning.schedule import Schedule
 from varrl_lightning.types import Rollout, Scores, Stage, check_choices
 
 
 @dataclass(frozen=True)
-class CreditOptions:
-    """The choices of `VARGRPO` that concern credit; each is documented there."""
+class MaskOptions(OptionGroup):
+    """How the pixels that a reward looked at become weights of tokens (section 3.5).
 
-    eta: float
-    alpha: float
-    combine: Literal["weighted_sum", "standardised_sum"]
-    advantage_scale: Literal["group", "batch", "none"]
-    normaliser: Literal["branch", "batch", "constant", "none"]
-    normaliser_constant: float | None
-    mask_propagation: Literal["chained", "direct"]
-    mask_missing: Literal["group_union", "ones"]
-    mask_outside: float
-    mask_dilation: int
-    mask_threshold: float
-    kl_mask: Literal["unmasked", "masked"]
+    Args:
+        propagation: `chained` through each next finer scale, or `direct` from the pixels.
+        missing: what a branch without regions takes: the union of its group's masks (`group_union`), or `ones`.
+        outside: weight of tokens outside the mask, in [0, 1].
+        dilation: pixels by which the pixel mask is widened.
+        threshold: a pixel is on above this, in [0, 1).
+
+    Raises:
+        ValueError: on a value out of its range.
+    """
+
+    propagation: Literal["chained", "direct"] = "chained"
+    missing: Literal["group_union", "ones"] = "group_union"
+    outside: float = 0.0
+    dilation: int = 0
+    threshold: float = 0.5
 
     def __post_init__(self) -> None:
         check_choices(self)
-        if not 0 <= self.mask_threshold < 1:
-            raise ValueError(f"mask_threshold must be in [0, 1), got {self.mask_threshold}")
-        if not 0 <= self.mask_outside <= 1:
-            raise ValueError(f"mask_outside must be in [0, 1], got {self.mask_outside}")
-        if self.mask_dilation < 0:
-            raise ValueError(f"mask_dilation must be 0 or more pixels, got {self.mask_dilation}")
-        if (self.normaliser == "constant") != (self.normaliser_constant is not None):
-            given = f"{self.normaliser!r} with {self.normaliser_constant}"
-            raise ValueError(f"normaliser_constant goes with normaliser 'constant', got {given}")
-        if self.normaliser_constant is not None and not self.normaliser_constant > 0:
-            raise ValueError(f"normaliser_constant must be > 0, got {self.normaliser_constant}")
+        if not 0 <= self.threshold < 1:
+            raise ValueError(f"mask.threshold must be in [0, 1), got {self.threshold}")
+        if not 0 <= self.outside <= 1:
+            raise ValueError(f"mask.outside must be in [0, 1], got {self.outside}")
+        if self.dilation < 0:
+            raise ValueError(f"mask.dilation must be 0 or more pixels, got {self.dilation}")
+
+
+@dataclass(frozen=True)
+class NormaliseOptions(OptionGroup):
+    """What advantages and the weights of tokens are divided by.
+
+    Args:
+        advantages: group-centred returns are divided by the std of the `group`, of the `batch`, or not (`none`).
+        tokens: the weights k_t * mask are normalised within a `branch`, over the `batch`, by a `constant`, or not (`none`).
+        constant: the divisor of the weights, > 0; goes with `tokens: constant` alone.
+
+    Raises:
+        ValueError: on a value out of its range.
+    """
+
+    advantages: Literal["group", "batch", "none"] = "group"
+    tokens: Literal["branch", "batch", "constant", "none"] = "branch"
+    constant: float | None = None
+
+    def __post_init__(self) -> None:
+        check_choices(self)
+        if (self.tokens == "constant") != (self.constant is not None):
+            raise ValueError(f"normalise.constant goes with normalise.tokens 'constant', got {self.tokens!r} with {self.constant}")
+        if self.constant is not None and not self.constant > 0:
+            raise ValueError(f"normalise.constant must be > 0, got {self.constant}")
+
+
+@dataclass(frozen=True)
+class CreditOptions:
+    """How scores become weights of tokens.
+
+    Args:
+        eta: temperature of the middle return (Eq. 10), > 0.
+        alpha: decay exponent of k_t = 1 / (h_t w_t)^alpha (Eq. 9), >= 0.
+        combine: several rewards: V of their weighted sum (`weighted_sum`), or the sum of each V standardised in its group
+            (`standardised_sum`).
+        mask: from pixels to tokens.
+        normalise: divisors of advantages and weights.
+        masked_kl: whether the propagated mask applies to the KL too.
+
+    Raises:
+        ValueError: on a value out of its range.
+    """
+
+    eta: float = 1.0
+    alpha: float = 0.6
+    combine: Literal["weighted_sum", "standardised_sum"] = "weighted_sum"
+    mask: MaskOptions = field(default_factory=MaskOptions)
+    normalise: NormaliseOptions = field(default_factory=NormaliseOptions)
+    masked_kl: bool = False
+
+    def __post_init__(self) -> None:
+        check_choices(self)
+        if not (self.eta > 0 and math.isfinite(self.eta)):
+            raise ValueError(f"eta must be > 0 and finite, got {self.eta}")
+        if not (self.alpha >= 0 and math.isfinite(self.alpha)):
+            raise ValueError(f"alpha must be >= 0 and finite, got {self.alpha}")
 
 
 @dataclass(frozen=True)
 class Credit:
-    """What each branch, and each of its tokens, is answerable for.
+    """What each branch, and each of its tokens, is credited with.
 
     Args:
         rewards: the combined reward of each image; meaningless where not `valid`.
@@ -80,7 +138,7 @@ class Credit:
     kl_weights: Float[Tensor, "R L"]
 
     def rows(self, branches: Sequence[int], real: int) -> Rows:
-        """What an update of some branches needs; those after the first `real` of them weigh nothing."""
+        """The part that an update of some branches needs; those after the first `real` of them weigh nothing."""
         index = torch.tensor(list(branches), device=self.mask.device)
         counts = (torch.arange(len(branches), device=self.mask.device) < real).to(self.mask)[:, None]
         return Rows(
@@ -106,13 +164,13 @@ class Rows:
 
 @dataclass(frozen=True)
 class BranchScores:
-    """What is known of some branches before they are compared with the others of their group.
+    """Scores of some branches, before these are compared with the others of their group.
 
     Args:
         values: of each reward by its name, for the K images of each branch.
         usable: where such a value exists.
         components: named parts of the rewards, for the log, by reward.
-        on: the tokens that the rewards looked at: the propagated mask, still without `mask_outside`; None for all tokens.
+        on: the tokens that the rewards looked at: the propagated mask, still without `mask.outside`; None for all tokens.
     """
 
     values: dict[str, Float[Tensor, "R K"]]
@@ -125,7 +183,7 @@ class BranchScores:
 
     @staticmethod
     def join(parts: Sequence[BranchScores], branches: int) -> BranchScores:
-        """The first so many branches of what several processes have judged, in their order."""
+        """The first `branches` branches of several processes' parts, in the order of their ranks."""
 
         def joined(tensors: Iterable[Tensor]) -> Tensor:
             return torch.cat(list(tensors))[:branches]
@@ -140,7 +198,7 @@ class BranchScores:
         return BranchScores(
             values={reward: joined(part.values[reward] for part in parts) for reward in names},
             usable={reward: joined(part.usable[reward] for part in parts) for reward in names},
-            components={reward: {c: joined(component(reward, c)) for c in found} for reward, found in names.items()},
+            components={reward: {c: joined(component(reward, c)) for c in components} for reward, components in names.items()},
             on=None if known is None else joined(_all_on(part, known) if part.on is None else part.on for part in parts),
         )
 
@@ -159,9 +217,9 @@ def _all_on(part: BranchScores, like: Tensor) -> Bool[Tensor, "R L"]:
 
 
 def scores_by_branch(
-    rollout: Rollout, scores: Mapping[str, Scores], pixel_mask: Float[Tensor, "N H W"] | None, options: CreditOptions
+    rollout: Rollout, scores: Mapping[str, Scores], pixel_mask: Float[Tensor, "N H W"] | None, options: MaskOptions
 ) -> BranchScores:
-    """What rewards and mask source said of a rollout's images, by branch; masks are carried back to tokens (section 3.5).
+    """Scores and masks of a rollout's images, by branch; masks are carried back to tokens (section 3.5).
 
     Args:
         scores: by reward name.
@@ -176,38 +234,36 @@ def scores_by_branch(
     )
 
 
-def _tokens_on(rollout: Rollout, pixel_mask: Tensor | None, options: CreditOptions) -> Bool[Tensor, "R L"] | None:
+def _tokens_on(rollout: Rollout, pixel_mask: Tensor | None, options: MaskOptions) -> Bool[Tensor, "R L"] | None:
     """Tokens that a branch's own mask reaches: thresholded, united over K, carried back."""
     if pixel_mask is None:
         return None
     stage = rollout.stage
-    united = unite_over_continuations(pixel_mask, stage.continuations, options.mask_threshold)
-    spread = propagate(
-        united, rollout.schedule, stage.start, stage.stop, method=options.mask_propagation, dilation=options.mask_dilation
-    )
+    united = unite_over_continuations(pixel_mask, stage.continuations, options.threshold)
+    spread = propagate(united, rollout.schedule, stage.start, stage.stop, method=options.propagation, dilation=options.dilation)
     return spread > 0
 
 
 def assign_credit(
-    judged: BranchScores, schedule: Schedule, stage: Stage, weights: Mapping[str, float], options: CreditOptions
+    scores: BranchScores, schedule: Schedule, stage: Stage, weights: Mapping[str, float], options: CreditOptions
 ) -> Credit:
     """Returns (Eq. 4, 10), group advantages, and weights k_t (Eq. 9) times masks of all branches of a batch.
 
     Args:
-        judged: all P * A branches.
-        weights: of each reward.
+        scores: all P * A branches.
+        weights: of each reward, by its name.
     """
     shape = (-1, stage.branches, stage.continuations)
-    values = {name: v.view(shape) for name, v in judged.values.items()}
-    usable = {name: u.view(shape) for name, u in judged.usable.items()}
+    values = {name: v.view(shape) for name, v in scores.values.items()}
+    usable = {name: u.view(shape) for name, u in scores.usable.items()}
     rewards, valid = combine_rewards(values, usable, dict(weights))
     returns = _returns(values, usable, rewards, valid, dict(weights), stage, options)
-    advantages, active = group_advantages(returns, torch.isfinite(returns), scale=options.advantage_scale)
-    mask = _mask(judged.on, stage, schedule, options, returns)
+    advantages, active = group_advantages(returns, torch.isfinite(returns), scale=options.normalise.advantages)
+    mask = _mask(scores.on, stage, schedule, options.mask, returns)
     k = panw_weights(schedule, stage.start, stage.stop, options.alpha).to(mask)
     everyone = torch.ones_like(active.flatten())
-    kl_mask = mask if options.kl_mask == "masked" else torch.ones_like(mask)
-    constant = options.normaliser_constant
+    kl_mask = mask if options.masked_kl else torch.ones_like(mask)
+    normalise = options.normalise
     return Credit(
         rewards=rewards,
         valid=valid,
@@ -215,8 +271,8 @@ def assign_credit(
         advantages=advantages.flatten(),
         active=active.flatten(),
         mask=mask,
-        policy_weights=row_weights(k, mask, active.flatten(), options.normaliser, constant),
-        kl_weights=row_weights(k, kl_mask, everyone, options.normaliser, constant),
+        policy_weights=row_weights(k, mask, active.flatten(), normalise.tokens, normalise.constant),
+        kl_weights=row_weights(k, kl_mask, everyone, normalise.tokens, normalise.constant),
     )
 
 
@@ -236,14 +292,14 @@ def _returns(
 
 
 def _mask(
-    on: Bool[Tensor, "R L"] | None, stage: Stage, schedule: Schedule, options: CreditOptions, returns: Float[Tensor, "P A"]
+    on: Bool[Tensor, "R L"] | None, stage: Stage, schedule: Schedule, options: MaskOptions, returns: Float[Tensor, "P A"]
 ) -> Float[Tensor, "R L"]:
-    """The mask of each trained token: a branch without a region takes what `mask_missing` says; `mask_outside` elsewhere.
+    """The mask of each trained token: a branch without a region takes what `missing` says; tokens outside weigh `outside`.
 
     On tokens, since a union of masks is carried back to the union of their tokens.
     """
     if on is None:
         return torch.ones(returns.numel(), schedule.span(stage.start, stage.stop), device=returns.device)
     groups = on.unflatten(0, (-1, stage.branches))
-    filled = fill_missing(groups, groups.any(dim=-1), options.mask_missing).flatten(0, 1)
-    return torch.where(filled, 1.0, options.mask_outside)
+    filled = fill_missing(groups, groups.any(dim=-1), options.missing).flatten(0, 1)
+    return torch.where(filled, 1.0, options.outside)

@@ -1,4 +1,4 @@
-"""What a training step is logged as: TRL's names, per stage and per scale."""
+"""Metrics of a training step: TRL's names, in all and per scale; scales count from 1."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from varrl_lightning.schedule import Schedule
 from varrl_lightning.types import Stage
 
 
-def reward_metrics(judged: BranchScores, credit: Credit, eta: float) -> dict[str, float]:
+def reward_metrics(scores: BranchScores, credit: Credit, eta: float) -> dict[str, float]:
     """Rewards of a batch: mean, spread within groups and over the batch, components, groups without variance, VMR bonus."""
     usable = credit.rewards[credit.valid]
     per_group = credit.rewards.masked_fill(~credit.valid, torch.nan).flatten(1)
-    found = {
+    metrics = {
         "reward": _mean(usable),
         "reward_std": _mean(torch.stack([_std(group[torch.isfinite(group)]) for group in per_group])),
         "reward_std_batch": float(_std(usable)),
@@ -30,25 +30,25 @@ def reward_metrics(judged: BranchScores, credit: Credit, eta: float) -> dict[str
     }
     if credit.rewards.shape[-1] > 1:
         bonus = vmr_bonus(credit.rewards, eta, credit.valid)
-        found["vmr_bonus"] = _mean(bonus[torch.isfinite(bonus)])
-    for name, values in judged.values.items():
-        known = judged.usable[name]
-        found[f"rewards/{name}/mean"] = _mean(values[known])
-        found[f"rewards/{name}/std"] = float(_std(values[known]))
-        for part, component in judged.components[name].items():
-            found[f"rewards/{name}/{part}"] = _mean(component[known & torch.isfinite(component)])
-    return found
+        metrics["vmr_bonus"] = _mean(bonus[torch.isfinite(bonus)])
+    for name, values in scores.values.items():
+        known = scores.usable[name]
+        metrics[f"rewards/{name}/mean"] = _mean(values[known])
+        metrics[f"rewards/{name}/std"] = float(_std(values[known]))
+        for part, component in scores.components[name].items():
+            metrics[f"rewards/{name}/{part}"] = _mean(component[known & torch.isfinite(component)])
+    return metrics
 
 
 def credit_metrics(stage: Stage, schedule: Schedule, credit: Credit, alpha: float) -> dict[str, float]:
     """Mask coverage and the share of the weight k_t, whole and per scale."""
     lengths = schedule.lengths[stage.start : stage.stop]
-    found = {"mask_coverage": _mean(credit.mask)}
+    metrics = {"mask_coverage": _mean(credit.mask)}
     shares = scale_shares(schedule, stage.start, stage.stop, alpha)
-    for scale, part, share in zip(range(stage.start, stage.stop), credit.mask.split(lengths, dim=1), shares, strict=True):
-        found[f"mask_coverage/scale_{scale}"] = _mean(part)
-        found[f"k_share/scale_{scale}"] = share
-    return found
+    for scale, part, share in zip(range(stage.start + 1, stage.stop + 1), credit.mask.split(lengths, dim=1), shares, strict=True):
+        metrics[f"mask_coverage/scale_{scale}"] = _mean(part)
+        metrics[f"k_share/scale_{scale}"] = share
+    return metrics
 
 
 EXTREMES: dict[str, tuple[str, Callable[[Sequence[float]], float]]] = {
@@ -63,11 +63,11 @@ class TokenMeter:
     """Means of per-token quantities over a rollout's micro-batches, whole and per scale.
 
     Args:
-        start: the first scale.
+        start: the first scale, counted from 0.
         lengths: tokens of each scale.
         sums: of each quantity, over the rows so far.
-        rows: how many these were.
-        parts: means of the micro-batches, where their extremes are asked for.
+        rows: their number.
+        parts: means of the micro-batches, where their extremes are logged.
     """
 
     start: int
@@ -88,7 +88,7 @@ class TokenMeter:
 
     @staticmethod
     def join(meters: Sequence[TokenMeter]) -> TokenMeter:
-        """What several processes have measured of the same scales, as one."""
+        """The meters of several processes for the same scales, as one."""
         joined = TokenMeter(meters[0].start, meters[0].lengths)
         for meter in meters:
             for name, total in meter.sums.items():
@@ -99,17 +99,17 @@ class TokenMeter:
         return joined
 
     def compute(self) -> dict[str, float]:
-        """Means over tokens: `name`, and `name/scale_t`."""
-        found: dict[str, float] = {}
+        """Means over tokens: `name`, and `name/scale_t` with t counted from 1."""
+        means: dict[str, float] = {}
         for name, total in self.sums.items():
             mean = total / self.rows[name]
-            found[name] = _mean(mean)
-            for scale, part in enumerate(mean.split(self.lengths), start=self.start):
-                found[f"{name}/scale_{scale}"] = _mean(part)
-        for name, means in self.parts.items():
+            means[name] = _mean(mean)
+            for scale, part in enumerate(mean.split(self.lengths), start=self.start + 1):
+                means[f"{name}/scale_{scale}"] = _mean(part)
+        for name, of_parts in self.parts.items():
             extreme, choose = EXTREMES[name]
-            found[extreme] = choose(means)
-        return found
+            means[extreme] = choose(of_parts)
+        return means
 
 
 def _mean(x: Tensor) -> float:

@@ -19,7 +19,7 @@ from varrl_lightning.types import Prompt, Rollout, Sampling, Stage
 def prompt_keys(seed: int, update: int, prompts: Sequence[Prompt], device: torch.device) -> Int[Tensor, " P"]:
     """The noise key of each prompt in one update; branches and continuations derive theirs from it.
 
-    A prompt that comes again in the same batch gets another key, by how often it came before.
+    A prompt that occurs several times in a batch gets another key each time, by the number of times it came before.
     """
     seen: Counter[str] = Counter()
     keys = []
@@ -32,11 +32,11 @@ def prompt_keys(seed: int, update: int, prompts: Sequence[Prompt], device: torch
 
 @dataclass(frozen=True)
 class Share:
-    """What one of several processes does of work that is counted 0, 1, ... n - 1.
+    """The part of numbered work 0, 1, ... n - 1 that one of several processes does.
 
     Args:
         items: numbers in order; as many on every process, so that all make the same calls.
-        real: the first so many are its own; the rest repeat the last one, to fill up, and must not count.
+        real: the first `real` items are this process's own; the rest repeat the last one, to fill up, and must not count.
     """
 
     items: tuple[int, ...]
@@ -58,37 +58,37 @@ def sample_tree(
     sampling: Sampling,
     keys: Int[Tensor, " P"] | torch.Generator,
     images_at_once: int | None = None,
-    watch: Callable[[Float[Tensor, "N 3 H W"], list[Prompt]], None] | None = None,
+    on_images: Callable[[Float[Tensor, "N 3 H W"], list[Prompt]], None] | None = None,
     branches: Sequence[int] | None = None,
 ) -> Rollout:
-    """Draw `stage.starts` states s_a per prompt, fork them into A branches up to b, and each branch into K continuations up to T.
+    """Sample `stage.starts` states s_a per prompt, fork them into A branches up to b, and each branch into K continuations up to T.
 
-    What is drawn depends on the keys alone, neither on `images_at_once` nor on who draws which branches.
+    What is sampled depends on the keys alone, neither on `images_at_once` nor on which process samples which branches.
 
     Args:
         prompts: P prompts of one image size.
-        keys: one per prompt; or a generator, whose draws depend on the order of the rows.
-        images_at_once: upper bound of the images drawn and decoded at one time, at least the K of one branch; None for all.
-        watch: is given the images of each such part, and a prompt for each image, before the next part is drawn.
-        branches: which of the P * A to draw; all when None.
+        keys: one per prompt; or a generator, whose numbers depend on the order of the rows.
+        images_at_once: most images that are sampled and decoded at one time, at least the K of one branch; None for all.
+        on_images: called with the images of each such chunk, and a prompt for each image, before the next chunk is sampled.
+        branches: which of the P * A to sample; all when None.
     """
     sizes = {p.size for p in prompts}
     if len(sizes) != 1:
         raise ValueError(f"a rollout needs at least one prompt and holds one image size, got {len(prompts)} of sizes {sizes}")
     branches = range(len(prompts) * stage.branches) if branches is None else branches
-    touched = sorted({branch // stage.branches for branch in branches})
-    cond = policy.encode_prompts([prompts[i] for i in touched])
-    own = keys if isinstance(keys, torch.Generator) else keys[touched]
+    prompt_rows = sorted({branch // stage.branches for branch in branches})
+    cond = policy.encode_prompts([prompts[i] for i in prompt_rows])
+    their_keys = keys if isinstance(keys, torch.Generator) else keys[prompt_rows]
     limit = len(branches) * stage.continuations if images_at_once is None else images_at_once
     step = max(1, limit // stage.continuations)
     parts = []
     for first in range(0, len(branches), step):
-        some = branches[first : first + step]
-        rows = [(touched.index(branch // stage.branches), branch % stage.branches) for branch in some]
-        parts.append(_grow(policy, _forks(policy, cond, own, sampling, stage, rows), stage, len(cond.schedule)))
-        if watch is not None:
-            owners = [prompts[branch // stage.branches] for branch in some]
-            watch(parts[-1].images, [prompt for prompt in owners for _ in range(stage.continuations)])
+        chunk = branches[first : first + step]
+        rows = [(prompt_rows.index(branch // stage.branches), branch % stage.branches) for branch in chunk]
+        parts.append(_grow(policy, _forks(policy, cond, their_keys, sampling, stage, rows), stage, len(cond.schedule)))
+        if on_images is not None:
+            owners = [prompts[branch // stage.branches] for branch in chunk]
+            on_images(parts[-1].images, [prompt for prompt in owners for _ in range(stage.continuations)])
     leaf_keys = [part.keys for part in parts if part.keys is not None]
     return Rollout(
         stage=stage,
@@ -113,7 +113,7 @@ def _forks(
 ) -> State:
     """States s_a of some branches, each given as (row of its prompt, its number in the group).
 
-    An s_a that branches of several parts share is drawn again for each part: it is short, and the same each time.
+    An s_a that branches of several chunks share is sampled again for each: it is short, and the same each time.
     """
     each = stage.branches // stage.starts
     families = sorted({(prompt, branch // each) for prompt, branch in rows})
@@ -129,7 +129,7 @@ def _forks(
 
 @dataclass(frozen=True)
 class _Part:
-    """What a rollout keeps of the branches that are drawn at one time: no state, which has its prompts' features for every row."""
+    """What a rollout keeps of the branches of one chunk: no state, which has its prompts' features for every row."""
 
     tokens: list[Tensor]
     tail_tokens: list[Tensor]
@@ -141,7 +141,7 @@ class _Part:
 def _grow(policy: VARPolicy, forks: State, stage: Stage, depth: int) -> _Part:
     """Branches from s_a to b, their leaves at T, and the images of these."""
     branches = policy.sample(forks, stage.stop)
-    # Forked before the branches' own cache is let go, and grown after it.
+    # Fork while the branches still have their cache, and release it before the leaves grow.
     leaves, branches = branches.fork(stage.continuations), branches.finished()
     leaves = policy.sample(leaves, depth).finished()
     images = policy.decode_latent(leaves.latent).float().clamp(0, 1)

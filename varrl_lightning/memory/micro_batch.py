@@ -1,19 +1,24 @@
-"""`micro_batch_size: auto`, and what to turn when a device's memory is full."""
+"""`micro_batch_size: auto`, and which setting to change when a device's memory is full."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import lightning as L
 import torch
 from lightning.pytorch.utilities import rank_zero_info
+from torch.optim import Optimizer
 
 from varrl_lightning.errors import MemoryFullError
+from varrl_lightning.grpo.grpo import GRPO
 from varrl_lightning.memory.forecast import GIB, MARGIN, Forecast
 from varrl_lightning.memory.simulation import Simulation
+from varrl_lightning.policies.base import VARPolicy
+from varrl_lightning.strategies.base import Parallel
 from varrl_lightning.types import Prompt
 
 NEW = ("gradients", "gathered weights", "prompts", "rollout", "copy to return to", "working")
@@ -52,48 +57,84 @@ def _free_of_container() -> int:
         return 1 << 60
 
 
-def outlined(module: Any) -> Simulation:
-    """A module's policy without memory, made before a strategy takes the policy apart."""
-    device, precision = module.trainer.strategy.root_device, str(module.trainer.precision)
-    return Simulation(module.policy, module.sampling, module.objective, module.reference is not None, precision, device)
-
-
-def chosen_micro_batch(module: Any, simulation: Simulation, prompts: Sequence[Prompt]) -> int:
-    """The most branches in one backward pass that fit the memory of every process's device; said and logged.
+class MicroBatchSize:
+    """The number of branches in one backward pass: as asked for, or for `auto` as many as the memory holds.
 
     Args:
-        module: a `VARGRPO` in a Trainer.
-        simulation: of its policy.
-        prompts: of an update.
+        asked: a number, `auto`, or None for all branches.
+        policy: the policy that is trained.
+        grpo: how it is sampled and its loss.
+        optimizer_factory: makes the optimizer, whose moments are counted.
+        images_at_once: images sampled at one time.
+        updates_per_rollout: optimizer steps on one rollout.
     """
-    trainer = module.trainer
-    device = trainer.strategy.root_device
-    simulation.read(max(prompts, key=lambda prompt: len(prompt.text)))
-    forecast = Forecast(
-        module.policy,
-        simulation,
-        module.cycle,
-        module.optimizer_factory,
-        len(prompts),
-        images_at_once=module.images_at_once,
-        strategy=module.parallel.kind,
-        world_size=module.parallel.world_size,
-        updates_per_rollout=module.updates_per_rollout,
-        keeps_copy=next((callback.keep_copy for callback in trainer.callbacks if hasattr(callback, "keep_copy")), False),
-        foreach=device.type == "cuda",
-        **module.parallel.memory_options,
-    )
-    optimizer = module.optimizers()
-    begun = bool(getattr(optimizer, "optimizer", optimizer).state)
-    available = available_memory(device, trainer.num_devices)
-    _, sizes = module.parallel.collect(lambda: (None, fitting_micro_batch(forecast, available, begun)))
-    size: int = min(sizes)
-    rows = max(forecast.rows(stage) for stage in module.cycle)
-    rank_zero_info(
-        f"micro_batch_size: auto is {size} of {rows} branches: {available / GIB:.2f} GiB are available, {MARGIN:.0%} stay free"
-    )
-    module.log("micro_batch_size", float(size), batch_size=len(prompts))
-    return size
+
+    def __init__(
+        self,
+        asked: int | Literal["auto"] | None,
+        policy: VARPolicy,
+        grpo: GRPO,
+        optimizer_factory: Callable[[Iterable[Any]], Optimizer],
+        images_at_once: int | None,
+        updates_per_rollout: int,
+    ) -> None:
+        self.asked, self.policy, self.grpo, self.optimizer_factory = asked, policy, grpo, optimizer_factory
+        self.images_at_once, self.updates_per_rollout = images_at_once, updates_per_rollout
+        self._simulation: Simulation | None = None
+
+    @property
+    def number(self) -> int | None:
+        """Branches of a micro-batch; None for all, also before `auto` has found a number."""
+        return None if self.asked == "auto" else self.asked
+
+    def outline(self, trainer: L.Trainer) -> None:
+        """For `auto`: take the outline of the policy, before a strategy takes the policy apart."""
+        if self.asked == "auto":
+            self._simulation = Simulation(self.policy, self.grpo, str(trainer.precision), trainer.strategy.root_device)
+
+    def choose(self, prompts: Sequence[Prompt], trainer: L.Trainer, parallel: Parallel) -> bool:
+        """For `auto`: choose the most branches that fit the memory of every process's device; True where that was done now.
+
+        Args:
+            prompts: of an update.
+        """
+        if self.asked != "auto":
+            return False
+        forecast = self._forecast(prompts, trainer, parallel)
+        available = available_memory(trainer.strategy.root_device, trainer.num_devices)
+        begun = bool(trainer.optimizers[0].state)
+        _, sizes = parallel.collect(lambda: (None, fitting_micro_batch(forecast, available, begun)))
+        self.asked, self._simulation = min(sizes), None
+        rows = max(forecast.rows(stage) for stage in self.grpo.cycle)
+        rank_zero_info(
+            f"micro_batch_size: auto is {self.asked} of {rows} branches: {available / GIB:.2f} GiB are available, "
+            f"{MARGIN:.0%} stay free"
+        )
+        return True
+
+    def _forecast(self, prompts: Sequence[Prompt], trainer: L.Trainer, parallel: Parallel) -> Forecast:
+        assert self._simulation is not None
+        self._simulation.read(max(prompts, key=lambda prompt: len(prompt.text)))
+        keeps_copy = next((callback.keep_copy for callback in trainer.callbacks if hasattr(callback, "keep_copy")), False)  # type: ignore[attr-defined]
+        return Forecast(
+            self.policy,
+            self._simulation,
+            self.grpo.cycle,
+            self.optimizer_factory,
+            len(prompts),
+            images_at_once=self.images_at_once,
+            strategy=parallel.kind,
+            world_size=parallel.world_size,
+            updates_per_rollout=self.updates_per_rollout,
+            keeps_copy=keeps_copy,
+            foreach=trainer.strategy.root_device.type == "cuda",
+            **parallel.memory_options,
+        )
+
+    def resume(self, saved: Mapping[str, Any], trainer: L.Trainer | None) -> None:
+        """For `auto`: the number of the run before, so that sums are rounded as before; unless memory is shared out differently."""
+        if self.asked == "auto" and trainer is not None and saved.get("world_size") == trainer.world_size:
+            self.asked = saved.get("micro_batch_size") or "auto"
 
 
 def fitting_micro_batch(forecast: Forecast, available: int, begun: bool) -> int:

@@ -14,13 +14,14 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from varrl_lightning.grpo.credit import Rows
-from varrl_lightning.grpo.objective import Objective, detached
+from varrl_lightning.grpo.grpo import GRPO
+from varrl_lightning.grpo.objective import detached
 from varrl_lightning.grpo.rollout import prompt_keys, sample_tree
 from varrl_lightning.memory.tracking import LiveBytes, frozen_parts, outline, tensors_of
 from varrl_lightning.policies.base import VARPolicy
 from varrl_lightning.policies.lora import AdapterOff, has_adapter
 from varrl_lightning.policies.state import Anchor
-from varrl_lightning.types import Prompt, Sampling, Stage
+from varrl_lightning.types import Prompt, Stage
 
 MIXED = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 TRUE = {"bf16-true": torch.bfloat16, "16-true": torch.float16, "64-true": torch.float64}
@@ -56,14 +57,13 @@ class _Simulated(LiveBytes):
 
 
 class Simulation:
-    """A policy's outline, on which stages can be drawn and trained.
+    """A policy's outline, on which stages can be sampled and trained.
 
     `read` a prompt first.
 
     Args:
         policy: as it is trained, with its adapter, and before a strategy takes it apart; its weights may be on the `meta` device.
-        objective: whose loss is carried back.
-        anchored: whether there is a KL to a reference.
+        grpo: how it is sampled, and the loss that is carried back.
         precision: the Trainer's.
         device: `cuda` only where there is one.
     """
@@ -71,14 +71,13 @@ class Simulation:
     def __init__(
         self,
         policy: VARPolicy,
-        sampling: Sampling,
-        objective: Objective,
-        anchored: bool,
+        grpo: GRPO,
         precision: str = "32-true",
         device: torch.device | None = None,
     ) -> None:
         self.mode = FakeTensorMode(allow_non_fake_inputs=True)
-        self.sampling, self.objective, self.precision = sampling, objective, str(precision)
+        self.sampling, self.objective, self.precision = grpo.sampling, grpo.objective, str(precision)
+        anchored = grpo.objective.kl_coef > 0
         self.device = device or torch.device("cpu")
         dtype = TRUE.get(self.precision)
         self.policy = outline(policy, self.mode, self.device, dtype)
@@ -99,10 +98,10 @@ class Simulation:
         fake_parts, self.policy._frozen = self.policy._frozen, self._real_parts
         self.policy.__dict__.pop("encode_prompts", None)
         try:
-            found = self.policy.encode_prompts([prompt])
+            cond = self.policy.encode_prompts([prompt])
         finally:
             self.policy._frozen = fake_parts
-        self.prompt, self.cond = prompt, found._map(self.mode.from_tensor)
+        self.prompt, self.cond = prompt, cond._map(self.mode.from_tensor)
         # In the place of the method, of this one object.
         self.policy.__dict__["encode_prompts"] = lambda prompts: self.cond.repeat(len(prompts))
         self._updates.clear()
@@ -114,9 +113,9 @@ class Simulation:
         return sum(x.nbytes for half in (self.cond.tensors, self.cond.unconditional) for x in half.values())
 
     def rollout(self, stage: Stage, branches: int, images_at_once: int | None) -> RolloutBytes:
-        """Draw `branches` branches of a stage and their continuations.
+        """Sample `branches` branches of a stage and their continuations.
 
-        Two parts of `images_at_once` images are drawn; further ones only add what they leave.
+        Two chunks of `images_at_once` images are sampled; further ones only add what they leave.
 
         Raises:
             SimulationError: when the policy's code looks at values.
@@ -214,7 +213,7 @@ class Simulation:
                     raise
                 raise SimulationError(
                     f"the code of {type(self.policy).__name__} looks at the values of tensors ({type(error).__name__}: "
-                    f"{error}), so that its memory cannot be foretold without running it"
+                    f"{error}), so that its memory cannot be predicted without running it"
                 ) from error
 
 

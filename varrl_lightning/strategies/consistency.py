@@ -7,17 +7,20 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from importlib.metadata import version
 from itertools import chain
-from typing import Any
+from typing import Any, Protocol
 
 import lightning as L
 import torch
+from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from varrl_lightning.data import TrainingBatches
 from varrl_lightning.errors import RanksDisagreeError
+from varrl_lightning.grpo.grpo import GRPO
 from varrl_lightning.policies.base import VARPolicy
 from varrl_lightning.policies.lora import is_adapter
+from varrl_lightning.policies.state import Anchor
 from varrl_lightning.strategies.base import Parallel
 
 SHOWN = 10
@@ -28,80 +31,99 @@ CHUNK, CHUNK_IN_CACHE = 2**23, 2**18
 """Entries of a tensor that are summed at one time: 128 MiB of intermediate values; on a CPU, what its cache holds."""
 SAMPLED = 2**16
 """Entries by which a tensor as it was given is told from another."""
-_COUNTERS = ("rollouts_done", "updates_done", "bad_steps", "bad_steps_in_a_row")
-_SETTINGS = (
-    *("seed", "eval_seed", "eta", "alpha", "updates_per_rollout", "max_grad_norm", "max_bad_steps"),
-    *("micro_batch_size", "images_at_once", "ema_decay"),
-)
 _OF_THE_TRAINER = ("max_steps", "max_epochs", "precision", "num_training_batches")
 _PACKAGES = ("torch", "lightning")
 _WORDS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int32, 16: torch.int32}
 
 
-class RankConsistency:
-    """Compares all processes at the start of a fit and again every so many training steps.
+class ComparedModule(Protocol):
+    """What is compared of a `VARGRPO`."""
+
+    policy: VARPolicy
+    grpo: GRPO
+
+    @property
+    def reference(self) -> Anchor | None:
+        """What the KL is taken to."""
+
+    @property
+    def parallel(self) -> Parallel:
+        """How the processes work together."""
+
+    @property
+    def rollouts_done(self) -> int:
+        """Training steps so far."""
+
+    def describe(self) -> dict[str, object]:
+        """Counters and settings by name."""
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Of the module's own tree."""
+
+    def named_buffers(self) -> Iterator[tuple[str, Tensor]]:
+        """Of the module's own tree."""
+
+
+class RankConsistency(Callback):
+    """Compares all processes at the start of a fit and again every so many training steps; part of every `VARGRPO`.
 
     Args:
+        module: what is compared.
         every_n_steps: training steps between two comparisons; 0 compares at the start alone.
-
-    Raises:
-        ValueError: on a negative number.
     """
 
-    def __init__(self, every_n_steps: int) -> None:
-        if every_n_steps < 0:
-            raise ValueError(f"agree_every_n_steps must be 0 (at the start alone) or more, got {every_n_steps}")
-        self.every_n_steps = every_n_steps
+    def __init__(self, module: ComparedModule, every_n_steps: int) -> None:
+        self.module, self.every_n_steps = module, every_n_steps
         self._agreed: int | None = None
 
-    def before_sharding(self, module: Any, parallel: Parallel) -> None:
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Compare the weights that each process was given, by a sample: afterwards nobody holds all of them.
 
         Raises:
             RanksDisagreeError: names the tensors.
         """
         self._agreed = None
-        if parallel.world_size > 1:
+        if stage == "fit" and self.module.parallel.world_size > 1:
             # Adapters begin at random, by each process's own generator; a strategy makes one of them.
-            given = {name: x for name, x in _own(module) if name.startswith("policy.") and not is_adapter(name)}
-            _compare(checksums(given, SAMPLED), parallel, "before training")
+            given = {name: x for name, x in _own(self.module) if name.startswith("policy.") and not is_adapter(name)}
+            _compare(checksums(given, SAMPLED), self.module.parallel, "before training")
 
-    def before_step(self, module: Any, trainer: L.Trainer, parallel: Parallel) -> None:
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int) -> None:
         """Compare everything before the first step of a fit: only now is a checkpoint loaded under every strategy.
 
         Raises:
             RanksDisagreeError: names what differs, with each value where it is short, and on which ranks.
         """
-        if parallel.world_size > 1 and self._agreed is None:
-            self._compare(module, trainer, parallel, True, f"before training step {module.rollouts_done}")
+        if self.module.parallel.world_size > 1 and self._agreed is None:
+            self._compare(trainer, True, f"before training step {self.module.rollouts_done}")
 
-    def after_step(self, module: Any, trainer: L.Trainer, parallel: Parallel) -> None:
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         """Compare what training changes after every n-th step, before the step can be saved.
 
         Raises:
             RanksDisagreeError: as above.
         """
-        step = module.rollouts_done
-        if parallel.world_size > 1 and self.every_n_steps and step % self.every_n_steps == 0:
-            self._compare(module, trainer, parallel, False, f"after training step {step}, but did after step {self._agreed}")
+        step = self.module.rollouts_done
+        if self.module.parallel.world_size > 1 and self.every_n_steps and step % self.every_n_steps == 0:
+            self._compare(trainer, False, f"after training step {step}, but did after step {self._agreed}")
 
-    def _compare(self, module: Any, trainer: L.Trainer, parallel: Parallel, frozen: bool, when: str) -> None:
-        facts = facts_of(module, trainer, frozen) | {"agree_every_n_steps": str(self.every_n_steps)}
-        _compare(facts, parallel, when)
-        self._agreed = module.rollouts_done
+    def _compare(self, trainer: L.Trainer, frozen: bool, when: str) -> None:
+        _compare(facts_of(self.module, trainer, frozen), self.module.parallel, when)
+        self._agreed = self.module.rollouts_done
 
 
-def facts_of(module: Any, trainer: L.Trainer, frozen: bool = True) -> dict[str, str]:
+def facts_of(module: ComparedModule, trainer: L.Trainer, frozen: bool = True) -> dict[str, str]:
     """What must be the same on every process, by name: short values as they are, tensors as checksums.
 
     Args:
-        module: a VARGRPO.
         frozen: whether to include what training never changes and takes long to look at: frozen weights and the prompts.
     """
     return (
-        {name: str(getattr(module, name)) for name in _COUNTERS}
-        | _stages(module)
-        | _configuration(module)
+        {name: str(value) for name, value in module.describe().items()}
+        | _stages(module.grpo, module.rollouts_done)
+        | _configuration(module.grpo)
         | {f"trainer.{name}": str(getattr(trainer, name)) for name in _OF_THE_TRAINER}
         | {f"version of {name}": version(name) for name in _PACKAGES}
         | {"version of varrl-lightning": version("varrl-lightning")}
@@ -174,11 +196,11 @@ def _is_whole(x: Tensor) -> bool:
     return not hasattr(x, "ds_id") and not x.is_meta
 
 
-def _own(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+def _own(module: ComparedModule | nn.Module) -> Iterator[tuple[str, Tensor]]:
     return chain(module.named_parameters(), module.named_buffers())
 
 
-def _tensors(module: Any, frozen: bool) -> Iterator[tuple[str, Tensor]]:
+def _tensors(module: ComparedModule, frozen: bool) -> Iterator[tuple[str, Tensor]]:
     """Of the module's own tree, and of what it hides from it: the reference, and frozen parts of the policy."""
     yield from ((name, x) for name, x in _own(module) if frozen or x.requires_grad)
     if frozen:
@@ -189,19 +211,17 @@ def _tensors(module: Any, frozen: bool) -> Iterator[tuple[str, Tensor]]:
             yield from ((f"{name}.{inner}", x) for inner, x in _own(part))
 
 
-def _stages(module: Any) -> dict[str, str]:
-    found = {"stage": module.stage.name, "alternation": ", ".join(stage.name for stage in module.cycle)}
-    for i, stage in enumerate(dict.fromkeys(module.cycle)):
-        found |= _fields(stage, f"stages.{i}")
-    return found
+def _stages(grpo: GRPO, rollouts_done: int) -> dict[str, str]:
+    facts = {"stage": grpo.stage(rollouts_done).name, "alternation": ", ".join(stage.name for stage in grpo.cycle)}
+    for i, stage in enumerate(dict.fromkeys(grpo.cycle)):
+        facts |= _fields(stage, f"stages.{i}")
+    return facts
 
 
-def _configuration(module: Any) -> dict[str, str]:
-    settings = {name: str(getattr(module, name, None)) for name in _SETTINGS}
-    for part in (module.credit_options, module.objective):
-        settings |= _fields(part)
-    settings |= {f"reward {name}": f"{_name(t.reward)}, weight {t.weight}" for name, t in module.rewards.terms.items()}
-    return settings | {"mask_source": _name(module.mask_source)}
+def _configuration(grpo: GRPO) -> dict[str, str]:
+    settings = _fields(grpo.credit) | _fields(grpo.objective)
+    settings |= {f"reward {name}": f"{_name(t.reward)}, weight {t.weight}" for name, t in grpo.rewards.terms.items()}
+    return settings | {"mask_source": _name(grpo.mask_source)}
 
 
 def _fields(value: Any, name: str = "") -> dict[str, str]:

@@ -1,90 +1,38 @@
-"""A module in a Trainer that somebody else has set up: what it saves of its arguments, and what it asks of the Trainer."""
+"""What a module that optimises by hand asks of a Trainer, and the Trainer's settings that it refuses."""
 
 from __future__ import annotations
 
-import inspect
-import io
 import logging
 import warnings
-from collections.abc import MutableMapping
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import lightning as L
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback, GradientAccumulationScheduler, StochasticWeightAveraging
-from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities.model_helpers import _restricted_classmethod
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from varrl_lightning.configuration.specs import refuse_left_out, saved_arguments
-from varrl_lightning.strategies.read_checkpoint import read_sharded
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
+from varrl_lightning.policies.base import VARPolicy
+from varrl_lightning.policies.lora import is_adapter
 
 ACCUMULATION = "an optimizer step is one whole rollout: give larger batches, and the module micro_batch_size where memory is short"
 REFUSED_CALLBACKS: dict[type[Callback], str] = {
     GradientAccumulationScheduler: ACCUMULATION,
-    StochasticWeightAveraging: "it replaces the schedule, which this module steps by rollouts, by one of epochs; see ema_decay",
+    StochasticWeightAveraging: "it replaces the schedule, which steps once per rollout, by one of epochs; see ema_decay",
 }
 """Callbacks of Lightning's that cannot work with a module that optimises by hand, and why."""
 
 
-class Guest(L.LightningModule):
-    """What a class directly below this one saves of its arguments, and the settings of a Trainer that it refuses."""
-
-    def _set_hparams(self, hp: Any) -> None:
-        """Keep plain values, so that a checkpoint is read with weights_only=True and does not hold the weights twice.
-
-        Raises:
-            SpecError: when an argument comes from a checkpoint that could not hold it.
-        """
-        arguments = self._to_hparams_dict(hp)
-        refuse_left_out(type(self).__name__, arguments)
-        own = inspect.signature(self._host().__init__).parameters
-        saved: MutableMapping[str, Any] = saved_arguments(arguments, own)
-        if inspect.signature(type(self).__init__).parameters.keys() <= own.keys():
-            saved.pop("_instantiator", None)  # of a LightningCLI; without it, arguments stay plain in what is saved after loading
-        super()._set_hparams(dict(saved))
-
-    def _host(self) -> Any:
-        """The class directly below this one in the line of descent."""
-        return next(cls for cls in reversed(type(self).__mro__) if issubclass(cls, Guest) and cls is not Guest)
-
-    @_restricted_classmethod  # as Lightning's own: called on a module it would load another one and change nothing
-    def load_from_checkpoint(cls, checkpoint_path: Any, *arguments: Any, **named: Any) -> Self:  # noqa: N805
-        """Lightning's own, which takes the folder of a sharded run too.
-
-        Raises:
-            SpecError: when an argument was an object, which a checkpoint does not hold, and is not given again; names all of them.
-            ValueError: for a folder that is no checkpoint.
-        """
-        if isinstance(checkpoint_path, (str, Path)) and Path(checkpoint_path).is_dir():
-            whole = io.BytesIO()
-            torch.save(read_sharded(checkpoint_path, "weights"), whole)
-            whole.seek(0)
-            checkpoint_path = whole
-        loaded: Self = super().load_from_checkpoint(checkpoint_path, *arguments, **named)
-        return loaded
-
-    def configure_callbacks(self) -> list[Callback]:
-        """No callbacks; the first hook that Lightning calls, and so the place to look at the Trainer.
-
-        Raises:
-            MisconfigurationException: on a setting that only works for modules that do not optimise by hand; says what to use.
-        """
-        logging.getLogger("tensorboardX.x2num").addFilter(_not_of_nan)
-        # A step is whole when ModelCheckpoint saves; the state before its update is nothing to go on from.
-        warnings.filterwarnings("ignore", message="Using ModelCheckpoint with manual optimization")
-        if self.trainer.state.fn == TrainerFn.FITTING:
-            check_trainer(self.trainer)
-        return []
+def silence_expected_warnings() -> None:
+    """Silence warnings of Lightning and TensorBoard about what is meant to be so."""
+    # NaN stands for a metric that a stage does not have; TensorBoard's writer would warn of each, some hundred times a step.
+    logging.getLogger("tensorboardX.x2num").addFilter(_is_not_of_nan)
+    # A step is complete when ModelCheckpoint saves; nothing can be resumed from the state before its update.
+    warnings.filterwarnings("ignore", message="Using ModelCheckpoint with manual optimization")
+    # A policy stays in evaluation mode for good, so that nothing drops out.
+    warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode")
 
 
-def _not_of_nan(record: logging.LogRecord) -> bool:
-    """NaN stands for what a stage has no number of; TensorBoard's writer would say so for each, some hundred times a step."""
+def _is_not_of_nan(record: logging.LogRecord) -> bool:
     return not record.getMessage().startswith("NaN or Inf found in input tensor")
 
 
@@ -123,3 +71,32 @@ def check_schedules(trainer: L.Trainer) -> None:
             "lr_scheduler is a ReduceLROnPlateau, which waits for a metric; schedules are stepped once per rollout, without one. "
             "Use one that counts steps (CosineAnnealingLR, LinearLR, ...), or step yours in a callback's on_validation_end"
         )
+
+
+def check_dtype(trainer: L.Trainer, policy: VARPolicy, fp32_masters: bool) -> None:
+    """Whether the optimizer's steps survive the rounding of the trained weights.
+
+    Args:
+        fp32_masters: whether the optimizer steps fp32 copies of the weights.
+
+    Raises:
+        RuntimeError: with an adapter in half precision.
+    """
+    if fp32_masters:
+        return
+    if any(is_adapter(name) and p.dtype != torch.float32 for name, p in policy.named_parameters()):
+        raise RuntimeError(
+            f"precision {trainer.precision!r} rounds the adapter's weights away, which train in float32; use bf16-mixed, "
+            "and dtype: bfloat16 of the policy's from_pretrained to halve its base"
+        )
+    if any(p.requires_grad and p.dtype in (torch.bfloat16, torch.float16) for p in policy.parameters()):
+        warnings.warn(
+            f"the trained weights are {weight_dtype(policy)}: a step that changes a weight by less than its last digit "
+            "(1 in 256 of it for bfloat16) changes nothing. Use precision bf16-mixed with float32 weights, or add_lora",
+            stacklevel=3,
+        )
+
+
+def weight_dtype(policy: VARPolicy) -> str:
+    """The dtype of the trained weights, by its short name."""
+    return str(next(p for p in policy.parameters() if p.requires_grad).dtype).removeprefix("torch.")

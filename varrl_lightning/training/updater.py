@@ -1,26 +1,27 @@
-"""The part of a LightningModule that moves the policy: optimizer steps on one rollout, by manual optimization."""
+"""Optimizer steps on one rollout, by manual optimization."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any
 
+import lightning as L
 import torch
-from jaxtyping import Float
 from lightning.pytorch.core.optimizer import LightningOptimizer
-from torch import Tensor
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from varrl_lightning.checkpoints.state import Resuming
 from varrl_lightning.errors import RunStoppedError
-from varrl_lightning.evaluation.evaluator import Evaluating
-from varrl_lightning.grpo.credit import Credit, Rows
+from varrl_lightning.grpo.credit import Credit
 from varrl_lightning.grpo.diagnostics import TokenMeter
-from varrl_lightning.grpo.objective import Objective, detached, flat
+from varrl_lightning.grpo.grpo import GRPO
+from varrl_lightning.policies.averaging import WeightAverage
+from varrl_lightning.policies.base import VARPolicy
 from varrl_lightning.policies.state import Anchor
-from varrl_lightning.types import LogProbs, Rollout, Score
+from varrl_lightning.strategies import Parallel
+from varrl_lightning.training.counters import RunCounters
+from varrl_lightning.types import LogProbs, Rollout
 
 OptimizerFactory = Callable[[Iterable[Any]], Optimizer]
 LRSchedulerFactory = Callable[[Optimizer], LRScheduler]
@@ -31,108 +32,109 @@ def paper_optimizer(params: Iterable[Any]) -> Optimizer:
     return AdamW(params, lr=1e-6, betas=(0.9, 0.95), weight_decay=0.05)
 
 
-class Updating(Evaluating, Resuming):
-    """Rollout and credit in, optimizer steps out; a step that is not finite is dropped and counted."""
+class Updater:
+    """Takes a rollout and its credit and makes optimizer steps; a step that is not finite is dropped and counted.
 
-    score: Score
-    objective: Objective
-    optimizer_factory: OptimizerFactory
-    lr_scheduler_factory: LRSchedulerFactory | None
-    updates_per_rollout: int
-    max_grad_norm: float | None
-    max_bad_steps: int
+    Args:
+        policy: the policy that is trained.
+        reference: what the KL is taken to, if there is a KL.
+        grpo: its losses are minimised.
+        counters: of the run; optimizer steps and bad steps are counted here.
+        average: the average of the weights, if one is kept.
+        updates_per_rollout: optimizer steps on one rollout, >= 1.
+        max_grad_norm: gradients are clipped to this norm, > 0; None for no clipping.
+        max_bad_steps: this many bad steps in a row stop the run.
+    """
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.automatic_optimization = False
-        self.rollouts_done = self.updates_done = 0
-        self.bad_steps = self.bad_steps_in_a_row = 0
+    def __init__(
+        self,
+        policy: VARPolicy,
+        reference: Anchor | None,
+        grpo: GRPO,
+        counters: RunCounters,
+        average: WeightAverage | None,
+        *,
+        updates_per_rollout: int,
+        max_grad_norm: float | None,
+        max_bad_steps: int,
+    ) -> None:
+        if updates_per_rollout < 1:
+            raise ValueError(f"updates_per_rollout must be at least 1, got {updates_per_rollout}")
+        if max_grad_norm is not None and not max_grad_norm > 0:
+            raise ValueError(f"max_grad_norm must be > 0, got {max_grad_norm}")
+        self.policy, self.reference, self.grpo, self.counters = policy, reference, grpo, counters
+        self.average = average
+        self.updates_per_rollout, self.max_grad_norm, self.max_bad_steps = updates_per_rollout, max_grad_norm, max_bad_steps
         self._loss_is_finite = True
         self._grad_norm = float("nan")
 
-    def configure_optimizers(self) -> Any:
-        """One optimizer over what requires a gradient; the schedule is stepped once per rollout."""
-        optimizer = self.optimizer_factory([p for p in self.policy.parameters() if p.requires_grad])
-        if self.lr_scheduler_factory is None:
-            return optimizer
-        return [optimizer], [self.lr_scheduler_factory(optimizer)]
+    def update(
+        self, module: L.LightningModule, parallel: Parallel, rollout: Rollout, credit: Credit, real: int, size: int | None
+    ) -> dict[str, float]:
+        """Make all optimizer steps on one rollout; the metrics of its tokens are those of the last step.
 
-    def _update(self, rollout: Rollout, credit: Credit, real: int) -> dict[str, float]:
-        """All optimizer steps on one rollout, whose first `real` branches count; returns what tokens were like in the last one."""
-        optimizer = self.optimizers()
+        Args:
+            module: has the Trainer's optimizer and schedules.
+            real: the first `real` branches of the rollout count.
+            size: branches of a micro-batch; None for all.
+        """
+        optimizer = module.optimizers()
         assert isinstance(optimizer, LightningOptimizer)
         old: dict[int, LogProbs] = {}
-        size = self._micro_batch_size or len(rollout.branches)
+        size = size or len(rollout.branches)
         for _ in range(self.updates_per_rollout):
             stage = rollout.stage
             meter = TokenMeter(stage.start, rollout.schedule.lengths[stage.start : stage.stop])
             optimizer.zero_grad()
             total = torch.zeros((), device=self.policy.device)
-            for first, loss in self._micro_losses(rollout, credit.rows(rollout.branches, real), real, size, old, meter):
-                self.parallel.backward(self, loss, last=first + size >= len(rollout.branches))
+            rows = credit.rows(rollout.branches, real)
+            for first, loss, tokens in self.grpo.losses(self.policy, self.reference, rollout, rows, size, old):
+                for name, values in tokens.items():
+                    meter.add(name, values[: max(real - first, 0)])
+                parallel.backward(module, loss, last=first + size >= len(rollout.branches))
                 total = total + loss.detach()
-            total = self.parallel.sum(total)
+            total = parallel.sum(total)
             self._loss_is_finite = bool(torch.isfinite(total))
-            optimizer.step()  # clips, or drops a non-finite gradient, in on_before_optimizer_step
+            optimizer.step()  # clips, or drops a non-finite gradient, in `before_optimizer_step`
             if self.average is not None:
-                self.average.update(self.policy, self.updates_done)
-            self.updates_done += 1
+                self.average.update(self.policy, self.counters.updates_done)
+            self.counters.updates_done += 1
             optimizer.zero_grad()  # now: the next rollout needs the room
         lr = optimizer.param_groups[0]["lr"]
-        for scheduler in _as_list(self.lr_schedulers()):
+        for scheduler in _as_list(module.lr_schedulers()):
             scheduler.step()
-        meter = TokenMeter.join(self.parallel.gather(meter))
+        meter = TokenMeter.join(parallel.gather(meter))
         return meter.compute() | {"loss": float(total), "grad_norm": self._grad_norm, "lr": lr}
 
-    def _micro_losses(
-        self, rollout: Rollout, credit: Rows, real: int, size: int, old: dict[int, LogProbs], meter: TokenMeter
-    ) -> Iterator[tuple[int, Float[Tensor, ""]]]:
-        """The number of the first branch and the loss of each micro-batch; they sum to the loss of the rollout."""
-        lengths = rollout.schedule.lengths[rollout.stage.start : rollout.stage.stop]
-        drawn = flat(rollout.log_probs)
-        for rows, new in self.teacher_forced(rollout, size, self.reference):
-            first = rows.start
-            loss, per_token = self.objective(new, old.setdefault(first, detached(new)), drawn[rows], credit[rows], lengths)
-            for name, values in per_token.items():
-                meter.add(name, values[: max(real - first, 0)])
-            yield first, loss
-
-    def teacher_forced(self, rollout: Rollout, size: int, reference: Anchor | None) -> Iterator[tuple[slice, LogProbs]]:
-        """What the policy as it is says of the trained scales of a rollout, `size` branches at a time."""
-        stage = rollout.stage
-        owners = [branch // stage.branches for branch in rollout.branches]
-        touched = sorted(set(owners))
-        cond = self.policy.encode_prompts([rollout.prompts[i] for i in touched])
-        for first in range(0, len(owners), size):
-            rows = slice(first, first + size)
-            tokens = [t[rows] for t in rollout.tokens]
-            index = torch.tensor([touched.index(owner) for owner in owners[rows]], device=self.policy.device)
-            yield rows, self.policy(tokens, cond.at(index), stage.start, stage.stop, score=self.score, reference=reference)
-
-    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+    def before_optimizer_step(self, trainer: L.Trainer, parallel: Parallel, optimizer: Optimizer) -> None:
         """Clip the gradient; drop it where it, or the loss, is not finite. Mixed precision has unscaled it by now."""
-        norm = self.parallel.gradient_norm(optimizer)
+        norm = parallel.gradient_norm(optimizer)
         self._grad_norm = float(norm)
         if math.isfinite(self._grad_norm) and self._loss_is_finite:
-            self.bad_steps_in_a_row = 0
+            self.counters.bad_steps_in_a_row = 0
             if self.max_grad_norm is not None:
-                self.parallel.clip(optimizer, self.max_grad_norm, norm)
+                parallel.clip(optimizer, self.max_grad_norm, norm)
             return
-        self.bad_steps += 1
-        if not self._scaler_is_searching():
-            self.bad_steps_in_a_row += 1
-        self.parallel.drop(optimizer)  # without gradients the step changes nothing, and still counts as one
+        self.counters.bad_steps += 1
+        if not self._scaler_is_searching(trainer):
+            self.counters.bad_steps_in_a_row += 1
+        parallel.drop(optimizer)  # without gradients the step changes nothing, and still counts as one
 
-    def _scaler_is_searching(self) -> bool:
+    def _scaler_is_searching(self, trainer: L.Trainer) -> bool:
         """Whether fp16 loss scaling explains a non-finite gradient: it halves its scale by such steps until they stop."""
-        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+        scaler = getattr(trainer.precision_plugin, "scaler", None)
         return scaler is not None and self._loss_is_finite and scaler.get_scale() > 1
 
-    def _stop_if_steps_keep_failing(self) -> None:
-        if self.bad_steps_in_a_row >= self.max_bad_steps:
+    def stop_if_steps_keep_failing(self) -> None:
+        """End a run that no longer learns.
+
+        Raises:
+            RunStoppedError: after `max_bad_steps` bad steps in a row.
+        """
+        if self.counters.bad_steps_in_a_row >= self.max_bad_steps:
             raise RunStoppedError(
-                f"the loss or its gradient was not finite in {self.bad_steps_in_a_row} steps in a row, up to rollout "
-                f"{self.rollouts_done}; none of them was applied, and the state is saved. Lower the learning rate, or use "
+                f"the loss or its gradient was not finite in {self.counters.bad_steps_in_a_row} steps in a row, up to rollout "
+                f"{self.counters.rollouts_done}; none of them was applied, and the state is saved. Lower the learning rate, or use "
                 "precision bf16-mixed or 32 instead of 16-mixed, then resume with --ckpt_path."
             )
 

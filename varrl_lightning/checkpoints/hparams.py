@@ -1,0 +1,66 @@
+"""The arguments of a module in its checkpoints: plain values, from which it is built again."""
+
+from __future__ import annotations
+
+import inspect
+import io
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from varrl_lightning.configuration.renamed import renamed_arguments
+from varrl_lightning.configuration.specs import refuse_left_out, saved_arguments
+from varrl_lightning.strategies.read_checkpoint import read_sharded
+
+
+def plain_arguments(arguments: Mapping[str, Any], module: type, base: type) -> dict[str, Any]:
+    """The arguments of a module as plain values, so that a checkpoint is read with weights_only=True and holds no weights twice.
+
+    Args:
+        arguments: as Lightning collected them.
+        module: class of the module.
+        base: the class of ours that it is or derives from.
+
+    Raises:
+        SpecError: when an argument comes from a checkpoint that could not hold it.
+    """
+    refuse_left_out(module.__name__, arguments)
+    known = inspect.signature(base.__init__).parameters  # type: ignore[misc]
+    saved = saved_arguments(arguments, known)
+    if inspect.signature(module.__init__).parameters.keys() <= known.keys():  # type: ignore[misc]
+        saved.pop("_instantiator", None)  # of a LightningCLI; without it, arguments stay plain in what is saved after loading
+    return saved
+
+
+def readable_checkpoint(path: Any) -> Any:
+    """A checkpoint as Lightning's `load_from_checkpoint` reads it: one file, with arguments named as they are today.
+
+    Args:
+        path: a file, the folder of a sharded run, or a file object, which is passed on.
+
+    Raises:
+        ValueError: for a folder that is no checkpoint.
+    """
+    if not isinstance(path, (str, Path)):
+        return path
+    if Path(path).is_dir():
+        return _in_memory(read_sharded(path, "weights"))
+    if not Path(path).is_file():  # an address of fsspec, or a mistake that Lightning names
+        return path
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except (RuntimeError, pickle.UnpicklingError):  # an old format, or objects that the caller may allow
+        return path
+    arguments = checkpoint.get("hyper_parameters", {}) if isinstance(checkpoint, dict) else {}
+    renamed = renamed_arguments(arguments)
+    return path if renamed == arguments else _in_memory({**checkpoint, "hyper_parameters": renamed})
+
+
+def _in_memory(checkpoint: dict[str, Any]) -> io.BytesIO:
+    file = io.BytesIO()
+    torch.save(checkpoint, file)
+    file.seek(0)
+    return file

@@ -1,0 +1,80 @@
+"""From arguments of `VARGRPO`, objects or plain specs, to the parts of a `GRPO`."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, Literal
+
+from varrl_lightning.algorithms.stages import cycle, spelled_out
+from varrl_lightning.configuration.specs import built
+from varrl_lightning.mask_sources.base import MaskSource
+from varrl_lightning.policies.base import VARPolicy
+from varrl_lightning.registry import MASK_SOURCES, build
+from varrl_lightning.rewards.weighted import WeightedRewards
+from varrl_lightning.types import Sampling, SamplingChanges, Score, Stage
+
+
+def built_cycle(
+    policy: VARPolicy,
+    stages: Sequence[Any] | None,
+    m: int | str,
+    group_size: int,
+    num_continuations: int,
+    alternation: Sequence[str],
+    suffix_starts: int,
+    first_scale: Literal["trained", "shared"],
+) -> tuple[Stage, ...]:
+    """The stages of successive rollouts; arguments as of `VARGRPO`.
+
+    Raises:
+        ValueError: on a value out of its range.
+    """
+    schedule = policy.schedule()
+    T = len(schedule)
+    if stages is not None:
+        return spelled_out([built("stages", Stage, stage) for stage in stages], T)
+    m = schedule.resolve_m(m)
+    if m == T:
+        warnings.warn(
+            f"m = {m} is the last scale: this is plain GRPO over all scales, without a middle return; "
+            f"num_continuations = {num_continuations} and the alternation are ignored",
+            stacklevel=3,
+        )
+    return cycle(T, m, group_size, num_continuations, alternation, starts=suffix_starts, first_scale=first_scale)
+
+
+def built_sampling(sampling: Any, default: Sampling) -> Sampling:
+    """How images are sampled: a whole `Sampling`, or changes to the policy's own."""
+    changes = built("sampling", SamplingChanges, sampling)
+    if changes is None:
+        return default
+    return changes.over(default) if isinstance(changes, SamplingChanges) else changes
+
+
+def built_score(score: Any, sampling: Sampling) -> Score:
+    """Which distribution is trained, by its name or a `Score`, with the module's own sampling.
+
+    Raises:
+        ValueError: when the score has a sampling of its own.
+    """
+    named = built("score", Score, score)
+    if not isinstance(named, Score):
+        return Score(named, sampling)
+    if named.sampling not in (Sampling(), sampling):
+        raise ValueError(f"score.sampling is the module's own sampling: set `sampling` in its place, got {named.sampling}")
+    return replace(named, sampling=sampling)
+
+
+def built_mask_source(spec: Any, rewards: WeightedRewards) -> MaskSource:
+    """The mask source, which is shown the rewards by name.
+
+    Raises:
+        PluginError: when it cannot be found or built.
+        ValueError: when the rewards are not those that it needs.
+    """
+    source: MaskSource = build(MASK_SOURCES, spec)
+    if hasattr(source, "use_rewards"):
+        source.use_rewards({name: term.reward for name, term in rewards.terms.items()})
+    return source

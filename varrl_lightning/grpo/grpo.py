@@ -1,0 +1,168 @@
+"""One way to make a gradient, as a value: a tree of images, their scores, credit, and the loss, without Lightning."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from varrl_lightning.grpo.credit import BranchScores, Credit, CreditOptions, Rows, assign_credit, scores_by_branch
+from varrl_lightning.grpo.objective import Objective, detached, flat
+from varrl_lightning.grpo.rollout import sample_tree
+from varrl_lightning.grpo.stopwatch import Stopwatch
+from varrl_lightning.mask_sources.base import MaskSource
+from varrl_lightning.policies.base import VARPolicy
+from varrl_lightning.policies.state import Anchor
+from varrl_lightning.rewards.background import BackgroundScoring
+from varrl_lightning.rewards.weighted import WeightedRewards
+from varrl_lightning.types import LogProbs, Prompt, Rollout, Sampling, Scores, Stage
+
+
+class MicroBatch(NamedTuple):
+    """The loss of some branches of a rollout.
+
+    Args:
+        first: number of the first branch.
+        loss: the losses of all micro-batches sum to the loss of the rollout.
+        tokens: quantities of each token for the log, by name.
+    """
+
+    first: int
+    loss: Float[Tensor, ""]
+    tokens: dict[str, Float[Tensor, "R L"]]
+
+
+@dataclass(frozen=True)
+class GRPO:
+    """One way to make a gradient: what is sampled, who scores it, which loss.
+
+    A batch goes through `sample`, `assign` and `losses`. A variant of the method is a `dataclasses.replace` of this value:
+
+        replace(grpo, cycle=(stage,), credit=replace(grpo.credit, alpha=0.0))
+
+    Args:
+        cycle: the stages of successive rollouts, over and over.
+        rewards: weighted rewards of the images.
+        mask_source: where the images were scored.
+        sampling: how images are sampled.
+        credit: how scores become weights of tokens.
+        objective: the loss, and which distribution it trains.
+    """
+
+    cycle: tuple[Stage, ...]
+    rewards: WeightedRewards
+    mask_source: MaskSource
+    sampling: Sampling
+    credit: CreditOptions = field(default_factory=CreditOptions)
+    objective: Objective = field(default_factory=Objective)
+
+    def stage(self, rollouts_done: int) -> Stage:
+        """The stage of the next rollout."""
+        return self.cycle[rollouts_done % len(self.cycle)]
+
+    def sample(
+        self,
+        policy: VARPolicy,
+        prompts: Sequence[Prompt],
+        stage: Stage,
+        keys: Int[Tensor, " P"],
+        *,
+        images_at_once: int | None = None,
+        branches: Sequence[int] | None = None,
+        stopwatch: Stopwatch | None = None,
+    ) -> tuple[Rollout, BranchScores]:
+        """A tree of images, and the scores of its branches with the tokens that these are about.
+
+        Args:
+            prompts: P prompts of one image size.
+            keys: noise keys of the prompts, see `prompt_keys`.
+            images_at_once: most images sampled and decoded at one time; None for all.
+            branches: which of the P * A branches to sample; None for all.
+            stopwatch: measures `rollout`, `reward` (waiting for it), and `scoring` (all of the rewards' work).
+        """
+        rollout, scores = self.sample_and_score(
+            policy, prompts, stage, keys, images_at_once=images_at_once, branches=branches, stopwatch=stopwatch
+        )
+        return rollout, self.branch_scores(policy, rollout, scores)
+
+    def sample_and_score(
+        self,
+        policy: VARPolicy,
+        prompts: Sequence[Prompt],
+        stage: Stage,
+        keys: Int[Tensor, " P"],
+        *,
+        images_at_once: int | None = None,
+        branches: Sequence[int] | None = None,
+        stopwatch: Stopwatch | None = None,
+    ) -> tuple[Rollout, dict[str, Scores]]:
+        """A tree of images, and the scores of its images by reward name; arguments as in `sample`."""
+        stopwatch = stopwatch or Stopwatch()
+        with BackgroundScoring(self.rewards) as scoring:
+            with stopwatch("rollout"):
+                rollout = sample_tree(policy, prompts, stage, self.sampling, keys, images_at_once, scoring.add, branches)
+            with stopwatch("reward"):
+                scores = scoring.result()
+        stopwatch.seconds["scoring"] = scoring.seconds
+        return rollout, scores
+
+    def branch_scores(self, policy: VARPolicy, rollout: Rollout, scores: Mapping[str, Scores]) -> BranchScores:
+        """Scores of images grouped by branch, with the tokens that the mask source finds them to be about."""
+        total = self.rewards.total(scores)
+        # Without any score there is nothing to ask the mask source; such branches take their group's mask, and do not count.
+        scored = bool(total.usable.any())
+        pixel_mask = self.mask_source(rollout, total, policy) if scored else torch.zeros_like(rollout.images[:, 0])
+        return scores_by_branch(rollout, scores, pixel_mask, self.credit.mask)
+
+    def assign(self, rollout: Rollout, scores: BranchScores) -> Credit:
+        """Returns, advantages and weights of the tokens of all P * A branches of a batch.
+
+        Args:
+            rollout: of some or all of these branches.
+            scores: of all of them.
+        """
+        weights = {name: term.weight for name, term in self.rewards.terms.items()}
+        return assign_credit(scores, rollout.schedule, rollout.stage, weights, self.credit)
+
+    def losses(
+        self,
+        policy: VARPolicy,
+        reference: Anchor | None,
+        rollout: Rollout,
+        rows: Rows,
+        size: int,
+        old: dict[int, LogProbs],
+    ) -> Iterator[MicroBatch]:
+        """The loss of each micro-batch of a rollout.
+
+        Args:
+            reference: what the KL is taken to; None for no KL.
+            rows: the credit of the rollout's branches.
+            size: branches of a micro-batch.
+            old: log-probabilities before the first update on this rollout, by first branch; filled by the first pass.
+        """
+        lengths = rollout.schedule.lengths[rollout.stage.start : rollout.stage.stop]
+        sampled = flat(rollout.log_probs)
+        for part, new in self.log_probs(policy, rollout, size, reference):
+            before = old.setdefault(part.start, detached(new))
+            loss, tokens = self.objective(new, before, sampled[part], rows[part], lengths)
+            yield MicroBatch(part.start, loss, tokens)
+
+    def log_probs(
+        self, policy: VARPolicy, rollout: Rollout, size: int, reference: Anchor | None
+    ) -> Iterator[tuple[slice, LogProbs]]:
+        """Log-probabilities of the trained scales of a rollout by teacher forcing, `size` branches at a time."""
+        stage = rollout.stage
+        owners = [branch // stage.branches for branch in rollout.branches]
+        prompt_rows = sorted(set(owners))
+        cond = policy.encode_prompts([rollout.prompts[i] for i in prompt_rows])
+        for first in range(0, len(owners), size):
+            rows = slice(first, first + size)
+            tokens = [t[rows] for t in rollout.tokens]
+            index = torch.tensor([prompt_rows.index(owner) for owner in owners[rows]], device=policy.device)
+            score = self.objective.score
+            yield rows, policy(tokens, cond.at(index), stage.start, stage.stop, score=score, reference=reference)

@@ -1,0 +1,32 @@
+"""What stops a run that has gone wrong."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from varrl_lightning.configuration.specs import OptionGroup
+
+
+@dataclass(frozen=True)
+class Guards(OptionGroup):
+    """When a run is stopped because something is wrong with it.
+
+    Args:
+        max_bad_steps: this many steps in a row whose loss or gradient is not finite stop the run, >= 1.
+        check_ranks_every_n_steps: several processes compare what they should hold alike (weights, counters, configuration, prompts)
+            at the start and again every this many training steps; 0 for the start alone.
+
+    Raises:
+        ValueError: on a value out of its range.
+    """
+
+    max_bad_steps: int = 5
+    check_ranks_every_n_steps: int = 50
+
+    def __post_init__(self) -> None:
+        if self.max_bad_steps < 1:
+            raise ValueError(f"guards.max_bad_steps must be at least 1, got {self.max_bad_steps}")
+        if self.check_ranks_every_n_steps < 0:
+            raise ValueError(
+                f"guards.check_ranks_every_n_steps must be 0 (at the start alone) or more, got {self.check_ranks_every_n_steps}"
+            )
