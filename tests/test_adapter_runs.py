@@ -43,12 +43,12 @@ def saved(module: VARGRPO, path: Path) -> Path:
 
 def log_probs(policy: Any, tokens: list[Tensor]) -> Tensor:
     with torch.no_grad():
-        return torch.cat(policy(tokens, policy.encode_prompts(PROMPTS[:2]), 0, 7).log_prob, dim=1)
+        return torch.cat(policy(tokens, policy.encode_prompts(PROMPTS[:2]), 0, len(tokens)).log_prob, dim=1)
 
 
 def drawn(policy: Any) -> list[Tensor]:
     state = policy.begin(policy.encode_prompts(PROMPTS[:2]), policy.default_sampling, torch.tensor([1, 2]))
-    return policy.sample(state, 7).tokens
+    return policy.sample(state, len(policy.schedule())).tokens
 
 
 def test_only_the_adapter_trains_and_is_saved(tmp_path: Path) -> None:
@@ -173,7 +173,8 @@ def run(config: Path, folder: str, *more: str) -> Path:
 def test_a_resumed_run_is_the_uninterrupted_one(config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     tiny = Path("tiny.yaml")
-    tiny.write_text(config.read_text().replace("varrl_lightning.LetteringPolicy.from_pretrained", "tiny.tiny_policy"))
+    text = config.read_text().replace("varrl_lightning.LetteringPolicy.from_pretrained", "tiny.tiny_policy")
+    tiny.write_text(text.replace("m: 4", "m: 2"))
     whole = run(tiny, "whole", "--trainer.max_steps", "4")
     half = run(tiny, "half")
     resumed = run(tiny, "half", "--trainer.max_steps", "4", "--ckpt_path", str(half))

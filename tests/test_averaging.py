@@ -26,7 +26,7 @@ pytestmark = pytest.mark.filterwarnings(
     "ignore:You defined a `validation_step`", "ignore:You're resuming from a checkpoint that ended"
 )
 
-QUICK = ["--model.reward", "tiny.LeftBright", "--model.mask_source", "full", "--model.m", "4"]
+QUICK = ["--model.reward", "tiny.LeftBright", "--model.mask_source", "full", "--model.m", "2"]
 
 
 def policy_of(*values: float, dtype: torch.dtype = torch.float32) -> nn.Module:

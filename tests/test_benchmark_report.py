@@ -21,7 +21,7 @@ CONFIG: dict[str, Any] = {
         "policy": {"class_path": "tiny.tiny_policy"},
         "reward": {"hpsv3": {"reward": "tiny.LeftBright"}, "other": {"reward": "tiny.LeftBright", "weight": -0.5}},
         "mask_source": "full",
-        "m": 4,
+        "m": 2,
         "group_size": 2,
     },
     "data": {"train": "train.jsonl", "test": "bench", "batch_size": 2, "eval_batch_size": 7},

@@ -32,7 +32,7 @@ TINY: dict[str, Any] = {
         "policy": _named("tiny.tiny_policy"),
         "reward": "tiny.LeftBright",
         "mask_source": "full",
-        "m": 4,
+        "m": 2,
         "group_size": 2,
         "num_continuations": 2,
     },
@@ -143,8 +143,8 @@ def test_an_unknown_key_is_explained_however_it_was_given(key: str, said: str) -
         ({"model.reward": "brightnes"}, "no reward named 'brightnes'."),
         ({"model.mask_source": "boxs"}, "no mask source named 'boxs'. Did you mean 'boxes'?"),
         ({"model.alpha": "high"}, "model.alpha"),
-        ({"model.m": 0}, "m must be within [1, 7]"),
-        ({"model.m": 8}, "m must be within [1, 7]"),
+        ({"model.m": 0}, "m must be within [1, 4]"),
+        ({"model.m": 8}, "m must be within [1, 4]"),
         ({"model.group_size": 1}, "group_size must be at least 2"),
         ({"model.eta": 0.0}, "eta must be > 0"),
         ({"model.alpha": float("nan")}, "alpha must be >= 0 and finite"),
@@ -345,7 +345,7 @@ def test_predict_draws_the_prompts_of_the_command_line(write: WriteConfig, capsy
     assert "2 pictures in out/words" in capsys.readouterr().out
     first, second = Path("out/words/0001_HELLO.png"), Path("out/words/0002_HELLO.png")
     with Image.open(first) as picture:
-        assert picture.size == (60, 48)
+        assert picture.size == (16, 16)
     assert first.read_bytes() != second.read_bytes()
     assert Path("out/words/grid.png").is_file()
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from tiny import PROMPTS, LeftBright, tiny_module, tiny_policy
+from tiny import PROMPTS, LeftBright, TinyPolicy, TinyTransformer, tiny_module, tiny_policy
 from torch import Tensor, nn
 
 from varrl_lightning.__main__ import main
@@ -24,20 +24,19 @@ from varrl_lightning.commands.doctor_checks import (
     weights_are_strict,
 )
 from varrl_lightning.module import VARGRPO
-from varrl_lightning.policies.lettering import LetteringPolicy, LetteringTransformer
 from varrl_lightning.types import Prompt, Score
 
 NAMES = ["plugins", "weights", "ratio", "sampler", "dropout", "reward"]
 
 
-class Restless(LetteringPolicy):
+class Restless(TinyPolicy):
     """Teacher forcing adds noise: what dropout does to it."""
 
     def span_features(self, *args: Any) -> list[Tensor]:
         return [x + 0.1 * torch.randn_like(x) for x in super().span_features(*args)]
 
 
-class Shifted(LetteringPolicy):
+class Shifted(TinyPolicy):
     """Teacher forcing is wrong from the third scale on."""
 
     def span_features(self, inputs: Any, tokens: Any, start: int, stop: int, schedule: Any) -> list[Tensor]:
@@ -55,16 +54,15 @@ class Silent:
         return [None] * len(images)
 
 
-def _patient(kind: type[LetteringPolicy] = LetteringPolicy, **options: Any) -> VARGRPO:
-    tiny = tiny_policy()
-    return tiny_module(kind(tiny.transformer, tiny.tokenizer), score=Score("sampler"), **options)
+def _patient(kind: type[TinyPolicy] = TinyPolicy, **options: Any) -> VARGRPO:
+    return tiny_module(tiny_policy(kind=kind), score=Score("sampler"), **options)
 
 
 @pytest.fixture
 def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     monkeypatch.chdir(tmp_path)
     Path("words.jsonl").write_text("".join(json.dumps({"text": p.text}) + "\n" for p in PROMPTS))
-    model = {"policy": {"class_path": "tiny.tiny_policy"}, "reward": "tiny.LeftBright", "mask_source": "full", "m": 4}
+    model = {"policy": {"class_path": "tiny.tiny_policy"}, "reward": "tiny.LeftBright", "mask_source": "full", "m": 2}
     data = {"train": "words.jsonl", "batch_size": 2}
     return {"model": model | {"group_size": 4}, "data": data, "trainer": {"accelerator": "cpu"}}
 
@@ -127,11 +125,11 @@ def test_plugins_are_named() -> None:
 def test_random_weights_are_found() -> None:
     trained = tiny_policy()
 
-    def with_a_new_head() -> LetteringPolicy:
-        transformer = LetteringTransformer(width=16, depth=2, heads=2)
+    def with_a_new_head() -> TinyPolicy:
+        transformer = TinyTransformer()
         state = {name: value for name, value in trained.transformer.state_dict().items() if not name.startswith("head.")}
         transformer.load_state_dict(state, strict=False)
-        return LetteringPolicy(transformer, trained.tokenizer)
+        return TinyPolicy(transformer, trained.tokenizer)
 
     assert weights_are_strict(tiny_policy).passed
     finding = weights_are_strict(with_a_new_head)

@@ -47,7 +47,7 @@ SPECS: dict[str, Any] = {
     "policy": {"class_path": "tests.tiny.tiny_policy", "init_args": {"seed": 3}},
     "reward": {"class_path": "tests.tiny.LeftBright"},
     "mask_source": "full",
-    "m": 4,
+    "m": 2,
     "group_size": 2,
     "sampling": {"top_k": 8},
     "optimizer": {"class_path": "torch.optim.AdamW", "init_args": {"lr": 1e-3}},
@@ -153,8 +153,8 @@ def test_objects_are_asked_for_again(tmp_path: Path) -> None:
     trainer.save_checkpoint(tmp_path / "objects.ckpt", weights_only=False)
     given = {"policy": tiny_policy(seed=5), "reference": tiny_policy(seed=1), "reward": LeftBright(), "optimizer": None}
     said = (
-        "the checkpoint does not hold policy (a varrl_lightning.policies.lettering.LetteringPolicy), reference (a "
-        "varrl_lightning.policies.lettering.LetteringPolicy), reward (a tests.tiny.LeftBright), optimizer (a "
+        "the checkpoint does not hold policy (a tests.tiny.TinyPolicy), reference (a tests.tiny.TinyPolicy), reward (a "
+        "tests.tiny.LeftBright), optimizer (a "
         "tests.tiny.tiny_module.<locals>.<lambda>): objects of the program that wrote it. Give them again, as in "
         "VARGRPO.load_from_checkpoint(path, policy=..., reference=..., reward=..., optimizer=...)"
     )
@@ -180,9 +180,9 @@ def test_a_checkpoint_holds_the_weights_once(tmp_path: Path) -> None:
 def test_dataclasses_and_numbers_of_other_libraries_become_plain() -> None:
     import numpy as np
 
-    stages = [Stage(0, 4, 4, 2, name="prefix"), {"start": 4, "stop": 7, "branches": 4, "name": "suffix"}]
+    stages = [Stage(0, 2, 4, 2, name="prefix"), {"start": 2, "stop": 4, "branches": 4, "name": "suffix"}]
     module = module_of(stages=stages, eta=np.float64(0.5), score={"kind": "guided"}, reward=LeftBright, alternation=("prefix",))
-    assert module.cycle == (Stage(0, 4, 4, 2, name="prefix"), Stage(4, 7, 4, name="suffix"))
+    assert module.cycle == (Stage(0, 2, 4, 2, name="prefix"), Stage(2, 4, 4, name="suffix"))
     assert type(module.hparams["eta"]) is float
     assert module.hparams["reward"] == "tests.tiny.LeftBright"
     again = VARGRPO(**module.hparams)
@@ -380,7 +380,7 @@ def cli_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
     }
     for part, words in (("train", WORDS[:4]), ("validation", WORDS[4:])):
         (folder / part).write_text("".join(f'{{"text": "\\"{word}\\""}}\n' for word in words))
-    command = ["fit", f"--model.policy={policy}", "--model.reward=tests.tiny.LeftBright", "--model.mask_source=full", "--model.m=4"]
+    command = ["fit", f"--model.policy={policy}", "--model.reward=tests.tiny.LeftBright", "--model.mask_source=full", "--model.m=2"]
     command += ["--model.group_size=2", "--model.score.kind=guided", "--model.kl_coef=0.01", "--seed_everything=3"]
     command += [f"--data.{part}={folder / part}" for part in ("train", "validation")] + ["--trainer.limit_val_batches=1"]
     command += ["--data.batch_size=2", "--trainer.max_steps=1", "--trainer.accelerator=cpu"]

@@ -12,7 +12,7 @@ import lightning as L
 import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
-from tiny import PROMPTS, tiny_module, tiny_policy, tiny_trainer
+from tiny import PROMPTS, M, tiny_module, tiny_policy, tiny_trainer
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 from torch.utils.data import DataLoader
@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader
 from varrl_lightning.gradient_agreement.meter import AgreementMeter, Measured, independent_batches
 from varrl_lightning.gradient_agreement.variants import own_stages, read_variants, variants_of
 from varrl_lightning.module import VARGRPO
+from varrl_lightning.policies.lettering import LetteringPolicy, LetteringTransformer
 from varrl_lightning.types import Prompt
 
 pytestmark = pytest.mark.filterwarnings("ignore:You defined a `validation_step`")
@@ -76,13 +77,13 @@ def family() -> list[Measured]:
         "all": {"stage": "all", "alpha": 0.0, "normaliser": "batch"},
         "one": {"stage": "prefix", "num_continuations": 1, "alpha": 1.0},
         "four": {"stage": "prefix", "num_continuations": 4, "mask_source": "disagreement"},
-        "suffix": {"stage": {"start": 4, "stop": 7, "branches": 4, "starts": 2}, "score": "sampler", "sampling": {"top_k": 4}},
+        "suffix": {"stage": {"start": M, "stop": 4, "branches": 4, "starts": 2}, "score": "sampler", "sampling": {"top_k": 4}},
     }
     return measure(AgreementMeter(variants_of(tiny_module(), described)))
 
 
-ALL = {"start": 0, "stop": 7, "branches": 4}
-PREFIX = {"start": 0, "stop": 4, "branches": 4}
+ALL = {"start": 0, "stop": 4, "branches": 4}
+PREFIX = {"start": 0, "stop": M, "branches": 4}
 
 
 @pytest.mark.parametrize(
@@ -95,7 +96,7 @@ PREFIX = {"start": 0, "stop": 4, "branches": 4}
         (
             "suffix",
             {
-                "stages": [{"start": 4, "stop": 7, "branches": 4, "starts": 2}],
+                "stages": [{"start": M, "stop": 4, "branches": 4, "starts": 2}],
                 "score": "sampler",
                 "sampling": {"top_k": 4},
                 "micro_batch_size": 3,
@@ -112,12 +113,12 @@ def test_the_gradients_are_those_of_training(name: str, options: dict[str, Any],
 
 
 def test_a_kl_belongs_to_it_only_when_asked_for() -> None:
-    options: dict[str, Any] = {"stages": [PREFIX], "kl_coef": 0.5, "reference": tiny_policy(1)}
+    options: dict[str, Any] = {"stages": [PREFIX], "kl_coef": 2.0, "reference": tiny_policy(1)}
     module = tiny_module(**options)
-    described = {"prefix": {"stage": PREFIX}, "prefix, more": {"stage": PREFIX, "kl_coef": 1.0}}
+    described = {"prefix": {"stage": PREFIX}, "prefix, more": {"stage": PREFIX, "kl_coef": 4.0}}
     with_kl, more = measure(AgreementMeter(variants_of(module, described, kl=True)))
     assert with_kl.cosine == pytest.approx(mean_cosine(of_training(**options)), abs=2e-5)
-    assert more.cosine == pytest.approx(mean_cosine(of_training(**options | {"kl_coef": 1.0})), abs=2e-5)
+    assert more.cosine == pytest.approx(mean_cosine(of_training(**options | {"kl_coef": 4.0})), abs=2e-5)
     (without,) = measure(AgreementMeter(own_stages(module)))
     assert without.cosine == pytest.approx(mean_cosine(of_training(stages=[PREFIX])), abs=2e-5)
     assert abs(without.cosine - with_kl.cosine) > 0.01
@@ -129,16 +130,16 @@ def test_the_gradients_of_the_scales_add_up(micro_batch_size: int | None) -> Non
     meter, whole = AgreementMeter(variants, per_scale=True), AgreementMeter(variants)
     rows = measure(meter)
     (row,) = measure(whole)
-    assert [row.scale for row in rows] == [None, *range(7)]
+    assert [row.scale for row in rows] == [None, *range(4)]
     assert rows[0].cosine == pytest.approx(row.cosine, abs=1e-5)
-    scales = torch.stack([meter._sums["all", scale]._sum for scale in range(7)])  # type: ignore[misc]
+    scales = torch.stack([meter._sums["all", scale]._sum for scale in range(4)])  # type: ignore[misc]
     assert all(float(scale.norm()) > 0 for scale in scales)
     torch.testing.assert_close(scales.sum(dim=0), whole._sums["all", None]._sum, atol=1e-6, rtol=1e-4)
 
 
 def test_a_scale_trains_no_layer_that_only_later_ones_leave_by() -> None:
     rows = measure(AgreementMeter(own_stages(tiny_module(stages=[PREFIX])), per_scale=True, parameters="exits.1.*"))
-    assert [row.left_out for row in rows] == [0, 3, 0, 3, 3]
+    assert [row.left_out for row in rows] == [0, 3, 0]
 
 
 def test_variants_see_the_same_noise_and_prompts() -> None:
@@ -203,8 +204,8 @@ def test_no_prompt_comes_again_before_all_have_been() -> None:
         ({"stage": "all", "num_continuations": 2}, "the variant 'x': num_continuations is 2, but stage 'all'"),
         ({"stage": PREFIX, "m": 3}, "m says nothing beside a stage spelled out"),
         ({"stage": PREFIX | {"ends": 3}}, "stage has no 'ends'"),
-        ({"stage": ALL | {"stop": 9}}, "ends after the last of 7 scales"),
-        ({"stage": "prefix", "m": 7}, "a prefix needs m in"),
+        ({"stage": ALL | {"stop": 9}}, "ends after the last of 4 scales"),
+        ({"stage": "prefix", "m": 4}, "a prefix needs m in"),
         ({"stage": "all", "alpha": -1}, "alpha must be >= 0"),
         ({"stage": "all", "mask_source": "boxe"}, "no mask source named 'boxe'"),
         ({"stage": "all", "sampling": {"top": 2}}, "sampling has no 'top'"),
@@ -238,7 +239,8 @@ def test_the_memory_of_the_sums_is_known() -> None:
 
 @pytest.mark.parametrize(("name", "equal_images"), [("agreement", False), ("agreement_all", True)])
 def test_the_shipped_variants_are_those_of_the_paper(name: str, equal_images: bool) -> None:
-    variants = variants_of(tiny_module(), read_variants(name))
+    shipped = LetteringPolicy(LetteringTransformer(width=16, depth=2, heads=2))
+    variants = variants_of(tiny_module(shipped, m=4), read_variants(name))
     assert len(variants) == len(read_variants(f"{name}.yaml"))
     assert (variants[0].stage.start, variants[0].stage.stop, variants[0].module.alpha) == (0, 7, 0.0)
     assert {v.stage.continuations for v in variants if v.stage.stop == 4} == {1, 2, 4}

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import PROMPTS, tiny_policy
+from tiny import PROMPTS, SCHEDULE, TinyPolicy, tiny_policy
 from torch import Tensor, nn
 
 from varrl_lightning.policies.base import VARPolicy
-from varrl_lightning.policies.lettering import LETTERING, LetteringPolicy
+from varrl_lightning.policies.lettering import LetteringPolicy
 from varrl_lightning.policies.lora import (
     AdapterOff,
     adapter_off,
@@ -24,7 +24,7 @@ from varrl_lightning.policies.lora import (
 )
 from varrl_lightning.types import LogProbs, Sampling, Score
 
-START, STOP = 1, 5
+START, STOP = 1, 3
 SAMPLING = Sampling(cfg=2.0, top_k=8)
 
 
@@ -48,12 +48,13 @@ def adapted(name: str = "tiny", **options: Any) -> VARPolicy:
 
 def drawn(policy: VARPolicy, k: int = 1) -> list[Tensor]:
     """Tokens of each prompt; the last scales are drawn by k forks."""
-    state = policy.sample(policy.begin(policy.encode_prompts(PROMPTS), SAMPLING, torch.arange(len(PROMPTS))), 2)
-    return policy.sample(state.fork(k), len(LETTERING)).tokens
+    cond = policy.encode_prompts(PROMPTS)
+    state = policy.sample(policy.begin(cond, SAMPLING, torch.arange(len(PROMPTS))), 2)
+    return policy.sample(state.fork(k), len(cond.schedule)).tokens
 
 
 def scored(policy: VARPolicy, reference: Any = None, kind: Any = "model") -> LogProbs:
-    tokens = drawn(plain("tiny"))
+    tokens = drawn(plain("tiny" if isinstance(policy, TinyPolicy) else "embedded"))
     scores: LogProbs = policy(tokens, policy.encode_prompts(PROMPTS), START, STOP, score=Score(kind, SAMPLING), reference=reference)
     return scores
 
@@ -220,7 +221,7 @@ def test_a_copy_has_an_adapter_of_its_own() -> None:
         (["blocks.0.qkv", "head"], {"blocks.0.qkv", "head"}),
         (["blocks.*.mlp.*"], {f"blocks.{i}.mlp.{j}" for i in (0, 1) for j in (0, 2)}),
         (["mlp.0"], {"blocks.0.mlp.0", "blocks.1.mlp.0"}),
-        (["exits.?"], {f"exits.{t}" for t in range(len(LETTERING))}),
+        (["exits.?"], {f"exits.{t}" for t in range(len(SCHEDULE))}),
     ],
 )
 def test_targets_are_names_or_their_ends_or_patterns(targets: list[str], wanted: set[str]) -> None:
@@ -237,7 +238,7 @@ def test_all_linear_layers_are_adapted_by_default() -> None:
 def test_an_unknown_target_lists_those_that_exist(target: str) -> None:
     policy = plain("tiny")
     listing = r"place, latent, blocks\.\*\.qkv, blocks\.\*\.out, blocks\.\*\.mlp\.\*, exits\.\*, head$"
-    with pytest.raises(ValueError, match=rf"'{target}' is no linear layer of LetteringTransformer: {listing}"):
+    with pytest.raises(ValueError, match=rf"'{target}' is no linear layer of TinyTransformer: {listing}"):
         add_lora(policy, targets=["qkv", target])
     assert not has_adapter(policy)
     assert all(p.requires_grad for p in policy.transformer.parameters())

@@ -15,7 +15,7 @@ import torch
 import yaml
 from jsonargparse import ArgumentParser, dict_to_namespace
 from test_recipes import TINY, innermost
-from tiny import PROMPTS, tiny_loader, tiny_module, tiny_policy, tiny_trainer
+from tiny import PROMPTS, TinyPolicy, tiny_loader, tiny_module, tiny_policy, tiny_trainer
 from torch import Tensor, nn
 
 from varrl_lightning.__main__ import main
@@ -36,7 +36,7 @@ from varrl_lightning.strategies import configured_kind
 from varrl_lightning.types import Prompt, Stage
 
 FLOAT = 4
-PREFIX, SUFFIX = Stage(0, 4, 4, 2, name="prefix"), Stage(4, 6, 4, name="suffix")
+PREFIX, SUFFIX = Stage(0, 2, 4, 2, name="prefix"), Stage(2, 3, 4, name="suffix")
 
 
 def simulated(module: VARGRPO, precision: str = "32-true") -> Simulation:
@@ -154,7 +154,7 @@ def test_every_family_can_be_simulated_and_nothing_fake_stays_behind(family: str
     assert trained > 0
 
 
-class Peeking(LetteringPolicy):
+class Peeking(TinyPolicy):
     """Draws as many scales as a tensor says."""
 
     def decode_latent(self, latent: Tensor) -> Tensor:
@@ -162,8 +162,7 @@ class Peeking(LetteringPolicy):
 
 
 def test_code_that_looks_at_values_is_said_to_do_so() -> None:
-    tiny = tiny_policy()
-    module = tiny_module(Peeking(tiny.transformer, tiny.tokenizer))
+    module = tiny_module(tiny_policy(kind=Peeking))
     with pytest.raises(SimulationError, match="Peeking looks at the values of tensors"):
         simulated(module).rollout(PREFIX, 4, None)
 
@@ -308,17 +307,14 @@ def test_a_full_memory_names_the_setting() -> None:
         raise RuntimeError("something else")
 
 
-class Greedy(LetteringPolicy):
+class Greedy(TinyPolicy):
     def decode_latent(self, latent: Tensor) -> Tensor:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
 
 def test_a_rollout_that_does_not_fit_names_images_at_once() -> None:
-    tiny = tiny_policy()
     with pytest.raises(RuntimeError, match="images_at_once, now all at once"):
-        tiny_trainer(max_steps=1, limit_val_batches=0).fit(
-            tiny_module(Greedy(tiny.transformer, tiny.tokenizer)), tiny_loader(), tiny_loader()
-        )
+        tiny_trainer(max_steps=1, limit_val_batches=0).fit(tiny_module(tiny_policy(kind=Greedy)), tiny_loader(), tiny_loader())
 
 
 # --- the command ----------------------------------------------------------------------------------------------------------------
@@ -328,7 +324,7 @@ def test_a_rollout_that_does_not_fit_names_images_at_once() -> None:
 def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     monkeypatch.chdir(tmp_path)
     Path("words.jsonl").write_text("".join(json.dumps({"text": p.text}) + "\n" for p in PROMPTS))
-    model = {"policy": {"class_path": "tiny.tiny_policy"}, "reward": "tiny.LeftBright", "mask_source": "full", "m": 4}
+    model = {"policy": {"class_path": "tiny.tiny_policy"}, "reward": "tiny.LeftBright", "mask_source": "full", "m": 2}
     return {
         "model": model | {"group_size": 4},
         "data": {"train": "words.jsonl", "batch_size": 2},

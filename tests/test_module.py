@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tests.tabular_policy import TabularPolicy
-from tests.tiny import PROMPTS, LeftBright, tiny_loader, tiny_module, tiny_policy, tiny_trainer, weights
+from tests.tiny import PROMPTS, LeftBright, M, tiny_loader, tiny_module, tiny_policy, tiny_trainer, weights
 from varrl_lightning.errors import RewardError, RunStoppedError
 from varrl_lightning.evaluation.evaluate import Evaluation
 from varrl_lightning.module import VARGRPO
@@ -58,17 +58,17 @@ def test_the_cycle_is_three_prefix_stages_and_a_suffix() -> None:
     seen = []
     module._log_step = lambda rollout, *_: seen.append((rollout.stage.name, rollout.stage.start, rollout.stage.stop))  # type: ignore[method-assign]
     tiny_trainer(max_steps=5).fit(module, tiny_loader())
-    assert seen == [("prefix", 0, 4)] * 3 + [("suffix", 4, 7)] + [("prefix", 0, 4)]
+    assert seen == [("prefix", 0, M)] * 3 + [("suffix", M, 4)] + [("prefix", 0, M)]
     assert (module.rollouts_done, module.updates_done) == (5, 5)
 
 
 def test_a_stage_leaves_the_parameters_of_other_scales_alone() -> None:
     """Each scale has its own exit; without weight decay a prefix stage must not move those of the suffix."""
-    module = tiny_module(stages=[Stage(0, 4, 4, 2)], optimizer=lambda p: torch.optim.SGD(p, lr=0.1))
+    module = tiny_module(stages=[Stage(0, 2, 4, 2)], optimizer=lambda p: torch.optim.SGD(p, lr=0.1))
     exits = [e.weight.clone() for e in module.policy.transformer.exits]
     tiny_trainer(max_steps=1).fit(module, tiny_loader())
     moved = [not torch.equal(e.weight, was) for e, was in zip(module.policy.transformer.exits, exits, strict=True)]
-    assert moved == [True] * 4 + [False] * 3
+    assert moved == [True] * 2 + [False] * 2
 
 
 def test_the_two_sums_of_several_rewards_differ() -> None:
@@ -94,8 +94,8 @@ def test_groups_without_variance_only_feel_the_kl() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"m": 0}, r"m must be within \[1, 7\].*got 0"),
-        ({"m": 8}, r"m must be within \[1, 7\].*got 8"),
+        ({"m": 0}, r"m must be within \[1, 4\].*got 0"),
+        ({"m": 5}, r"m must be within \[1, 4\].*got 5"),
         ({"m": "middle"}, "a resolution such as '256px', got 'middle'"),
         ({"group_size": 1}, "group_size must be at least 2.*got 1"),
         ({"num_continuations": 0}, "num_continuations .* at least 1, got 0"),
@@ -111,13 +111,13 @@ def test_groups_without_variance_only_feel_the_kl() -> None:
         ({"mask_outside": 1.5}, r"mask_outside must be in \[0, 1\], got 1.5"),
         ({"normaliser": "constant", "normaliser_constant": -1.0}, "normaliser_constant must be > 0, got -1.0"),
         ({"score": Score("guided", Sampling(top_k=4))}, "score.sampling is the module's own sampling"),
-        ({"stages": [Stage(4, 7, 4, 2)]}, "ends with the last scale, where continuations is 1"),
-        ({"stages": [Stage(0, 4, 4, 2, starts=2)]}, "starts with nothing drawn, where starts is 1"),
+        ({"stages": [Stage(2, 4, 4, 2)]}, "ends with the last scale, where continuations is 1"),
+        ({"stages": [Stage(0, 2, 4, 2, starts=2)]}, "starts with nothing drawn, where starts is 1"),
         ({"ratio": "bit"}, "this policy's tokens have no bits"),
         ({"normaliser": "constant"}, "normaliser_constant goes with normaliser 'constant'"),
         ({"alternation": ["prefix", "sufix"]}, "sufix"),
         ({"suffix_starts": 3}, "starts must divide the 4 branches, got 3"),
-        ({"stages": [Stage(0, 8, 4)]}, "ends after the last of 7 scales"),
+        ({"stages": [Stage(0, 5, 4)]}, "ends after the last of 4 scales"),
         ({"micro_batch_size": 0}, "micro_batch_size must be at least 1, got 0"),
         ({"images_at_once": 0}, "images_at_once must be at least 1, got 0"),
         ({"max_grad_norm": 0.0}, "max_grad_norm must be > 0, got 0.0"),
@@ -146,9 +146,9 @@ def test_an_unknown_choice_lists_the_known_ones() -> None:
 
 
 def test_m_at_the_last_scale_is_plain_grpo_with_a_warning() -> None:
-    with pytest.warns(UserWarning, match="m = 7 is the last scale: this is plain GRPO"):
-        module = tiny_module(m=7)
-    assert module.cycle == (Stage(0, 7, 4, name="all"),)
+    with pytest.warns(UserWarning, match="m = 4 is the last scale: this is plain GRPO"):
+        module = tiny_module(m=4)
+    assert module.cycle == (Stage(0, 4, 4, name="all"),)
 
 
 class Sometimes:
@@ -243,7 +243,7 @@ def test_a_setting_of_the_sampler_leaves_the_others() -> None:
     assert tiny_module(policy, sampling=SamplingChanges(top_k=3)).sampling == Sampling(cfg=2.0, top_k=3, temperature=0.7)
     assert tiny_module(policy, sampling=Sampling(top_k=3)).sampling == Sampling(top_k=3)
     assert tiny_module(policy, sampling=None).sampling == policy.default_sampling
-    with pytest.raises(ValueError, match=r"sampling.temperature must be one number or one for each of the 7 scales, got 2"):
+    with pytest.raises(ValueError, match=r"sampling.temperature must be one number or one for each of the 4 scales, got 2"):
         tiny_module(policy, sampling=SamplingChanges(temperature=(1.0, 2.0)))
 
 
@@ -311,7 +311,7 @@ def test_the_same_run_twice_is_the_same_run_and_another_seed_is_not() -> None:
 )
 def test_foreign_batches_are_read_as_prompts(batch: object) -> None:
     images = tiny_module()(batch)
-    assert images.shape == (2, 3, 48, 60)
+    assert images.shape == (2, 3, 16, 16)
     torch.testing.assert_close(images, tiny_module()(PROMPTS[:2]))
 
 
@@ -331,9 +331,9 @@ def test_logged_names(tmp_path) -> None:
     parts += [f"seconds/{part}" for part in ("rollout", "reward", "update")]
     parts += ["rewards/LeftBright/mean", "rewards/LeftBright/std"]
     per_scale = ("kl", "entropy", "k_share", "mask_coverage", "clip_ratio/low_mean", "sampler_gap")
-    expected = {*parts, *(f"prefix/{part}" for part in parts), *(f"{name}/scale_{t}" for name in per_scale for t in range(4))}
+    expected = {*parts, *(f"prefix/{part}" for part in parts), *(f"{name}/scale_{t}" for name in per_scale for t in range(M))}
     assert not expected - found
-    shares = [float(trainer.callback_metrics[f"k_share/scale_{t}"]) for t in range(4)]
+    shares = [float(trainer.callback_metrics[f"k_share/scale_{t}"]) for t in range(M)]
     assert sum(shares) == pytest.approx(1)
 
 
@@ -357,7 +357,7 @@ def test_rows_of_a_stage_hold_no_numbers_of_another() -> None:
     assert math.isfinite(first_prefix["prefix/entropy"])
     assert math.isnan(suffix["prefix/entropy"])
     assert math.isnan(prefix["suffix/entropy"])
-    assert math.isnan(prefix["entropy/scale_6"])
+    assert math.isnan(prefix["entropy/scale_3"])
 
 
 def test_the_learning_rate_that_is_logged_is_the_one_that_was_used() -> None:

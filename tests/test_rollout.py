@@ -10,11 +10,10 @@ from typing import Any
 import pytest
 import torch
 from tabular_policy import TabularPolicy
-from tiny import PROMPTS, tiny_policy
+from tiny import PROMPTS, TinyPolicy, tiny_policy
 from torch import Tensor
 
 from varrl_lightning.grpo.rollout import prompt_keys, sample_tree
-from varrl_lightning.policies.lettering import LetteringPolicy
 from varrl_lightning.types import Prompt, Rollout, Sampling, Stage
 
 GRIDS = ((1, 1), (1, 2), (1, 3))
@@ -60,7 +59,7 @@ def test_no_part_is_larger_than_asked_for(name: str, images_at_once: int) -> Non
     assert [prompt for _, prompts in seen for prompt in prompts] == rollout.image_prompts
 
 
-class Remembering(LetteringPolicy):
+class Remembering(TinyPolicy):
     """Knows which of its caches still exist."""
 
     def scale_features(self, *args: Any) -> Any:
@@ -74,11 +73,10 @@ class Remembering(LetteringPolicy):
 
 
 def test_keys_and_values_of_a_part_are_gone_when_the_next_begins() -> None:
-    policy = tiny_policy()
-    policy.__class__ = Remembering
+    policy = tiny_policy(kind=Remembering)
     counts: list[int] = []
     keys = prompt_keys(0, 0, PROMPTS, policy.device)
-    stage = Stage(0, 4, branches=2, continuations=2)
+    stage = Stage(0, 2, branches=2, continuations=2)
     sample_tree(policy, PROMPTS, stage, Sampling(top_k=8), keys, 4, lambda *_: counts.append(policy.alive()))
     assert counts == [0] * len(PROMPTS)
 
@@ -95,7 +93,7 @@ def test_a_fork_into_one_shares_everything_but_its_noise() -> None:
 def test_children_are_the_same_in_parts() -> None:
     policy = tiny_policy()
     state = policy.sample(policy.begin(policy.encode_prompts(PROMPTS[:1]), Sampling(cfg=2.0), torch.tensor([1])), 2)
-    whole = policy.sample(state.fork(5), 7)
-    parts = [policy.sample(state.children([0] * len(numbers), numbers), 7) for numbers in ([0, 1], [4, 2, 3])]
-    for t in range(7):
+    whole = policy.sample(state.fork(5), 4)
+    parts = [policy.sample(state.children([0] * len(numbers), numbers), 4) for numbers in ([0, 1], [4, 2, 3])]
+    for t in range(4):
         assert torch.equal(whole.tokens[t][[0, 1, 4, 2, 3]], torch.cat([part.tokens[t] for part in parts]))

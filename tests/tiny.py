@@ -1,18 +1,28 @@
-"""A lettering model small enough for unit tests, and rewards that need no OCR."""
+"""A model of four scales for unit tests, the lettering family's code on 16x16 pixels, and a reward that needs no OCR."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import lightning as L
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from varrl_lightning.module import VARGRPO
 from varrl_lightning.policies.lettering import LetteringPolicy, LetteringTransformer
+from varrl_lightning.policies.state import Cond
+from varrl_lightning.schedule import Schedule
+from varrl_lightning.tokenizers.multiscale_vq import MultiScaleVQ
 from varrl_lightning.types import Prompt, Sampling
+
+SCHEDULE = Schedule(((1, 1), (2, 2), (2, 4), (4, 4)), stride=(4, 4))
+"""29 tokens: the grids differ in both directions, and a picture has more than one letter's width."""
+M = 2
+"""The middle step of `tiny_module`: 5 tokens before it, 24 after it."""
+VOCABULARY = 64
 
 WORDS = ("STONE", "RIVER", "BREAD", "CLOUD", "PLANT", "HORSE")
 PROMPTS = [Prompt(f'"{word}"') for word in WORDS]
@@ -26,15 +36,46 @@ class LeftBright:
         return images[..., :third].mean((1, 2, 3)) - images[..., -third:].mean((1, 2, 3))
 
 
-def tiny_policy(seed: int = 0) -> LetteringPolicy:
+class TinyTransformer(LetteringTransformer):
+    """The lettering family's transformer with the scales of `SCHEDULE`."""
+
+    def __init__(self, width: int = 16, depth: int = 2, heads: int = 2) -> None:
+        super().__init__(vocab_size=VOCABULARY, width=width, depth=depth, heads=heads)
+        self.scale = nn.Embedding(len(SCHEDULE), width)
+        self.exits = self.exits[: len(SCHEDULE)]
+
+    def picture(self, latents: Tensor, scale: int) -> Tensor:
+        places = self._cells(*SCHEDULE.grids[scale], latents.device)
+        return self.latent(latents.to(places.dtype)) + places + self.scale.weight[scale]
+
+
+class TinyPolicy(LetteringPolicy):
+    """Prefix, cache, scale-wise attention, heads and tokenizer are the lettering family's; the schedule is `SCHEDULE`."""
+
+    def __init__(self, transformer: TinyTransformer | None = None, tokenizer: MultiScaleVQ | None = None) -> None:
+        ranks = (8,) * len(SCHEDULE)
+        super().__init__(
+            transformer or TinyTransformer(),
+            # At half strength the images of a suffix's group differ half as much, and rounding counts twice.
+            tokenizer or MultiScaleVQ(SCHEDULE, VOCABULARY, ranks=ranks, content=M, strength=1.0, width=8),
+        )
+
+    def schedule(self, size: tuple[int, int] | None = None) -> Schedule:
+        if size not in (None, SCHEDULE.image_size):
+            raise ValueError(f"the tiny model draws pictures of {SCHEDULE.image_size} pixels only, got {size}")
+        return SCHEDULE
+
+    def encode_prompts(self, prompts: Sequence[Prompt]) -> Cond:
+        return replace(super().encode_prompts(prompts), schedule=SCHEDULE)
+
+
+def tiny_policy(seed: int = 0, kind: type[TinyPolicy] = TinyPolicy) -> TinyPolicy:
     torch.manual_seed(seed)
-    policy = LetteringPolicy(LetteringTransformer(width=16, depth=2, heads=2))
+    policy = kind()
     # The untrained tokenizer decodes everything to one grey.
     for parameter in policy.tokenizer.parameters():
         if parameter.dim() > 1:
             parameter.data.normal_(std=0.3)
-    # All scales count alike: at half strength the images of a suffix's group differ half as much, and rounding counts twice.
-    policy.tokenizer.strength = 1.0
     return policy
 
 
@@ -42,7 +83,7 @@ def tiny_module(policy: LetteringPolicy | None = None, **options: Any) -> VARGRP
     defaults: dict[str, Any] = {
         "reward": LeftBright(),
         "mask_source": "full",
-        "m": 4,
+        "m": M,
         "group_size": 4,
         "sampling": Sampling(top_k=8),
         "optimizer": lambda parameters: torch.optim.AdamW(parameters, lr=1e-3),

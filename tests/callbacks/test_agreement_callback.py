@@ -60,7 +60,7 @@ def test_it_measures_the_policy_as_it_is_then() -> None:
         meter.add(batch)
     rows = {row.scale: row for row in meter.measured()}
     assert logged.steps[2]["agreement/prefix/cosine"] == pytest.approx(rows[None].cosine, abs=1e-5)
-    assert logged.steps[2]["agreement/prefix/standard_error/scale_3"] == pytest.approx(rows[3].standard_error, abs=1e-5)
+    assert logged.steps[2]["agreement/prefix/standard_error/scale_1"] == pytest.approx(rows[1].standard_error, abs=1e-5)
 
 
 def test_several_processes_are_refused() -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from parity.rules import TOKENIZER, TRANSFORMER
 from parity.rules import weights as parity_weights
-from tiny import PROMPTS, LeftBright, tiny_loader, tiny_module, tiny_policy, tiny_trainer, weights
+from tiny import PROMPTS, LeftBright, M, tiny_loader, tiny_module, tiny_policy, tiny_trainer, weights
 from torch import Tensor
 
 from varrl_lightning.grpo.rollout import prompt_keys, sample_tree
@@ -46,7 +46,7 @@ def weighed(weights: Tensor) -> Any:
 
 def drawn(policy: Any, continuations: int = 2, prompts: Sequence[Prompt] = PROMPTS[:2]) -> Rollout:
     keys = prompt_keys(0, 0, prompts, torch.device("cpu"))
-    return sample_tree(policy, prompts, Stage(0, 4, 2, continuations), Sampling(top_k=8), keys)
+    return sample_tree(policy, prompts, Stage(0, M, 2, continuations), Sampling(top_k=8), keys)
 
 
 # --- pixels -----------------------------------------------------------------------------------------------------------------
@@ -123,7 +123,7 @@ def test_neither_the_callers_no_grad_nor_the_rewards_own_weights_are_touched() -
 
 def test_the_last_latent_is_that_of_the_images() -> None:
     policy = tiny_policy()
-    for stage in (Stage(0, 4, 2, 3), Stage(4, len(policy.schedule()), 4)):
+    for stage in (Stage(0, M, 2, 3), Stage(M, len(policy.schedule()), 4)):
         keys = prompt_keys(0, 0, PROMPTS[:2], torch.device("cpu"))
         found = sample_tree(policy, PROMPTS[:2], stage, Sampling(top_k=8), keys)
         for rows in (slice(0, 100), slice(2, 5)):
@@ -147,8 +147,8 @@ def test_latent_gradient_against_finite_differences() -> None:
     maps = maps_of(Saliency(reward=reward, smoothing=0, quantile=None), found, policy)
     assert maps.shape == (8, *found.images.shape[-2:])
     latent, step = last_latent(found, policy, slice(5, 6)), 1e-2
-    # Every 47th cell, which is all columns, and the one that the map is scaled by.
-    cells = [int(maps[5].argmax()), *range(0, maps[5].numel(), 47)]
+    # Every 7th cell, which is all columns, and the one that the map is scaled by.
+    cells = [int(maps[5].argmax()), *range(0, maps[5].numel(), 7)]
     channels = latent.shape[1]
     moves = torch.zeros(len(cells), channels, channels, maps[5].numel())
     for number, cell in enumerate(cells):
@@ -310,22 +310,24 @@ def test_it_is_a_mask_source() -> None:
 
 @pytest.mark.parametrize("wrt", ["latent", "pixels"])
 def test_a_tiny_run_on_its_own_reward(wrt: str) -> None:
-    """The reward is the left third minus the right: a mask by pixels is on there, and off in the middle."""
+    """The reward sees the two columns on the left: a mask by pixels is on there, and off everywhere else."""
+
+    def edge(images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
+        return images[..., :2].mean((1, 2, 3))
+
     policy = tiny_policy()
     options = {"wrt": wrt, "quantile": 0.5, "smoothing": 0}
-    module = tiny_module(policy, mask_source={"class_path": PATH, "init_args": options})
+    module = tiny_module(policy, reward=edge, mask_source={"class_path": PATH, "init_args": options})
     before = weights(module)
     tiny_trainer(max_steps=4).fit(module, tiny_loader(PROMPTS))
     assert not torch.equal(weights(module), before)
     found = drawn(policy)
     mask = module.mask_source(found, Scores(torch.zeros(len(found.images))), policy)
-    third = found.images.shape[-1] // 3
-    outer = torch.cat((mask[..., :third], mask[..., -third:]), dim=-1)
     if wrt == "pixels":
-        assert (outer == 1).all()
-        assert not mask[..., third:-third].any()
-    else:  # the decoder clamps, and reaches a little further than a pixel
-        assert outer.mean() > 3 * mask[..., third + 4 : -third - 4].mean()
+        assert (mask[..., :2] == 1).all()
+        assert not mask[..., 2:].any()
+    else:  # the decoder clamps, and its convolutions reach further than a pixel
+        assert mask[..., :8].mean() > 3 * mask[..., 12:].mean()
 
 
 def test_a_reward_without_a_gradient_stops_a_run_before_its_first_update() -> None:
