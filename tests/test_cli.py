@@ -266,7 +266,7 @@ def test_what_the_user_writes_wins_over_a_checkpoint(write: WriteConfig, monkeyp
     torch.save(_checkpoint(hyper_parameters={"alpha": 0.9}), "x.ckpt")
     monkeypatch.setattr(VarrlCLI, "_run_subcommand", lambda self, name: None)
     cli = VarrlCLI(["fit", "--config", write(), "--ckpt_path", "x.ckpt", "--model.alpha=0.42"])
-    assert cli.model.credit_options.alpha == 0.42
+    assert cli.model.grpo.credit.alpha == 0.42
 
 
 # --- runs ---------------------------------------------------------------------------------------------------------------------
@@ -287,7 +287,7 @@ def test_print_config_is_accepted_again(
     assert capsys.readouterr().out == printed
     monkeypatch.setattr(VarrlCLI, "_run_subcommand", lambda self, name: None)
     model = VarrlCLI(["fit", "--config", "again.yaml"]).model
-    assert (model.sampling.top_k, model.score.kind, model.seed) == (3, "sampler", 0)
+    assert (model.sampling.top_k, model.grpo.objective.score.kind, model.seed) == (3, "sampler", 0)
     (built,), (schedule,) = model.configure_optimizers()
     assert (built.defaults["lr"], schedule.total_iters) == (0.001, 7)
 

@@ -164,7 +164,7 @@ def test_objects_are_asked_for_again(tmp_path: Path) -> None:
         VARGRPO.load_from_checkpoint(tmp_path / "objects.ckpt", **(given | {"optimizer": module.hparams["optimizer"]}))
     loaded = VARGRPO.load_from_checkpoint(tmp_path / "objects.ckpt", **given)
     assert torch.equal(weights(loaded), weights(module))
-    assert loaded.score == module.score
+    assert loaded.grpo.objective.score == module.grpo.objective.score
     assert loaded.score.max_weight == 3.0
 
 
@@ -186,7 +186,7 @@ def test_dataclasses_and_numbers_of_other_libraries_become_plain() -> None:
     assert type(module.hparams["eta"]) is float
     assert module.hparams["reward"] == "tests.tiny.LeftBright"
     again = VARGRPO(**module.hparams)
-    assert (again.cycle, again.score, dict(again.hparams)) == (module.cycle, module.score, dict(module.hparams))
+    assert (again.cycle, again.grpo.objective, dict(again.hparams)) == (module.cycle, module.grpo.objective, dict(module.hparams))
 
 
 @pytest.mark.parametrize(
@@ -265,7 +265,7 @@ def test_what_cannot_work_is_refused_before_anything_is_drawn(
     kind: type[VARGRPO], options: dict[str, Any], flags: dict[str, Any], said: str
 ) -> None:
     module = kind(**(SPECS | options))
-    module._draw = lambda *_: pytest.fail("something was drawn")  # type: ignore[method-assign]
+    module._sample = lambda *_: pytest.fail("something was drawn")  # type: ignore[method-assign]
     with pytest.raises(MisconfigurationException, match=re.escape(said)):
         tiny_trainer(max_steps=1, **flags).fit(module, columns())
 
@@ -402,7 +402,7 @@ def test_a_run_of_the_command_line_is_loaded_in_a_plain_script(cli_run: tuple[Pa
     script = f"""
 from varrl_lightning import VARGRPO
 module = VARGRPO.load_from_checkpoint({str(checkpoint)!r})
-print(module.seed, module.rollouts_done, module.score.kind, module.policy.transformer.head.lora_A.default.weight.sum().item())
+print(module.seed, module.rollouts_done, module.grpo.objective.score.kind, module.policy.transformer.head.lora_A.default.weight.sum().item())
 """
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=True)
     saved = torch.load(checkpoint, weights_only=True)["state_dict"]
@@ -412,7 +412,7 @@ print(module.seed, module.rollouts_done, module.score.kind, module.policy.transf
 
 def test_the_command_lines_arguments_win_over_those_in_the_checkpoint(cli_run: tuple[Path, list[str]]) -> None:
     folder, command = cli_run
-    assert main_of([*command, f"--ckpt_path={folder / 'checkpoints' / 'last.ckpt'}", "--model.max_bad_steps=42"]) == 0
+    assert main_of([*command, f"--ckpt_path={folder / 'checkpoints' / 'last.ckpt'}", "--model.guards.max_bad_steps=42"]) == 0
     assert "max_bad_steps: 42" in (folder / "config.yaml").read_text()
 
 

@@ -17,8 +17,10 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 from torch.utils.data import DataLoader
 
+from varrl_lightning.callbacks.gradient_agreement import agreement_meter, described_variants
 from varrl_lightning.gradient_agreement.meter import AgreementMeter, Measured, independent_batches
-from varrl_lightning.gradient_agreement.variants import own_stages, read_variants, variants_of
+from varrl_lightning.gradient_agreement.variants import own_stages, read_variants
+from varrl_lightning.grpo.grpo import GRPO
 from varrl_lightning.module import VARGRPO
 from varrl_lightning.policies.lettering import LetteringPolicy, LetteringTransformer
 from varrl_lightning.types import Prompt
@@ -42,7 +44,7 @@ class Gradients(Callback):
         self.found: list[Tensor] = []
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        pl_module.rollouts_done = -1 - batch_idx
+        pl_module.counters.rollouts_done = -1 - batch_idx
 
     def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: Any, optimizer: Any) -> None:
         self.found.append(torch.cat([p.grad.flatten().clone() for p in pl_module.policy.parameters()]))
@@ -69,17 +71,25 @@ def mean_cosine(gradients: Sequence[Tensor]) -> float:
     return sum(pairs) / len(pairs)
 
 
+def own_meter(module: VARGRPO, **options: Any) -> AgreementMeter:
+    return agreement_meter(module, own_stages(module.grpo), **options)
+
+
+def described_meter(module: VARGRPO, described: dict[str, Any], kl: bool = False, **options: Any) -> AgreementMeter:
+    return agreement_meter(module, described_variants(module, described, kl), **options)
+
+
 @pytest.fixture(scope="module")
 def family() -> list[Measured]:
     """Prefixes that share their images, with a stage of another kind between them."""
     described = {
         "two": {"stage": "prefix", "num_continuations": 2},
-        "all": {"stage": "all", "alpha": 0.0, "normaliser": "batch"},
+        "all": {"stage": "all", "alpha": 0.0, "normalise": {"tokens": "batch"}},
         "one": {"stage": "prefix", "num_continuations": 1, "alpha": 1.0},
         "four": {"stage": "prefix", "num_continuations": 4, "mask_source": "disagreement"},
         "suffix": {"stage": {"start": M, "stop": 4, "branches": 4, "starts": 2}, "score": "sampler", "sampling": {"top_k": 4}},
     }
-    return measure(AgreementMeter(variants_of(tiny_module(), described)))
+    return measure(described_meter(tiny_module(), described))
 
 
 ALL = {"start": 0, "stop": 4, "branches": 4}
@@ -90,7 +100,7 @@ PREFIX = {"start": 0, "stop": M, "branches": 4}
     ("name", "options"),
     [
         ("two", {"stages": [PREFIX | {"continuations": 2}]}),
-        ("all", {"stages": [ALL], "alpha": 0.0, "normaliser": "batch"}),
+        ("all", {"stages": [ALL], "alpha": 0.0, "normalise": {"tokens": "batch"}}),
         ("one", {"stages": [PREFIX], "alpha": 1.0}),
         ("four", {"stages": [PREFIX | {"continuations": 4}], "mask_source": "disagreement"}),
         (
@@ -116,18 +126,18 @@ def test_a_kl_belongs_to_it_only_when_asked_for() -> None:
     options: dict[str, Any] = {"stages": [PREFIX], "kl_coef": 2.0, "reference": tiny_policy(1)}
     module = tiny_module(**options)
     described = {"prefix": {"stage": PREFIX}, "prefix, more": {"stage": PREFIX, "kl_coef": 4.0}}
-    with_kl, more = measure(AgreementMeter(variants_of(module, described, kl=True)))
+    with_kl, more = measure(described_meter(module, described, kl=True))
     assert with_kl.cosine == pytest.approx(mean_cosine(of_training(**options)), abs=2e-5)
     assert more.cosine == pytest.approx(mean_cosine(of_training(**options | {"kl_coef": 4.0})), abs=2e-5)
-    (without,) = measure(AgreementMeter(own_stages(module)))
+    (without,) = measure(own_meter(module))
     assert without.cosine == pytest.approx(mean_cosine(of_training(stages=[PREFIX])), abs=2e-5)
     assert abs(without.cosine - with_kl.cosine) > 0.01
 
 
 @pytest.mark.parametrize("micro_batch_size", [None, 5])
 def test_the_gradients_of_the_scales_add_up(micro_batch_size: int | None) -> None:
-    variants = own_stages(tiny_module(stages=[ALL], micro_batch_size=micro_batch_size))
-    meter, whole = AgreementMeter(variants, per_scale=True), AgreementMeter(variants)
+    module = tiny_module(stages=[ALL], micro_batch_size=micro_batch_size)
+    meter, whole = own_meter(module, per_scale=True), own_meter(module)
     rows = measure(meter)
     (row,) = measure(whole)
     assert [row.scale for row in rows] == [None, *range(4)]
@@ -138,7 +148,7 @@ def test_the_gradients_of_the_scales_add_up(micro_batch_size: int | None) -> Non
 
 
 def test_a_scale_trains_no_layer_that_only_later_ones_leave_by() -> None:
-    rows = measure(AgreementMeter(own_stages(tiny_module(stages=[PREFIX])), per_scale=True, parameters="exits.1.*"))
+    rows = measure(own_meter(tiny_module(stages=[PREFIX]), per_scale=True, parameters="exits.1.*"))
     assert [row.left_out for row in rows] == [0, 3, 0]
 
 
@@ -148,13 +158,13 @@ def test_variants_see_the_same_noise_and_prompts() -> None:
         "again": {"stage": "prefix", "num_continuations": 1},
         "from more": {"stage": "prefix", "num_continuations": 3},
     }
-    same = measure(AgreementMeter(variants_of(tiny_module(), described)))
+    same = measure(described_meter(tiny_module(), described))
     assert same[1].difference == same[1].difference_standard_error == 0
     assert same[2].difference == pytest.approx(same[2].cosine - same[0].cosine)
     assert same[2].difference != 0
-    (alone,) = measure(AgreementMeter(variants_of(tiny_module(), {"one": described["one"]})))
+    (alone,) = measure(described_meter(tiny_module(), {"one": described["one"]}))
     assert alone.cosine == pytest.approx(same[0].cosine, abs=1e-5)
-    (other,) = measure(AgreementMeter(variants_of(tiny_module(), {"one": described["one"]}), seed=1))
+    (other,) = measure(described_meter(tiny_module(), {"one": described["one"]}, seed=1))
     assert abs(other.cosine - alone.cosine) > 1e-3
 
 
@@ -162,7 +172,7 @@ def test_nothing_of_the_module_changes() -> None:
     module = tiny_module()
     before = {name: value.clone() for name, value in module.state_dict().items()}
     noise, counters = torch.get_rng_state(), (module.rollouts_done, module.updates_done, module.seed)
-    measure(AgreementMeter(own_stages(module)))
+    measure(own_meter(module))
     assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
     assert all(p.grad is None for p in module.policy.parameters())
     assert torch.equal(torch.get_rng_state(), noise)
@@ -170,16 +180,16 @@ def test_nothing_of_the_module_changes() -> None:
 
 
 def test_batches_without_variance_are_left_out() -> None:
-    (row, _) = measure(AgreementMeter(own_stages(tiny_module(reward=Alike()))))
+    (row, _) = measure(own_meter(tiny_module(reward=Alike())))
     assert (row.batches, row.left_out) == (0, 3)
     assert math.isnan(row.cosine)
 
 
 def test_the_stages_of_the_cycle_are_measured_once_each() -> None:
-    names = [v.name for v in own_stages(tiny_module())]
+    names = [v.name for v in own_stages(tiny_module().grpo)]
     assert names == ["prefix", "suffix"]
-    twice = [replace(v.stage, name="all") for v in own_stages(tiny_module())]
-    assert [v.name for v in own_stages(tiny_module(stages=twice))] == ["all 1", "all 2"]
+    twice = [replace(v.stage, name="all") for v in own_stages(tiny_module().grpo)]
+    assert [v.name for v in own_stages(tiny_module(stages=twice).grpo)] == ["all 1", "all 2"]
 
 
 def test_no_prompt_comes_again_before_all_have_been() -> None:
@@ -213,25 +223,25 @@ def test_no_prompt_comes_again_before_all_have_been() -> None:
 )
 def test_what_a_variant_cannot_be(changes: dict[str, Any], says: str) -> None:
     with pytest.raises(ValueError, match="variant 'x'") as caught:
-        variants_of(tiny_module(), {"x": changes})
+        described_variants(tiny_module(), {"x": changes}, kl=False)
     assert says in str(caught.value)
 
 
 def test_a_kl_needs_the_configurations_own() -> None:
     with pytest.raises(ValueError, match="there is no reference"):
-        variants_of(tiny_module(), {"x": {"stage": "all", "kl_coef": 1.0}}, kl=True)
+        described_variants(tiny_module(), {"x": {"stage": "all", "kl_coef": 1.0}}, kl=True)
 
 
 def test_names_are_different_and_parameters_exist() -> None:
-    variants = own_stages(tiny_module())
+    variants = own_stages(tiny_module().grpo)
     with pytest.raises(ValueError, match="need different names, got prefix, prefix"):
-        AgreementMeter([variants[0], variants[0]])
+        AgreementMeter(tiny_policy(), [variants[0], variants[0]])
     with pytest.raises(ValueError, match=r"no trained parameter has a name like 'block\.\*'; there are: letter"):
-        AgreementMeter(variants, parameters="block.*")
+        AgreementMeter(tiny_policy(), variants, parameters="block.*")
 
 
 def test_the_memory_of_the_sums_is_known() -> None:
-    meter = AgreementMeter(own_stages(tiny_module()), blocks=3)
+    meter = own_meter(tiny_module(), blocks=3)
     measure(meter)
     held = [t for sums in meter._sums.values() for t in (*sums._units, sums._sum) if t is not None]
     assert sum(t.numel() * t.element_size() for t in held) == meter.bytes_held == 2 * 4 * 4 * meter.size
@@ -240,13 +250,13 @@ def test_the_memory_of_the_sums_is_known() -> None:
 @pytest.mark.parametrize(("name", "equal_images"), [("agreement", False), ("agreement_all", True)])
 def test_the_shipped_variants_are_those_of_the_paper(name: str, equal_images: bool) -> None:
     shipped = LetteringPolicy(LetteringTransformer(width=16, depth=2, heads=2))
-    variants = variants_of(tiny_module(shipped, m=4), read_variants(name))
+    variants = described_variants(tiny_module(shipped, m=4), read_variants(name), kl=False)
     assert len(variants) == len(read_variants(f"{name}.yaml"))
-    assert (variants[0].stage.start, variants[0].stage.stop, variants[0].module.alpha) == (0, 7, 0.0)
+    assert (variants[0].stage.start, variants[0].stage.stop, variants[0].grpo.credit.alpha) == (0, 7, 0.0)
     assert {v.stage.continuations for v in variants if v.stage.stop == 4} == {1, 2, 4}
     assert {v.stage.images_per_prompt for v in variants if "8 images" in v.name} == ({8} if equal_images else set())
     assert variants[0].stage.images_per_prompt == 8
-    assert all(isinstance(v.module, VARGRPO) for v in variants)
+    assert all(isinstance(v.grpo, GRPO) for v in variants)
 
 
 @pytest.mark.parametrize(("text", "says"), [("- 1", "must map the name"), ("a: 1", "must map the name"), ("a: {", "is no YAML")])

@@ -40,7 +40,7 @@ PREFIX, SUFFIX = Stage(0, 2, 4, 2, name="prefix"), Stage(2, 3, 4, name="suffix")
 
 
 def simulated(module: VARGRPO, precision: str = "32-true") -> Simulation:
-    simulation = Simulation(module.policy, module.sampling, module.objective, module.reference is not None, precision)
+    simulation = Simulation(module.policy, module.grpo, precision)
     simulation.read(PROMPTS[0])
     return simulation
 
@@ -112,9 +112,16 @@ def test_a_rollout_and_an_update_take_what_was_foretold(width: int, depth: int, 
     known += [*rollout.tokens, of_token, *(p.grad for p in policy.parameters() if p.grad is not None)]
     with LiveBytes(known) as tracked:
         cond = policy.encode_prompts(prompts[:1]).repeat(3)
-        new = policy([t[:3] for t in rollout.tokens], cond, stage.start, stage.stop, score=module.score, reference=module.reference)
+        new = policy(
+            [t[:3] for t in rollout.tokens],
+            cond,
+            stage.start,
+            stage.stop,
+            score=module.grpo.objective.score,
+            reference=module.reference,
+        )
         rows = Rows(of_token[:, 0], of_token, of_token, of_token)
-        module.objective(new, detached(new), of_token, rows, lengths)[0].backward()
+        module.grpo.objective(new, detached(new), of_token, rows, lengths)[0].backward()
         assert tracked.peak == pytest.approx(trained, rel=0.15)
 
 
@@ -139,7 +146,7 @@ def test_every_family_can_be_simulated_and_nothing_fake_stays_behind(family: str
     parser.add_argument("--policy", type=VARPolicy)
     policy = parser.instantiate(parser.parse_object({"policy": spec})).policy
     module = tiny_module(policy, kl_coef=0.1, m=2, sampling=None)
-    simulation = Simulation(policy, module.sampling, module.objective, True, "bf16-mixed")
+    simulation = Simulation(policy, module.grpo, "bf16-mixed")
     prompt = Prompt('a sign "OPEN"', label=1)
     simulation.read(prompt)
     stage = Stage(0, 2, 2, 2)

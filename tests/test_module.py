@@ -13,9 +13,11 @@ from tests.tabular_policy import TabularPolicy
 from tests.tiny import PROMPTS, LeftBright, M, tiny_loader, tiny_module, tiny_policy, tiny_trainer, weights
 from varrl_lightning.errors import RewardError, RunStoppedError
 from varrl_lightning.evaluation.evaluate import Evaluation
+from varrl_lightning.grpo.grpo import GRPO, MicroBatch
 from varrl_lightning.module import VARGRPO
 from varrl_lightning.prompts.batches import as_prompts
 from varrl_lightning.schedule import Schedule
+from varrl_lightning.training.counters import RunCounters
 from varrl_lightning.types import Prompt, Sampling, SamplingChanges, Score, Scores, Stage
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*does not have many workers.*", "ignore:You defined a `validation_step`")
@@ -42,7 +44,7 @@ def test_training_moves_the_policy_and_nothing_else() -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"normaliser": "batch", "kl_coef": 0.05, "score": "sampler"}, {"advantage_scale": "batch"}]
+    "options", [{}, {"normalise": {"tokens": "batch"}, "kl_coef": 0.05, "score": "sampler"}, {"normalise": {"advantages": "batch"}}]
 )
 def test_one_or_four_micro_batches_give_the_same_weights(options: dict) -> None:
     """By SGD: Adam divides by the gradient's own size, so that one of 1e-9 moves a weight as far as its rounding error does."""
@@ -56,7 +58,13 @@ def test_one_or_four_micro_batches_give_the_same_weights(options: dict) -> None:
 def test_the_cycle_is_three_prefix_stages_and_a_suffix() -> None:
     module = tiny_module()
     seen = []
-    module._log_step = lambda rollout, *_: seen.append((rollout.stage.name, rollout.stage.start, rollout.stage.stop))  # type: ignore[method-assign]
+    original = module.updater.update
+
+    def spy(trained, parallel, rollout, *rest):
+        seen.append((rollout.stage.name, rollout.stage.start, rollout.stage.stop))
+        return original(trained, parallel, rollout, *rest)
+
+    module.updater.update = spy  # type: ignore[method-assign]
     tiny_trainer(max_steps=5).fit(module, tiny_loader())
     assert seen == [("prefix", 0, M)] * 3 + [("suffix", M, 4)] + [("prefix", 0, M)]
     assert (module.rollouts_done, module.updates_done) == (5, 5)
@@ -104,17 +112,21 @@ def test_groups_without_variance_only_feel_the_kl() -> None:
         ({"alpha": float("nan")}, "alpha must be >= 0 and finite, got nan"),
         ({"alpha": -0.5}, "alpha must be >= 0 and finite, got -0.5"),
         ({"clip_low": 1.5}, r"clip_low must be in \[0, 1\]"),
-        ({"kl_coef": -0.1}, "kl_coef and kl_old_coef must be >= 0 and finite, got -0.1"),
-        ({"kl_coef": float("inf")}, "kl_coef and kl_old_coef must be >= 0 and finite, got inf"),
-        ({"mask_threshold": 1.0}, r"mask_threshold must be in \[0, 1\), got 1.0"),
-        ({"mask_dilation": -1}, "mask_dilation must be 0 or more pixels, got -1"),
-        ({"mask_outside": 1.5}, r"mask_outside must be in \[0, 1\], got 1.5"),
-        ({"normaliser": "constant", "normaliser_constant": -1.0}, "normaliser_constant must be > 0, got -1.0"),
+        ({"kl_coef": -0.1}, "kl_coef must be >= 0 and finite, got -0.1"),
+        ({"kl_coef": float("inf")}, "kl_coef must be >= 0 and finite, got inf"),
+        ({"kl": {"old_coef": -0.1}}, r"kl.old_coef must be >= 0 and finite, got -0.1"),
+        ({"mask": {"threshold": 1.0}}, r"mask.threshold must be in \[0, 1\), got 1.0"),
+        ({"kl": {"estimator": "k4"}}, r"kl.estimator[^']*'exact', 'k1', 'k2', 'k3'\]. Got value: k4"),
+        ({"mask": {"missing": "one"}}, r"mask.missing[^']*'group_union', 'ones'\]. Got value: one"),
+        ({"mask": {"dilatoin": 1}}, "mask has no 'dilatoin'. Did you mean 'dilation'"),
+        ({"mask": {"dilation": -1}}, "mask.dilation must be 0 or more pixels, got -1"),
+        ({"mask": {"outside": 1.5}}, r"mask.outside must be in \[0, 1\], got 1.5"),
+        ({"normalise": {"tokens": "constant", "constant": -1.0}}, "normalise.constant must be > 0, got -1.0"),
         ({"score": Score("guided", Sampling(top_k=4))}, "score.sampling is the module's own sampling"),
         ({"stages": [Stage(2, 4, 4, 2)]}, "ends with the last scale, where continuations is 1"),
         ({"stages": [Stage(0, 2, 4, 2, starts=2)]}, "starts with nothing drawn, where starts is 1"),
         ({"ratio": "bit"}, "this policy's tokens have no bits"),
-        ({"normaliser": "constant"}, "normaliser_constant goes with normaliser 'constant'"),
+        ({"normalise": {"tokens": "constant"}}, "normalise.constant goes with normalise.tokens 'constant'"),
         ({"alternation": ["prefix", "sufix"]}, "sufix"),
         ({"suffix_starts": 3}, "starts must divide the 4 branches, got 3"),
         ({"stages": [Stage(0, 5, 4)]}, "ends after the last of 4 scales"),
@@ -133,9 +145,7 @@ def test_an_unknown_choice_lists_the_known_ones() -> None:
     cases = {
         "score": ("models", "model, sampler, guided, corrected"),
         "ratio": ("tokens", "token, scale_mean, scale_sum, bit"),
-        "kl_estimator": ("k4", "exact, k1, k2, k3"),
         "combine": ("sum", "weighted_sum, standardised_sum"),
-        "mask_missing": ("one", "group_union, ones"),
     }
     lines = ["from tests.tiny import tiny_module"]
     for name, (value, _) in cases.items():
@@ -167,13 +177,13 @@ def test_images_without_a_score_leave_their_branch_to_the_others() -> None:
     """Image 0 is one of branch 0's two continuations; images 2 and 3 are all of branch 1's."""
     module = tiny_module(reward=Sometimes([0, 2, 3]))
     kept = {}
-    original = module._update
+    original = module.updater.update
 
-    def spy(rollout, credit, real):
+    def spy(trained, parallel, rollout, credit, *rest):
         kept["credit"] = credit
-        return original(rollout, credit, real)
+        return original(trained, parallel, rollout, credit, *rest)
 
-    module._update = spy  # type: ignore[method-assign]
+    module.updater.update = spy  # type: ignore[method-assign]
     tiny_trainer(max_steps=1).fit(module, tiny_loader())
     credit = kept["credit"]
     assert credit.active.tolist() == [True, False] + [True] * 6
@@ -206,14 +216,15 @@ def test_a_reward_that_raises_is_named() -> None:
 
 def poisoned(steps: Sequence[int]):
     """A module whose gradient is not finite in the given updates."""
-    module = tiny_module(max_bad_steps=3)
-    original = module.objective.__call__
+    module = tiny_module(guards={"max_bad_steps": 3})
+    original = module.updater.grpo
 
-    def loss(*args):
-        value, tokens = original(*args)
-        return (value * torch.nan if module.updates_done in steps else value), tokens
+    class Poisoned(GRPO):
+        def losses(self, *args):
+            for first, loss, tokens in original.losses(*args):
+                yield MicroBatch(first, loss * torch.nan if module.updates_done in steps else loss, tokens)
 
-    module.objective = loss  # type: ignore[assignment]
+    module.updater.grpo = Poisoned(**vars(original))
     return module
 
 
@@ -223,11 +234,16 @@ def test_a_step_that_is_not_finite_is_skipped_and_counted() -> None:
     trainer = tiny_trainer(max_steps=1)
     trainer.fit(module, tiny_loader())
     assert torch.equal(weights(module), start)
-    assert (module.bad_steps, module.bad_steps_in_a_row, module.rollouts_done, trainer.global_step) == (1, 1, 1, 1)
+    assert (module.counters.bad_steps, module.counters.bad_steps_in_a_row, module.rollouts_done, trainer.global_step) == (
+        1,
+        1,
+        1,
+        1,
+    )
     module = poisoned([1, 2])
     tiny_trainer(max_steps=5).fit(module, tiny_loader())
     assert torch.isfinite(weights(module)).all()
-    assert (module.bad_steps, module.bad_steps_in_a_row) == (2, 0)
+    assert (module.counters.bad_steps, module.counters.bad_steps_in_a_row) == (2, 0)
 
 
 def test_several_such_steps_in_a_row_stop_the_run() -> None:
@@ -257,7 +273,7 @@ class TwoSizes(TabularPolicy):
 def test_images_of_more_scales_than_the_stages_count_are_refused() -> None:
     module = VARGRPO(TwoSizes(((1, 1), (1, 2))), reward=LeftBright(), mask_source="full", m=1)
     prompts = [Prompt("small"), Prompt("large", size=(64, 64))]
-    with pytest.raises(ValueError, match=r"prompt 'large' asks for \(64, 64\) pixels, which are drawn in 4 scales, but"):
+    with pytest.raises(ValueError, match=r"prompt 'large' asks for \(64, 64\) pixels, which have 4 scales, but"):
         module.check_prompts(prompts)
     with pytest.raises(ValueError, match="prompt 'large'"):
         module.training_step(prompts[1:], 0)
@@ -331,9 +347,10 @@ def test_logged_names(tmp_path) -> None:
     parts += [f"seconds/{part}" for part in ("rollout", "reward", "update")]
     parts += ["rewards/LeftBright/mean", "rewards/LeftBright/std"]
     per_scale = ("kl", "entropy", "k_share", "mask_coverage", "clip_ratio/low_mean", "sampler_gap")
-    expected = {*parts, *(f"prefix/{part}" for part in parts), *(f"{name}/scale_{t}" for name in per_scale for t in range(M))}
+    scales = range(1, M + 1)
+    expected = {*parts, *(f"prefix/{part}" for part in parts), *(f"{name}/scale_{t}" for name in per_scale for t in scales)}
     assert not expected - found
-    shares = [float(trainer.callback_metrics[f"k_share/scale_{t}"]) for t in range(M)]
+    shares = [float(trainer.callback_metrics[f"k_share/scale_{t}"]) for t in scales]
     assert sum(shares) == pytest.approx(1)
 
 
@@ -357,7 +374,7 @@ def test_rows_of_a_stage_hold_no_numbers_of_another() -> None:
     assert math.isfinite(first_prefix["prefix/entropy"])
     assert math.isnan(suffix["prefix/entropy"])
     assert math.isnan(prefix["suffix/entropy"])
-    assert math.isnan(prefix["entropy/scale_3"])
+    assert math.isnan(prefix["entropy/scale_4"])
 
 
 def test_the_learning_rate_that_is_logged_is_the_one_that_was_used() -> None:

@@ -16,6 +16,7 @@ from tests.callbacks.running import Watched, datamodule, small_module, trainer
 from tests.tiny import weights
 from varrl_lightning.callbacks import Checkpoints, SafeStop, Summary
 from varrl_lightning.errors import RewardError
+from varrl_lightning.grpo.grpo import GRPO
 from varrl_lightning.loggers import MetricsCSV
 from varrl_lightning.module import VARGRPO
 
@@ -42,7 +43,9 @@ class Run:
 
     def fit(self, steps: int = STEPS, ckpt_path: str | None = None, **options: Any) -> Run:
         options |= {"logger": MetricsCSV(self.folder, resume=ckpt_path is not None)}
-        done = trainer(self.folder, [SafeStop(), Checkpoints(every_n_steps=2)], steps * self.module.updates_per_rollout, **options)
+        done = trainer(
+            self.folder, [SafeStop(), Checkpoints(every_n_steps=2)], steps * self.module.updater.updates_per_rollout, **options
+        )
         done.fit(self.module, datamodule=datamodule(self.folder / "data"), ckpt_path=ckpt_path)
         return self
 
@@ -200,14 +203,14 @@ def test_ctrl_c_in_validation_stops_at_once(tmp_path, undisturbed, capsys) -> No
 
 def test_a_failure_after_the_update_takes_it_back(tmp_path, undisturbed) -> None:
     run = Run(tmp_path)
-    log = run.module._log_step
+    log = run.module.log_dict
 
-    def failing(*args: Any) -> None:
+    def failing(*args: Any, **options: Any) -> None:
         if run.module.rollouts_done == 2:
             fail()
-        log(*args)
+        log(*args, **options)
 
-    run.module._log_step = failing  # type: ignore[method-assign]
+    run.module.log_dict = failing  # type: ignore[method-assign]
     with pytest.raises(OSError, match="service is down"):
         run.fit()
     assert (run.module.rollouts_done, run.module.updates_done) == (2, 2)
@@ -216,17 +219,16 @@ def test_a_failure_after_the_update_takes_it_back(tmp_path, undisturbed) -> None
 
 def test_a_failure_between_two_updates_of_a_rollout_takes_the_first_back(tmp_path, undisturbed) -> None:
     run = Run(tmp_path, updates_per_rollout=2)
-    step = run.module.objective.forward if hasattr(run.module.objective, "forward") else None
     calls = [0]
 
-    def objective(*args: Any) -> Any:
-        calls[0] += 1
-        if calls[0] == 6:  # the second update of step 2
-            raise RuntimeError("out of memory")
-        return original(*args)
+    class Failing(GRPO):
+        def losses(self, *args: Any) -> Any:
+            calls[0] += 1
+            if calls[0] == 6:  # the second update of step 2
+                raise RuntimeError("out of memory")
+            return super().losses(*args)
 
-    original = step or run.module.objective
-    object.__setattr__(run.module, "objective", objective)
+    run.module.updater.grpo = Failing(**vars(run.module.grpo))
     with pytest.raises(RuntimeError, match="out of memory"):
         run.fit()
     assert (run.module.rollouts_done, run.module.updates_done) == (2, 4)

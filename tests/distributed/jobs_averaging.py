@@ -50,14 +50,14 @@ def train(strategy: str | None, world_size: int, folder: str | None = None, lora
 
 def _used_when_gathered(module: VARGRPO) -> str:
     try:
-        with module.parallel.sampling([module.policy]), module.averaged():
+        with module.parallel.sampling([module.policy]), module.evaluator.averaged():
             return "used"
     except RuntimeError as error:
         return str(error)
 
 
 def _fit(strategy: str | None, world_size: int, lora: bool, steps: int, path: str | None = None) -> tuple[VARGRPO, Any]:
-    module = jobs.module(lora=lora, ema_decay=0.6, agree_every_n_steps=2)
+    module = jobs.module(lora=lora, ema_decay=0.6, guards={"check_ranks_every_n_steps": 2})
     trainer = tiny_trainer(
         devices=world_size, strategy=_strategy(strategy), max_steps=steps, use_distributed_sampler=False, num_sanity_val_steps=0
     )

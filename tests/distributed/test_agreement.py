@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tests.distributed.workers import Workers
-from varrl_lightning.strategies.consistency import RankConsistency, checksums, differences
+from varrl_lightning.strategies.consistency import checksums, differences
 
 FIT = "tests.distributed.jobs_agreement:fit"
 
@@ -26,7 +26,7 @@ FIT = "tests.distributed.jobs_agreement:fit"
                 "clip_high": "clip_high: 0.28 on rank 0; 0.5 on rank 1",
                 "reward": "reward left: tiny.LeftBright, weight 1.0 on rank 0; tiny.LeftBright, weight 0.5 on rank 1",
                 "micro_batch_size": "micro_batch_size: None on rank 0; 2 on rank 1",
-                "every": "agree_every_n_steps: 2 on rank 0; 3 on rank 1",
+                "every": "guards.check_ranks_every_n_steps: 2 on rank 0; 3 on rank 1",
             },
             0,
         ),
@@ -142,5 +142,5 @@ def test_what_is_sharded_is_left_out() -> None:
 
 
 def test_the_number_of_steps_is_checked() -> None:
-    with pytest.raises(ValueError, match="agree_every_n_steps must be 0"):
-        RankConsistency(-1)
+    with pytest.raises(ValueError, match=r"guards\.check_ranks_every_n_steps must be 0"):
+        Guards(check_ranks_every_n_steps=-1)

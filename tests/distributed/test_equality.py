@@ -27,7 +27,7 @@ FURTHER: dict[str, dict[str, Any]] = {
     "an adapter": {"lora": True},
     "drawn in parts": {"images_at_once": 3},
     "two updates a rollout": {"updates_per_rollout": 2, "steps": 10},
-    "weighed and scaled over the batch": {"normaliser": "batch", "advantage_scale": "batch"},
+    "weighed and scaled over the batch": {"normalise": {"tokens": "batch", "advantages": "batch"}},
     "a mask source": {"mask_source": "disagreement"},
 }
 """Only under DDP: the strategies do not differ in these."""

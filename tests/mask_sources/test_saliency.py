@@ -322,7 +322,7 @@ def test_a_tiny_run_on_its_own_reward(wrt: str) -> None:
     tiny_trainer(max_steps=4).fit(module, tiny_loader(PROMPTS))
     assert not torch.equal(weights(module), before)
     found = drawn(policy)
-    mask = module.mask_source(found, Scores(torch.zeros(len(found.images))), policy)
+    mask = module.grpo.mask_source(found, Scores(torch.zeros(len(found.images))), policy)
     if wrt == "pixels":
         assert (mask[..., :2] == 1).all()
         assert not mask[..., 2:].any()

@@ -6,7 +6,7 @@ import inspect
 import math
 import warnings
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import lightning as L
@@ -128,17 +128,30 @@ class GradientAgreement(Callback):
         return {name: value for row in meter.measured() for name, value in _named(row, row.variant == self._variants[0].name)}
 
     def _meter(self, module: VARGRPO) -> AgreementMeter:
-        return AgreementMeter(
-            module.policy,
+        return agreement_meter(
+            module,
             self._variants,
-            module.reference,
-            micro_batch_size=module.micro_batches.number,
-            images_at_once=module.images_at_once,
             seed=self.seed,
             blocks=min(self.blocks, self.batches),
             per_scale=self.per_scale,
             parameters=self.parameters,
         )
+
+
+def agreement_meter(module: VARGRPO, variants: Sequence[Variant], **options: Any) -> AgreementMeter:
+    """A meter of a module's gradients, in micro-batches like those of its training.
+
+    Args:
+        options: as of `AgreementMeter`.
+    """
+    return AgreementMeter(
+        module.policy,
+        variants,
+        module.reference,
+        micro_batch_size=module.micro_batches.number,
+        images_at_once=module.images_at_once,
+        **options,
+    )
 
 
 def described_variants(module: VARGRPO, described: Mapping[str, Mapping[str, Any]] | None, kl: bool) -> list[Variant]:

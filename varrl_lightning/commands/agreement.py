@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from varrl_lightning.callbacks.gradient_agreement import described_variants
+from varrl_lightning.callbacks.gradient_agreement import agreement_meter, described_variants
 from varrl_lightning.checkpoints.checking import load_checkpoint
 from varrl_lightning.commands.fit_config import ParsedConfig
 from varrl_lightning.commands.user_errors import FAILED, reraise_as, run_command
@@ -127,12 +127,9 @@ def _device(asked: str | None, accelerator: Any) -> torch.device:
 def _meter(model: VARGRPO, described: Any, asked: argparse.Namespace) -> AgreementMeter:
     if asked.kl and model.reference is None:
         raise ConfigError("--kl: the configuration has no KL, its model.kl_coef is 0")
-    return AgreementMeter(
-        model.policy,
+    return agreement_meter(
+        model,
         described_variants(model, described, asked.kl),
-        model.reference,
-        micro_batch_size=model.micro_batches.number,
-        images_at_once=model.images_at_once,
         seed=asked.seed,
         blocks=min(asked.blocks, max(asked.batches, 2)),
         per_scale=asked.per_scale,

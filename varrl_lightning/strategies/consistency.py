@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from importlib.metadata import version
 from itertools import chain
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import lightning as L
 import torch
@@ -36,6 +36,7 @@ _PACKAGES = ("torch", "lightning")
 _WORDS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int32, 16: torch.int32}
 
 
+@runtime_checkable
 class ComparedModule(Protocol):
     """What is compared of a `VARGRPO`."""
 
@@ -120,8 +121,9 @@ def facts_of(module: ComparedModule, trainer: L.Trainer, frozen: bool = True) ->
     Args:
         frozen: whether to include what training never changes and takes long to look at: frozen weights and the prompts.
     """
+    described = [_fields(value, name) for name, value in module.describe().items()]
     return (
-        {name: str(value) for name, value in module.describe().items()}
+        dict(chain.from_iterable(facts.items() for facts in described))
         | _stages(module.grpo, module.rollouts_done)
         | _configuration(module.grpo)
         | {f"trainer.{name}": str(getattr(trainer, name)) for name in _OF_THE_TRAINER}
