@@ -21,8 +21,9 @@ def group_advantages(
 
         A_i = (R_i - mean_group R) / (std + eps),   std unbiased, of the group, of the batch, or left out
 
-    A branch is inactive, with advantage 0, when it is not valid, or when its group has a std below `min_std` or fewer than two valid
-    branches. With `scale="none"` the expected policy gradient is (A-1)/A of the true one, because a branch is part of its own mean.
+    A branch is inactive, with advantage 0, when it is not valid, or when its group has a std below `min_std` or fewer than two
+    valid branches. With `scale="none"` the expected policy gradient is (A-1)/A of the true one, because a branch is part of its own
+    mean.
 
     Args:
         returns: V_b or R of each branch; may be NaN where not valid.
@@ -32,7 +33,8 @@ def group_advantages(
         min_std: a group whose std is below it counts as one without variance.
 
     Examples:
-        The returns 1 and 3 have mean 2 and std sqrt(2), so the advantages are -1/sqrt(2) and 1/sqrt(2). Two equal returns say nothing:
+        The returns 1 and 3 have mean 2 and std sqrt(2), so the advantages are -1/sqrt(2) and 1/sqrt(2). Two equal returns say
+        nothing:
 
         >>> advantages, active = group_advantages(torch.tensor([[1.0, 3.0], [5.0, 5.0]]), eps=0.0)
         >>> advantages

@@ -82,8 +82,8 @@ def propagate(
     """Compute the weight of each token of scales `[start, stop)` from a pixel mask (section 3.5).
 
     direct: a token is on if its cell meets an on pixel. chained: the same at the last scale; at every coarser one a token is on if
-    its cell meets an on cell of the next finer scale, which widens the mask wherever the finer grid is no multiple of the coarser. A
-    mask of fractions carries its maximum instead of on and off.
+    its cell meets an on cell of the next finer scale, which widens the mask wherever the finer grid is no multiple of the coarser.
+    A mask of fractions carries its maximum instead of on and off.
 
     Args:
         mask: of the finished image, any size, values in [0, 1].
@@ -94,8 +94,8 @@ def propagate(
         ValueError: when an argument is out of range; the message names it.
 
     Examples:
-        The third of six pixels is on. It lies in the left one of two tokens and in the middle one of three; the latter meets both of
-        two, so that the chain turns on the right one, too:
+        The third of six pixels is on. It lies in the left one of two tokens and in the middle one of three. This middle one meets
+        both of the two, so that the chain turns on the right one, too:
 
         >>> schedule = Schedule(((1, 1), (1, 2), (1, 3)))
         >>> mask = torch.tensor([[[False, False, True, False, False, False]]])
