@@ -19,11 +19,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from varrl_lightning import VARGRPO
-from varrl_lightning.evaluation import draw
+from varrl_lightning.evaluation.evaluate import draw
 from varrl_lightning.policies.base import VARPolicy
 from varrl_lightning.policies.lettering import LetteringPolicy, sign_of
-from varrl_lightning.prompts import load_prompts
-from varrl_lightning.rendering import COLOURS
+from varrl_lightning.policies.lettering_sign import COLOURS
+from varrl_lightning.prompts.files import load_prompts
 
 TONES = torch.tensor([colorsys.hsv_to_rgb(hue, saturation, 0.91) for hue, saturation in COLOURS.values()])
 """The colours as they are rendered, in the middle of their brightness."""

@@ -37,7 +37,7 @@ class Captions(L.LightningDataModule):
 class Dark:
     """A reward of one's own: ink, as the share of dark pixels."""
 
-    def __call__(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:  # noqa: ARG002
+    def __call__(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
         return (images.mean(dim=1) < 0.5).float().mean(dim=(1, 2))
 
 

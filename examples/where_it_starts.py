@@ -14,12 +14,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from varrl_lightning.evaluation import EVALUATION_UPDATE, Evaluation
+from varrl_lightning.evaluation.evaluate import EVALUATION_UPDATE, Evaluation
+from varrl_lightning.grpo.rollout import prompt_keys
 from varrl_lightning.policies.lettering import CONTENT, LetteringPolicy
-from varrl_lightning.prompts import load_prompts
+from varrl_lightning.prompts.files import load_prompts
 from varrl_lightning.rewards.ocr import OCRReward
 from varrl_lightning.rewards.tesseract import TesseractReward, why_not_installed
-from varrl_lightning.rollout import prompt_keys
 from varrl_lightning.types import Prompt, Sampling
 
 WAYS = {

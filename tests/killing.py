@@ -98,7 +98,7 @@ class Run:
             os.dup2(log, 1)
             os.dup2(log, 2)
             os.environ["SLURM_RESTART_COUNT"] = str(self.starts)
-            from varrl_lightning.cli import main
+            from varrl_lightning.commands.cli import main
 
             status = main(["fit", "--config", str(self.folder / "config.yaml")])
         except BaseException:
@@ -212,7 +212,7 @@ def main() -> None:
     parser.add_argument("--policy", default="varrl_lightning.LetteringPolicy.from_pretrained")
     parser.add_argument("--reward", default="ocr")
     given = parser.parse_args()
-    import varrl_lightning.cli  # noqa: F401  before the first fork
+    import varrl_lightning.commands.cli  # noqa: F401  before the first fork
 
     torch.set_num_threads(1)
     chance, figures = random.Random(given.seed), Counter[str]()

@@ -10,8 +10,9 @@ import torch
 from tabular import Tree
 from torch import Tensor, nn
 
-from varrl_lightning.policies.base import Cond, VARPolicy
+from varrl_lightning.policies.base import VARPolicy
 from varrl_lightning.policies.cache import Cache
+from varrl_lightning.policies.state import Cond
 from varrl_lightning.schedule import Schedule
 from varrl_lightning.types import Prompt
 

@@ -13,10 +13,11 @@ from torch import Tensor
 
 from varrl_lightning import VARGRPO, LetteringPolicy, add_lora
 from varrl_lightning.__main__ import main
-from varrl_lightning.checkpointing import CheckpointError, check_checkpoint, load_checkpoint
-from varrl_lightning.export import export_policy
-from varrl_lightning.lora import AdapterOff, adapter_tensors, base_tensors
+from varrl_lightning.checkpoints.checking import check_checkpoint, load_checkpoint
+from varrl_lightning.commands.export import export_policy
+from varrl_lightning.errors import CheckpointError
 from varrl_lightning.policies.lettering import ASSETS
+from varrl_lightning.policies.lora import AdapterOff, adapter_tensors, base_tensors
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:You defined a `validation_step`", "ignore:You're resuming from a checkpoint that ended"

@@ -112,14 +112,14 @@ def test_ctrl_c_reports_what_has_been_measured(capsys: pytest.CaptureFixture[str
 
 
 def test_a_second_ctrl_c_gives_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("varrl_lightning.agreement.ONE_PRESS", -1.0)
+    monkeypatch.setattr("varrl_lightning.commands.agreement.ONE_PRESS", -1.0)
     with pytest.raises(KeyboardInterrupt):
         agreement("--batches=50", "--output=out", "--model.alternation=[prefix]", reward="test_agreement_command.Interrupts")
     assert list(Path("out").iterdir()) == []
 
 
 def test_what_has_been_measured_outlives_the_program(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("varrl_lightning.agreement.ONE_PRESS", -1.0)
+    monkeypatch.setattr("varrl_lightning.commands.agreement.ONE_PRESS", -1.0)
     with pytest.raises(KeyboardInterrupt):
         agreement("--batches=30", "--output=out", "--model.alternation=[prefix]", reward="test_agreement_command.Interrupts")
     held = json.loads(Path("out/agreement.json").read_text())

@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from varrl_lightning.algorithms.stages import cycle
-from varrl_lightning.arithmetic import cost_table, cycle_costs
+from varrl_lightning.commands.cycle_costs import cost_table, cycle_costs
 from varrl_lightning.schedule import square
 from varrl_lightning.types import Stage
 

@@ -13,13 +13,14 @@ from tiny import PROMPTS, tiny_loader, tiny_module, tiny_policy, tiny_trainer
 from torch import Tensor, nn
 
 from varrl_lightning.__main__ import main
-from varrl_lightning.averaging import WeightAverage, check_average
 from varrl_lightning.callbacks.rollback import Rollback
-from varrl_lightning.checkpointing import CheckpointError, check_checkpoint
-from varrl_lightning.doctor import ParsedConfig
-from varrl_lightning.lora import add_lora, is_adapter
+from varrl_lightning.checkpoints.checking import check_checkpoint
+from varrl_lightning.commands.fit_config import ParsedConfig
+from varrl_lightning.errors import CheckpointError
 from varrl_lightning.module import VARGRPO
+from varrl_lightning.policies.averaging import WeightAverage, check_average
 from varrl_lightning.policies.lettering import LetteringPolicy
+from varrl_lightning.policies.lora import add_lora, is_adapter
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:You defined a `validation_step`", "ignore:You're resuming from a checkpoint that ended"

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from varrl_lightning.batches import FORMS, as_prompts
+from varrl_lightning.prompts.batches import FORMS, as_prompts
 from varrl_lightning.types import Prompt
 
 CAPTIONS = ["a fox", "an owl"]

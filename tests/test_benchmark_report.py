@@ -12,7 +12,7 @@ import torch
 import yaml
 
 from varrl_lightning.__main__ import main
-from varrl_lightning.evaluation import Evaluation
+from varrl_lightning.evaluation.evaluate import Evaluation
 from varrl_lightning.metrics.paper import HPSV3_CATEGORIES
 from varrl_lightning.types import Prompt, Scores
 

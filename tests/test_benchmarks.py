@@ -13,19 +13,12 @@ import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from rich.console import Console
 
-from varrl_lightning.benchmarks import (
-    CVTG_FILES,
-    Results,
-    benchmark_of,
-    categories_of,
-    load_benchmark,
-    tables,
-    write_results,
-)
-from varrl_lightning.evaluation import Evaluation
+from varrl_lightning.evaluation.evaluate import Evaluation
+from varrl_lightning.evaluation.tables import Results, tables, write_results
 from varrl_lightning.figures.pairs import category_figures, choose_pairs
 from varrl_lightning.metrics.paper import HPSV3_CATEGORIES, TABLE_1, TABLE_2
-from varrl_lightning.prompts import PromptFileError
+from varrl_lightning.prompts.benchmarks import CVTG_FILES, benchmark_of, categories_of, load_benchmark
+from varrl_lightning.prompts.files import PromptFileError
 from varrl_lightning.types import Prompt
 
 NAN = math.nan

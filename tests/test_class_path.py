@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from varrl_lightning.class_path import ClassPathError, InitArgsError, did_you_mean, import_class, instantiate
+from varrl_lightning.configuration.class_path import import_class, instantiate
+from varrl_lightning.errors import ClassPathError, InitArgsError, did_you_mean
 
 
 class Two:

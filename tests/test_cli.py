@@ -14,9 +14,10 @@ from PIL import Image
 from tiny import tiny_policy
 
 from varrl_lightning.__main__ import main
-from varrl_lightning.cli import VarrlCLI
-from varrl_lightning.config_errors import ConfigError, explain
-from varrl_lightning.config_files import find_config, resolve_configs, shipped_configs
+from varrl_lightning.commands.cli import VarrlCLI
+from varrl_lightning.configuration.explain import explain
+from varrl_lightning.configuration.files import find_config, resolve_configs, shipped_configs
+from varrl_lightning.errors import ConfigError
 from varrl_lightning.types import Prompt
 
 WriteConfig = Callable[..., str]

@@ -8,7 +8,8 @@ from types import ModuleType
 
 import pytest
 
-from varrl_lightning.rendering import COLOURS, MATERIALS, Sign, render_signs
+from varrl_lightning.policies.lettering_sign import COLOURS, MATERIALS, Sign
+from varrl_lightning.pretraining.rendering import render_signs
 
 
 @pytest.fixture

@@ -22,8 +22,8 @@ from varrl_lightning.comparison.report import _compared
 from varrl_lightning.comparison.spec import read_spec
 from varrl_lightning.comparison.statistics import Spread, paired_difference
 from varrl_lightning.comparison.training import build, means, spaced, train
-from varrl_lightning.config_files import shipped_configs
-from varrl_lightning.prompts import load_prompts
+from varrl_lightning.configuration.files import shipped_configs
+from varrl_lightning.prompts.files import load_prompts
 
 RECIPES = ("paper", "vanilla_grpo", "vanilla_panw", "prefix_only")
 

@@ -99,7 +99,7 @@ def test_every_pass_shows_every_prompt_once_but_for_the_incomplete_batch() -> No
     assert len(batches) == 2
     left_out = set()
     for number in range(20):
-        shown = Counter(i for batch in ids(batches.pass_(number)) for i in batch)
+        shown = Counter(i for batch in ids(batches.epoch(number)) for i in batch)
         assert len(shown) == 8
         assert set(shown.values()) == {1}
         left_out |= {p.id for p in PROMPTS} - set(shown)
@@ -109,11 +109,11 @@ def test_every_pass_shows_every_prompt_once_but_for_the_incomplete_batch() -> No
 def test_the_order_is_a_function_of_seed_and_pass_alone() -> None:
     first, again, other = (TrainingBatches(PROMPTS, 4, seed) for seed in (0, 0, 1))
     list(first)
-    assert ids(first.pass_(5)) == ids(again.pass_(5))
-    assert ids(first.pass_(5)) != ids(first.pass_(6))
-    assert ids(first.pass_(5)) != ids(other.pass_(5))
+    assert ids(first.epoch(5)) == ids(again.epoch(5))
+    assert ids(first.epoch(5)) != ids(first.epoch(6))
+    assert ids(first.epoch(5)) != ids(other.epoch(5))
     # Pinned: a resumed run must find the same order under another version of Python.
-    assert ids(again.pass_(0))[0] == ["prompt 0", "prompt 6", "prompt 5", "prompt 7"]
+    assert ids(again.epoch(0))[0] == ["prompt 0", "prompt 6", "prompt 5", "prompt 7"]
 
 
 def test_without_shuffling_the_file_is_followed() -> None:
@@ -145,7 +145,7 @@ def test_too_few_prompts_for_a_batch_are_refused() -> None:
 
 def test_lightning_keeps_the_order_over_epochs(files: dict[str, str]) -> None:
     stream = TrainingBatches(PROMPTS, 4, seed=7)
-    expected = [ids(stream.pass_(n)) for n in range(3)]
+    expected = [ids(stream.epoch(n)) for n in range(3)]
     assert fit(PromptDataModule(**files, batch_size=4, seed=7), 6) == [batch for of_pass in expected for batch in of_pass]
 
 

@@ -14,7 +14,7 @@ from tiny import PROMPTS, LeftBright, tiny_module, tiny_policy
 from torch import Tensor, nn
 
 from varrl_lightning.__main__ import main
-from varrl_lightning.checks import (
+from varrl_lightning.commands.doctor_checks import (
     draw_stages,
     dropout_is_off,
     plugins_load,

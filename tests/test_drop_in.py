@@ -35,7 +35,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from tests.tiny import PROMPTS, WORDS, LeftBright, tiny_loader, tiny_module, tiny_policy, tiny_trainer, weights
 from varrl_lightning import VARGRPO
 from varrl_lightning.__main__ import main
-from varrl_lightning.specs import SpecError
+from varrl_lightning.errors import SpecError
 from varrl_lightning.types import Sampling, Score, Stage
 
 ROOT = Path(__file__).parents[1]

@@ -17,10 +17,10 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 from torch.utils.data import DataLoader
 
-from varrl_lightning.gradient_agreement import AgreementMeter, Measured, independent_batches
+from varrl_lightning.gradient_agreement.meter import AgreementMeter, Measured, independent_batches
+from varrl_lightning.gradient_agreement.variants import own_stages, read_variants, variants_of
 from varrl_lightning.module import VARGRPO
 from varrl_lightning.types import Prompt
-from varrl_lightning.variants import own_stages, read_variants, variants_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:You defined a `validation_step`")
 

@@ -8,13 +8,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from varrl_lightning.evaluation import EVALUATION_UPDATE
-from varrl_lightning.policies.base import Cond, State
+from varrl_lightning.evaluation.evaluate import EVALUATION_UPDATE
+from varrl_lightning.grpo.rollout import prompt_keys
 from varrl_lightning.policies.lettering import ASSETS, CONTENT, HIDDEN, LETTERING, STYLES, LetteringPolicy, sign_of
-from varrl_lightning.prompts import load_prompts
-from varrl_lightning.rendering import COLOURS, MATERIALS, Sign
+from varrl_lightning.policies.lettering_sign import COLOURS, MATERIALS, Sign
+from varrl_lightning.policies.state import Cond, State
+from varrl_lightning.prompts.files import load_prompts
 from varrl_lightning.rewards.ocr import OCRReward
-from varrl_lightning.rollout import prompt_keys
 from varrl_lightning.types import Box, Prompt, Sampling, Score
 
 PROMPTS = [

@@ -10,7 +10,9 @@ import torch
 from tiny import PROMPTS, tiny_policy
 from torch import Tensor, nn
 
-from varrl_lightning.lora import (
+from varrl_lightning.policies.base import VARPolicy
+from varrl_lightning.policies.lettering import LETTERING, LetteringPolicy
+from varrl_lightning.policies.lora import (
     AdapterOff,
     adapter_off,
     adapter_tensors,
@@ -20,8 +22,6 @@ from varrl_lightning.lora import (
     load_adapter,
     merged_tensors,
 )
-from varrl_lightning.policies.base import VARPolicy
-from varrl_lightning.policies.lettering import LETTERING, LetteringPolicy
 from varrl_lightning.types import LogProbs, Sampling, Score
 
 START, STOP = 1, 5

@@ -19,18 +19,19 @@ from tiny import PROMPTS, tiny_loader, tiny_module, tiny_policy, tiny_trainer
 from torch import Tensor, nn
 
 from varrl_lightning.__main__ import main
-from varrl_lightning.config_files import shipped_configs
-from varrl_lightning.credit import Rows
-from varrl_lightning.lora import add_lora
-from varrl_lightning.memory import Forecast, LiveBytes, MemoryFullError, Simulation, SimulationError, fitting_micro_batch, naming
+from varrl_lightning.configuration.files import shipped_configs
+from varrl_lightning.errors import MemoryFullError
+from varrl_lightning.grpo.credit import Rows
+from varrl_lightning.grpo.objective import detached
+from varrl_lightning.grpo.rollout import prompt_keys, sample_tree
+from varrl_lightning.memory import Forecast, LiveBytes, Simulation, SimulationError, explain_out_of_memory, fitting_micro_batch
 from varrl_lightning.memory.forecast import largest, optimizer_bytes
-from varrl_lightning.memory.published import published
 from varrl_lightning.memory.tracking import frozen_parts, tensors_of
 from varrl_lightning.module import VARGRPO
-from varrl_lightning.objective import detached
 from varrl_lightning.policies.base import VARPolicy
 from varrl_lightning.policies.lettering import LetteringPolicy, LetteringTransformer
-from varrl_lightning.rollout import prompt_keys, sample_tree
+from varrl_lightning.policies.lora import add_lora
+from varrl_lightning.policies.published import published
 from varrl_lightning.strategies import configured_kind
 from varrl_lightning.types import Prompt, Stage
 
@@ -298,12 +299,12 @@ def test_a_wrong_micro_batch_size_is_refused(size: Any) -> None:
 
 def test_a_full_memory_names_the_setting() -> None:
     told = r"Lower model.images_at_once, now 4; `varrl doctor --memory`"
-    with pytest.raises(MemoryFullError, match=told) as caught, naming("images_at_once", 4):
+    with pytest.raises(MemoryFullError, match=told) as caught, explain_out_of_memory("images_at_once", 4):
         torch.empty(1 << 60)
     assert isinstance(caught.value.__cause__, RuntimeError)
-    with pytest.raises(MemoryFullError, match="micro_batch_size, now all at once"), naming("micro_batch_size", None):
+    with pytest.raises(MemoryFullError, match="micro_batch_size, now all at once"), explain_out_of_memory("micro_batch_size", None):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
-    with pytest.raises(RuntimeError, match="something else"), naming("micro_batch_size", None):
+    with pytest.raises(RuntimeError, match="something else"), explain_out_of_memory("micro_batch_size", None):
         raise RuntimeError("something else")
 
 

@@ -11,11 +11,10 @@ from torch import Tensor
 
 from tests.tabular_policy import TabularPolicy
 from tests.tiny import PROMPTS, LeftBright, tiny_loader, tiny_module, tiny_policy, tiny_trainer, weights
-from varrl_lightning.batches import as_prompts
-from varrl_lightning.evaluating import RunStoppedError
-from varrl_lightning.evaluation import Evaluation
+from varrl_lightning.errors import RewardError, RunStoppedError
+from varrl_lightning.evaluation.evaluate import Evaluation
 from varrl_lightning.module import VARGRPO
-from varrl_lightning.rewards.base import RewardError
+from varrl_lightning.prompts.batches import as_prompts
 from varrl_lightning.schedule import Schedule
 from varrl_lightning.types import Prompt, Sampling, SamplingChanges, Score, Scores, Stage
 

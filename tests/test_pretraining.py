@@ -11,12 +11,12 @@ import torch
 import yaml
 
 from varrl_lightning.policies.lettering import ASSETS, CONTENT, HIDDEN, LetteringPolicy, letters_of, sign_of
-from varrl_lightning.pretraining import PolicyPretraining, main
-from varrl_lightning.rendering import Sign
+from varrl_lightning.policies.lettering_sign import Sign
+from varrl_lightning.pretraining.modules import PolicyPretraining, main
+from varrl_lightning.pretraining.pictures import SignBatches, WordPictures, batch_of, read_words
 from varrl_lightning.tokenizers.fitting import fit_codes
 from varrl_lightning.types import Prompt
-from varrl_lightning.weights import read_tensors
-from varrl_lightning.word_pictures import SignBatches, WordPictures, batch_of, read_words
+from varrl_lightning.weights.loading import read_tensors
 
 EMBEDDED = ASSETS / "transformer.safetensors"
 CONFIGS = Path(__file__).parent.parent / "configs"

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from varrl_lightning.prompt_sets import (
+from varrl_lightning.prompts.files import OverlapError, check_disjoint, load_prompts
+from varrl_lightning.prompts.sets import (
     APPENDIX_C,
     apportion,
     check_words_disjoint,
@@ -24,7 +25,6 @@ from varrl_lightning.prompt_sets import (
     words_in,
     write_prompts,
 )
-from varrl_lightning.prompts import OverlapError, check_disjoint, load_prompts
 from varrl_lightning.types import Box, Prompt
 
 

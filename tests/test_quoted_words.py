@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from varrl_lightning.prompts import load_prompts
+from varrl_lightning.prompts.files import load_prompts
 from varrl_lightning.types import Prompt, quoted_words
 
 PROMPTS = Path(__file__).parent.parent / "examples" / "prompts"

@@ -12,7 +12,7 @@ import pytest
 
 from varrl_lightning.__main__ import COMMANDS, main
 from varrl_lightning.module import VARGRPO
-from varrl_lightning.pretraining import main as pretraining
+from varrl_lightning.pretraining.modules import main as pretraining
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from varrl_lightning.__main__ import main
-from varrl_lightning.config_files import shipped_configs
+from varrl_lightning.configuration.files import shipped_configs
 from varrl_lightning.policies.llm_prefix import LLMPrefixPolicy
 from varrl_lightning.policies.tokenflow import NEGATIVE
 from varrl_lightning.text_encoders import EncodedTexts

@@ -9,19 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from varrl_lightning.class_path import InitArgsError, PluginError
+from varrl_lightning.errors import BrokenPluginError, DuplicatePluginError, InitArgsError, PluginError, PluginNotFoundError
 from varrl_lightning.mask_sources.boxes import Boxes
 from varrl_lightning.mask_sources.full import Full
-from varrl_lightning.registry import (
-    MASK_SOURCES,
-    REWARDS,
-    BrokenPluginError,
-    DuplicatePluginError,
-    PluginNotFoundError,
-    available,
-    build,
-    load,
-)
+from varrl_lightning.registry import MASK_SOURCES, REWARDS, available, build, load
 from varrl_lightning.rewards.ocr import OCRReward
 
 Install = Callable[..., Path]

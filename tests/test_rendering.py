@@ -7,19 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from varrl_lightning.rendering import (
-    COLOURS,
-    FIRST_COLUMN,
-    HEIGHT,
-    LETTER_PITCH,
-    LINE_HEIGHT,
-    LINES_OF,
-    MATERIALS,
-    WIDTH,
-    Sign,
-    render_sign,
-    render_signs,
-)
+from varrl_lightning.policies.lettering_sign import COLOURS, FIRST_COLUMN, HEIGHT, LINES_OF, MATERIALS, WIDTH, Sign
+from varrl_lightning.pretraining.rendering import LETTER_PITCH, LINE_HEIGHT, render_sign, render_signs
 
 SIGNS = [
     Sign(("FOX",)),

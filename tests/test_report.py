@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from varrl_lightning import report
+from varrl_lightning.commands import report
 from varrl_lightning.figures.curves import curve_figures
 from varrl_lightning.figures.samples import Sample, load_samples, save_samples
 from varrl_lightning.figures.tables import Metrics

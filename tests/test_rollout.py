@@ -13,8 +13,8 @@ from tabular_policy import TabularPolicy
 from tiny import PROMPTS, tiny_policy
 from torch import Tensor
 
+from varrl_lightning.grpo.rollout import prompt_keys, sample_tree
 from varrl_lightning.policies.lettering import LetteringPolicy
-from varrl_lightning.rollout import prompt_keys, sample_tree
 from varrl_lightning.types import Prompt, Rollout, Sampling, Stage
 
 GRIDS = ((1, 1), (1, 2), (1, 3))

@@ -16,7 +16,8 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.plugins import AsyncCheckpointIO, TorchCheckpointIO
 
 from tests.callbacks.running import datamodule, small_module, trainer
-from varrl_lightning.saving import SaveError, _flush, _free_name, _publish, remove_leftovers, save_whole, set_aside
+from varrl_lightning.checkpoints.saving import _flush, _free_name, _publish, remove_leftovers, save_whole, set_aside
+from varrl_lightning.errors import SaveError
 
 
 @pytest.fixture(scope="module")

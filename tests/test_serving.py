@@ -25,8 +25,8 @@ import pytest
 import torch
 
 from tests.served import ROOT, Service, service
-from varrl_lightning import serving
-from varrl_lightning.serving_protocol import ItemError, decode_image, encode_request
+from varrl_lightning.commands import serve as serving
+from varrl_lightning.rewards.http_request import ItemError, decode_image, encode_request
 from varrl_lightning.types import Prompt
 
 KEY = "the-key-of-these-tests"

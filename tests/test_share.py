@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from varrl_lightning.algorithms.masks import fill_missing
-from varrl_lightning.credit import Judged
-from varrl_lightning.rollout import Share
+from varrl_lightning.grpo.credit import BranchScores
+from varrl_lightning.grpo.rollout import Share
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 7, 16, 64])
@@ -19,9 +19,9 @@ def test_every_item_is_one_processes_own(n: int, world_size: int) -> None:
     assert [item for share in shares for item in share.items][:n] == list(range(n))
 
 
-def judged(values: list[float], component: str | None, on: bool | None) -> Judged:
+def judged(values: list[float], component: str | None, on: bool | None) -> BranchScores:
     rewards = torch.tensor(values, dtype=torch.float32)[:, None]
-    return Judged(
+    return BranchScores(
         {"r": rewards},
         {"r": rewards.isfinite()},
         {"r": {component: rewards * 2} if component else {}},
@@ -30,14 +30,14 @@ def judged(values: list[float], component: str | None, on: bool | None) -> Judge
 
 
 def test_what_several_have_judged_is_put_together() -> None:
-    joined = Judged.join([judged([1, 2], "part", False), judged([3, 3], None, None)], 3)
+    joined = BranchScores.join([judged([1, 2], "part", False), judged([3, 3], None, None)], 3)
     assert joined.values["r"].flatten().tolist() == [1, 2, 3]
     assert joined.components["r"]["part"].flatten().tolist()[:2] == [2, 4]
     assert joined.components["r"]["part"][2].isnan().all()
     # Where one has no mask at all, its images were judged everywhere.
     assert joined.on is not None
     assert joined.on.any(dim=1).tolist() == [False, False, True]
-    assert Judged.join([judged([1], None, None)] * 2, 2).on is None
+    assert BranchScores.join([judged([1], None, None)] * 2, 2).on is None
 
 
 def test_groups_are_filled_on_tokens_as_on_pixels() -> None:

@@ -9,7 +9,7 @@ from tabular import paths
 from tabular_policy import TabularPolicy
 from torch import Tensor
 
-from varrl_lightning.rollout import prompt_keys, sample_tree
+from varrl_lightning.grpo.rollout import prompt_keys, sample_tree
 from varrl_lightning.types import Prompt, Sampling, Score, Stage
 
 GRIDS = ((1, 1), (1, 2), (2, 1))

@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from varrl_lightning import text_prompts as module
-from varrl_lightning.prompt_sets import prompt_line, region_count, region_histogram, single_words, write_prompts
-from varrl_lightning.prompts import check_disjoint, load_prompts
-from varrl_lightning.text_prompts import ASSETS, PATTERNS, main, split_of, text_prompts, vocabulary
+from varrl_lightning.prompts import generate as module
+from varrl_lightning.prompts.files import check_disjoint, load_prompts
+from varrl_lightning.prompts.generate import ASSETS, PATTERNS, main, split_of, text_prompts, vocabulary
+from varrl_lightning.prompts.sets import prompt_line, region_count, region_histogram, single_words, write_prompts
 from varrl_lightning.types import Prompt, quoted_words
 
 TABLES = Path(__file__).parent.parent / "examples" / "prompts"
@@ -122,7 +122,7 @@ def test_excluded_words_never_come() -> None:
 
 def test_the_same_everywhere() -> None:
     """Also in a process that hashes text differently."""
-    code = "import hashlib; from varrl_lightning.text_prompts import text_prompts as t; "
+    code = "import hashlib; from varrl_lightning.prompts.generate import text_prompts as t; "
     code += "print(hashlib.md5(repr(t(300, seed=3)).encode()).hexdigest())"
     here = hashlib.md5(repr(text_prompts(300, seed=3)).encode()).hexdigest()
     there = subprocess.run([sys.executable, "-c", code], env={"PYTHONHASHSEED": "7"}, capture_output=True, text=True, check=True)

@@ -4,12 +4,13 @@ import pytest
 import torch
 
 from varrl_lightning.policies.lettering import ASSETS, CONTENT, LETTERING, RANKS, LetteringPolicy
-from varrl_lightning.rendering import LINE_HEIGHT, Sign, render_signs
+from varrl_lightning.policies.lettering_sign import Sign
+from varrl_lightning.pretraining.pictures import read_words
+from varrl_lightning.pretraining.rendering import LINE_HEIGHT, render_signs
 from varrl_lightning.rewards.ocr_engines import RapidOCREngine
 from varrl_lightning.schedule import Schedule
 from varrl_lightning.tokenizers.fitting import fit_codes, k_means
 from varrl_lightning.tokenizers.multiscale_vq import MultiScaleVQ
-from varrl_lightning.word_pictures import read_words
 
 SIGNS = [Sign(words) for words in (("TERSE",), ("FOX", "QUIZ"), ("WAGON", "MILD", "KAYAK"))]
 T = len(LETTERING)

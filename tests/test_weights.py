@@ -18,7 +18,7 @@ from huggingface_hub import constants
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from varrl_lightning.weights import differences, load_strictly, read_tensors
+from varrl_lightning.weights.loading import differences, load_strictly, read_tensors
 
 TENSORS = {"a.weight": torch.arange(6.0).view(2, 3), "b": torch.tensor([3, 1]), "c": torch.ones(2, dtype=torch.bfloat16)}
 

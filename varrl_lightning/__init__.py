@@ -9,12 +9,12 @@ if TYPE_CHECKING:
     from importlib.metadata import version
 
     from varrl_lightning.data import PromptDataModule
-    from varrl_lightning.lora import add_lora
     from varrl_lightning.module import VARGRPO
     from varrl_lightning.policies.base import VARPolicy
     from varrl_lightning.policies.infinity import InfinityPolicy
     from varrl_lightning.policies.lettering import LetteringPolicy
     from varrl_lightning.policies.llm_prefix import LLMPrefixPolicy
+    from varrl_lightning.policies.lora import add_lora
     from varrl_lightning.policies.switti import SwittiPolicy
     from varrl_lightning.policies.tokenflow import TokenFlowPolicy
     from varrl_lightning.policies.var import ImageNetVARPolicy
@@ -35,7 +35,7 @@ _HOMES = {
     "LetteringPolicy": "policies.lettering",
     "SwittiPolicy": "policies.switti",
     "TokenFlowPolicy": "policies.tokenflow",
-    "add_lora": "lora",
+    "add_lora": "policies.lora",
     "Reward": "rewards.base",
     "Schedule": "schedule",
     **dict.fromkeys(("ClipPair", "EncodedTexts", "T5Text"), "text_encoders"),

@@ -9,15 +9,18 @@ import sys
 from collections.abc import Sequence
 
 COMMANDS = {
-    "fit": ("cli", "train a policy; a first one: varrl fit --config configs/quickstart.yaml"),
-    "validate": ("cli", "draw and score the validation prompts"),
-    "test": ("cli", "draw and score the test prompts; tables beside the paper's, test.json, test.md, pairs"),
-    "predict": ("cli", "draw images: --prompt '\"HELLO\"' (or --data.predict FILE) --output FOLDER"),
-    "doctor": ("doctor", "check a config before training: plugins, weights, ratio, sampler, dropout, reward"),
-    "agreement": ("agreement", "measure how far gradients of independent batches agree, for a recipe or for parts of the method"),
-    "export": ("export", "write a run's policy as one file in its family's published layout"),
-    "serve": ("serving", "serve a reward over HTTP: varrl serve ocr --port 8000; its client is the reward 'http'"),
-    "report": ("report", "draw the figures of a run folder again"),
+    "fit": ("commands.cli", "train a policy; a first one: varrl fit --config configs/quickstart.yaml"),
+    "validate": ("commands.cli", "draw and score the validation prompts"),
+    "test": ("commands.cli", "draw and score the test prompts; tables beside the paper's, test.json, test.md, pairs"),
+    "predict": ("commands.cli", "draw images: --prompt '\"HELLO\"' (or --data.predict FILE) --output FOLDER"),
+    "doctor": ("commands.doctor", "check a config before training: plugins, weights, ratio, sampler, dropout, reward"),
+    "agreement": (
+        "commands.agreement",
+        "measure how far gradients of independent batches agree, for a recipe or for parts of the method",
+    ),
+    "export": ("commands.export", "write a run's policy as one file in its family's published layout"),
+    "serve": ("commands.serve", "serve a reward over HTTP: varrl serve ocr --port 8000; its client is the reward 'http'"),
+    "report": ("commands.report", "draw the figures of a run folder again"),
     "compare": ("comparison", "compare recipes over seeds, at equal time and equal images: varrl compare configs/comparison.yaml"),
 }
 
@@ -62,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     module = COMMANDS[command][0]
     run = importlib.import_module(f"varrl_lightning.{module}").main
-    return int(run([command, *rest] if module == "cli" else rest))
+    return int(run([command, *rest] if module == "commands.cli" else rest))
 
 
 if __name__ == "__main__":

@@ -12,8 +12,8 @@ from typing import Any, Literal
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.trainer.states import TrainerFn
 
-from varrl_lightning.benchmarks import load_benchmark
-from varrl_lightning.prompts import OverlapError, PromptFileError, check_disjoint, load_prompts
+from varrl_lightning.prompts.benchmarks import load_benchmark
+from varrl_lightning.prompts.files import OverlapError, PromptFileError, check_disjoint, load_prompts
 from varrl_lightning.types import Prompt
 
 __all__ = [
@@ -92,7 +92,7 @@ class TrainingBatches:
         in_work = at_delivery is not None and self._processed() == at_delivery
         return self._next - in_work
 
-    def pass_(self, number: int) -> list[list[Prompt]]:
+    def epoch(self, number: int) -> list[list[Prompt]]:
         """All batches of one pass over the prompts."""
         # Text seeds are hashed by random itself, alike on every platform and version.
         shuffle = (lambda _: None) if self.seed is None else random.Random(f"{self.seed}, {number}").shuffle
@@ -110,7 +110,7 @@ class TrainingBatches:
     def __iter__(self) -> Iterator[list[Prompt]]:
         self._next = self.position
         number, index = divmod(self._next, len(self))
-        batches = self.pass_(number)[index:] + self.pass_(number + 1)[:index]
+        batches = self.epoch(number)[index:] + self.epoch(number + 1)[:index]
         for batch in batches:
             self._next += 1
             self._processed_at_delivery = self._processed()
@@ -167,7 +167,7 @@ class PromptDataModule(LightningDataModule):
         self.prompts: dict[str, list[Prompt]] = {}
         self._training: TrainingBatches | None = None
 
-    def setup(self, stage: str) -> None:  # noqa: ARG002
+    def setup(self, stage: str) -> None:
         """Read and check every file that is given, so that a mistake in the last one shows before training."""
         self.prompts = {name: load_benchmark(path) for name, path in self.paths.items() if path is not None}
         for name in ("validation", "test"):

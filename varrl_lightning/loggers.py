@@ -116,7 +116,7 @@ class MetricsCSV(Logger):
         self._pending = []
 
     @rank_zero_only
-    def finalize(self, status: str) -> None:  # noqa: ARG002
+    def finalize(self, status: str) -> None:
         """Write what is left."""
         self.save()
 

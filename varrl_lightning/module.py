@@ -15,26 +15,27 @@ from jaxtyping import Int
 from torch import Tensor
 
 from varrl_lightning.algorithms.stages import cycle, spelled_out
-from varrl_lightning.averaging import WeightAverage
-from varrl_lightning.credit import Credit, CreditOptions, Judged, assign_credit, judge
-from varrl_lightning.diagnostics import credit_metrics, reward_metrics
-from varrl_lightning.evaluating import RunStoppedError
-from varrl_lightning.guest import Guest, check_schedules
-from varrl_lightning.lora import AdapterOff, has_adapter, is_adapter
-from varrl_lightning.memory import Simulation, chosen_micro_batch, naming, outlined
-from varrl_lightning.objective import Objective
-from varrl_lightning.policies.base import Anchor, VARPolicy
+from varrl_lightning.configuration.specs import Specified, built
+from varrl_lightning.errors import RunStoppedError
+from varrl_lightning.grpo.credit import BranchScores, Credit, CreditOptions, assign_credit, scores_by_branch
+from varrl_lightning.grpo.diagnostics import credit_metrics, reward_metrics
+from varrl_lightning.grpo.objective import Objective
+from varrl_lightning.grpo.rollout import Share, prompt_keys, sample_tree
+from varrl_lightning.memory import Simulation, chosen_micro_batch, explain_out_of_memory, outlined
+from varrl_lightning.policies.averaging import WeightAverage
+from varrl_lightning.policies.base import VARPolicy
+from varrl_lightning.policies.lora import AdapterOff, has_adapter, is_adapter
+from varrl_lightning.policies.state import Anchor
 from varrl_lightning.registry import MASK_SOURCES, REWARDS, build
 from varrl_lightning.rewards.background import BackgroundScoring
 from varrl_lightning.rewards.base import Reward
 from varrl_lightning.rewards.ocr import OCRReward
 from varrl_lightning.rewards.tesseract import TesseractReward, why_not_installed
 from varrl_lightning.rewards.weighted import WeightedRewards
-from varrl_lightning.rollout import Share, prompt_keys, sample_tree
-from varrl_lightning.specs import Specified, built
-from varrl_lightning.strategies.agreement import Agreement
+from varrl_lightning.strategies.consistency import RankConsistency
+from varrl_lightning.training.trainer_checks import Guest, check_schedules
+from varrl_lightning.training.updater import LRSchedulerFactory, OptimizerFactory, Updating, paper_optimizer
 from varrl_lightning.types import Prompt, Rollout, Sampling, SamplingChanges, Score, Scores, Stage
-from varrl_lightning.updating import LRSchedulerFactory, OptimizerFactory, Updating, paper_optimizer
 
 PPPS = ("prefix", "prefix", "prefix", "suffix")
 
@@ -227,7 +228,7 @@ class VARGRPO(Guest, Updating):
         self._reference: tuple[Anchor | None] = (reference or _frozen(policy),) if kl_coef > 0 else (None,)
         self.ema_decay = ema_decay
         self.average = None if ema_decay is None else WeightAverage(self.policy, ema_decay)
-        self._agreement = Agreement(agree_every_n_steps)
+        self._agreement = RankConsistency(agree_every_n_steps)
         self._simulation: Simulation | None = None
         self._logged_names: set[str] = set()
         self._frozen_digest = self._digest_of_frozen()
@@ -261,7 +262,7 @@ class VARGRPO(Guest, Updating):
 
     # --- one batch: prompts -> rollout -> scores -> credit -> update -------------------------------------------------------
 
-    def training_step(self, batch: Any, batch_idx: int) -> None:  # noqa: ARG002
+    def training_step(self, batch: Any, batch_idx: int) -> None:
         """One stage: a rollout and `updates_per_rollout` optimizer steps on it; the branches are shared out over the processes."""
         prompts = self._prompts_of_all(batch)
         self._check_scales(prompts)
@@ -273,10 +274,10 @@ class VARGRPO(Guest, Updating):
         seconds: dict[str, float] = {}
         with self.parallel.sampling([self.policy]):
             rollout, parts = self.parallel.collect(lambda: self._draw(prompts, share, seconds))
-        judged = Judged.join(parts, len(prompts) * self.stage.branches).to(self.policy.device)
+        judged = BranchScores.join(parts, len(prompts) * self.stage.branches).to(self.policy.device)
         self._stop_if_nothing_was_scored(judged)
         credit = self.credit_of(rollout, judged)
-        with _timed(seconds, "update"), naming("micro_batch_size", self._micro_batch_size):
+        with _timed(seconds, "update"), explain_out_of_memory("micro_batch_size", self._micro_batch_size):
             tokens = self._update(rollout, credit, share.real)
         metrics = reward_metrics(judged, credit, self.eta)
         metrics |= credit_metrics(rollout.stage, rollout.schedule, credit, self.alpha) | tokens
@@ -295,7 +296,7 @@ class VARGRPO(Guest, Updating):
             )
         return share
 
-    def _draw(self, prompts: Sequence[Prompt], share: Share, seconds: dict[str, float]) -> tuple[Rollout, Judged]:
+    def _draw(self, prompts: Sequence[Prompt], share: Share, seconds: dict[str, float]) -> tuple[Rollout, BranchScores]:
         """This process's part of a rollout, and what rewards and mask source say of it."""
         keys = prompt_keys(self.seed, self.rollouts_done, prompts, self.policy.device)
         rollout, scores = self.draw_scored(prompts, self.stage, keys, seconds, share.items)
@@ -316,27 +317,27 @@ class VARGRPO(Guest, Updating):
             branches: as in `sample_tree`.
         """
         with BackgroundScoring(self.rewards) as scoring:
-            with _timed(seconds, "rollout"), naming("images_at_once", self.images_at_once):
+            with _timed(seconds, "rollout"), explain_out_of_memory("images_at_once", self.images_at_once):
                 rollout = sample_tree(self.policy, prompts, stage, self.sampling, keys, self.images_at_once, scoring.add, branches)
             with _timed(seconds, "reward"):
                 scores = scoring.result()
         seconds["scoring"] = scoring.seconds
         return rollout, scores
 
-    def judged(self, rollout: Rollout, scores: Mapping[str, Scores]) -> Judged:
+    def judged(self, rollout: Rollout, scores: Mapping[str, Scores]) -> BranchScores:
         """The scores by branch, and where the mask source says that the images were judged."""
         total = self.rewards.total(scores)
         # Without any score there is nothing to ask the mask source about; such branches take their group's mask, and do not count.
         some = bool(total.usable.any())
         pixel_mask = self.mask_source(rollout, total, self.policy) if some else torch.zeros_like(rollout.images[:, 0])
-        return judge(rollout, scores, pixel_mask, self.credit_options)
+        return scores_by_branch(rollout, scores, pixel_mask, self.credit_options)
 
-    def credit_of(self, rollout: Rollout, judged: Judged) -> Credit:
+    def credit_of(self, rollout: Rollout, judged: BranchScores) -> Credit:
         """The weights that the loss gives to the tokens of all branches of a batch."""
         weights = {name: term.weight for name, term in self.rewards.terms.items()}
         return assign_credit(judged, rollout.schedule, rollout.stage, weights, self.credit_options)
 
-    def _stop_if_nothing_was_scored(self, judged: Judged) -> None:
+    def _stop_if_nothing_was_scored(self, judged: BranchScores) -> None:
         if not any(bool(usable.any()) for usable in judged.usable.values()):
             raise RunStoppedError(
                 f"no reward gave a score to any of the {next(iter(judged.values.values())).numel()} images of rollout "
@@ -391,7 +392,7 @@ class VARGRPO(Guest, Updating):
         if self.average is not None:
             self.average.follow(self.policy)
 
-    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:  # noqa: ARG002
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Before the first step: stop where the processes hold different things.
 
         Raises:
@@ -399,7 +400,7 @@ class VARGRPO(Guest, Updating):
         """
         self._agreement.before_step(self, self.trainer, self.parallel)
 
-    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:  # noqa: ARG002
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """The same after every `agree_every_n_steps`."""
         self._agreement.after_step(self, self.trainer, self.parallel)
 

@@ -11,22 +11,18 @@ from typing import Any
 
 from entrypoints import EntryPoint, iter_files_distros
 
-from varrl_lightning.class_path import InitArgsError, PluginError, did_you_mean, import_class, instantiate
+from varrl_lightning.configuration.class_path import import_class, instantiate
+from varrl_lightning.errors import (
+    BrokenPluginError,
+    DuplicatePluginError,
+    InitArgsError,
+    PluginError,
+    PluginNotFoundError,
+    did_you_mean,
+)
 
 REWARDS = "varrl_lightning.rewards"
 MASK_SOURCES = "varrl_lightning.mask_sources"
-
-
-class PluginNotFoundError(PluginError):
-    """No installed distribution registers the name."""
-
-
-class DuplicatePluginError(PluginError):
-    """Two distributions register the same name."""
-
-
-class BrokenPluginError(PluginError):
-    """A plugin is registered but cannot be imported."""
 
 
 def _scan(group: str) -> dict[str, dict[str, tuple[str, str]]]:

@@ -25,16 +25,16 @@ import torch
 from torch import Tensor
 
 from varrl_lightning import VARPolicy
+from varrl_lightning.grpo.objective import Objective
+from varrl_lightning.grpo.rollout import prompt_keys, sample_tree
 from varrl_lightning.memory import LiveBytes, Simulation
-from varrl_lightning.memory.published import StandIn
 from varrl_lightning.memory.tracking import frozen_parts, tensors_of
-from varrl_lightning.objective import Objective
 from varrl_lightning.policies.infinity import InfinityPolicy
 from varrl_lightning.policies.infinity_sizes import Sizes
 from varrl_lightning.policies.infinity_transformer import InfinityTransformer
 from varrl_lightning.policies.lettering import LetteringPolicy, LetteringTransformer
+from varrl_lightning.policies.published import StandIn
 from varrl_lightning.policies.var import ImageNetVARPolicy, VARTransformer
-from varrl_lightning.rollout import prompt_keys, sample_tree
 from varrl_lightning.schedule import VAR_256
 from varrl_lightning.tokenizers.bsq import BSQTokenizer
 from varrl_lightning.tokenizers.vqvae import VQVAE

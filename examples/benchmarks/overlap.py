@@ -19,10 +19,10 @@ from torch import Tensor
 
 from varrl_lightning import LetteringPolicy, Prompt
 from varrl_lightning.algorithms.stages import cycle
+from varrl_lightning.grpo.rollout import prompt_keys, sample_tree
 from varrl_lightning.rewards.background import BackgroundScoring
 from varrl_lightning.rewards.ocr import OCRReward
 from varrl_lightning.rewards.weighted import WeightedRewards
-from varrl_lightning.rollout import prompt_keys, sample_tree
 
 WORDS = ("STONE", "RIVER", "BREAD", "CLOUD", "PLANT", "HORSE", "CANDY", "TIGER")
 
@@ -33,7 +33,7 @@ class Waiting:
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
 
-    def __call__(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:  # noqa: ARG002
+    def __call__(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
         time.sleep(self.seconds * len(images))
         return images.mean(dim=(1, 2, 3))
 

@@ -21,11 +21,11 @@ from torch import Tensor, nn
 
 from varrl_lightning import VARPolicy
 from varrl_lightning.algorithms.stages import cycle
+from varrl_lightning.grpo.rollout import prompt_keys, sample_tree
 from varrl_lightning.policies.infinity import InfinityPolicy
 from varrl_lightning.policies.infinity_sizes import Sizes
 from varrl_lightning.policies.infinity_transformer import InfinityTransformer
 from varrl_lightning.policies.var import ImageNetVARPolicy, VARTransformer
-from varrl_lightning.rollout import prompt_keys, sample_tree
 from varrl_lightning.schedule import VAR_256
 from varrl_lightning.tokenizers.bsq import BSQTokenizer
 from varrl_lightning.tokenizers.vqvae import VQVAE

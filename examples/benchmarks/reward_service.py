@@ -30,7 +30,7 @@ from varrl_lightning.types import Prompt
 class FiftyMilliseconds:
     """The service imports it from this file."""
 
-    def __call__(self, images: torch.Tensor, prompts: Sequence[Prompt]) -> torch.Tensor:  # noqa: ARG002
+    def __call__(self, images: torch.Tensor, prompts: Sequence[Prompt]) -> torch.Tensor:
         time.sleep(0.05)
         return images.mean(dim=(1, 2, 3))
 

@@ -50,7 +50,7 @@ class Centred:
             raise ValueError(f"contrast must be in (0, 1), got {contrast}")
         self.contrast = contrast
 
-    def __call__(self, images: Tensor, prompts: Sequence[Prompt]) -> list[float | None]:  # noqa: ARG002
+    def __call__(self, images: Tensor, prompts: Sequence[Prompt]) -> list[float | None]:
         grey = images.mean(dim=1)
         ink = grey < grey.mean(dim=(1, 2), keepdim=True) - self.contrast
         x = torch.linspace(-1, 1, images.shape[-1])

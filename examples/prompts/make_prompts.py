@@ -14,7 +14,8 @@ from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
-from varrl_lightning.rendering import COLOURS, LINE_HEIGHT, LINES, MATERIALS, WIDTH
+from varrl_lightning.policies.lettering_sign import COLOURS, LINES, MATERIALS, WIDTH
+from varrl_lightning.pretraining.rendering import LINE_HEIGHT
 
 ASSETS = Path(__file__).parents[2] / "varrl_lightning" / "assets"
 PLACES = (

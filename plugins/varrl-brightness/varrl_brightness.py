@@ -13,6 +13,6 @@ from varrl_lightning.types import Prompt, Scores
 class Brightness:
     """Mean intensity of the image: the smallest useful reward."""
 
-    def __call__(self, images: Float[Tensor, "N 3 H W"], prompts: Sequence[Prompt]) -> Scores:  # noqa: ARG002
+    def __call__(self, images: Float[Tensor, "N 3 H W"], prompts: Sequence[Prompt]) -> Scores:
         """Score N images in [0, 1]."""
         return Scores(values=images.mean(dim=(1, 2, 3)))

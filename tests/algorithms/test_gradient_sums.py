@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
-from varrl_lightning.algorithms.agreement import BlockSums, GradientSums, jackknife
+from varrl_lightning.algorithms.gradient_cosine import BlockSums, GradientSums, jackknife
 
 
 def mean_cosine(gradients: Sequence[Tensor]) -> float:

@@ -13,9 +13,9 @@ from lightning.pytorch.callbacks import Callback
 from tiny import PROMPTS, tiny_loader, tiny_module, tiny_trainer, weights
 
 from varrl_lightning.callbacks import GradientAgreement
-from varrl_lightning.gradient_agreement import AgreementMeter, independent_batches
+from varrl_lightning.gradient_agreement.meter import AgreementMeter, independent_batches
+from varrl_lightning.gradient_agreement.variants import own_stages
 from varrl_lightning.module import VARGRPO
-from varrl_lightning.variants import own_stages
 
 pytestmark = pytest.mark.filterwarnings("ignore:You defined a `validation_step`")
 VARIANTS = {"one": {"stage": "prefix", "num_continuations": 1}, "two": {"stage": "prefix"}}

@@ -15,8 +15,8 @@ from lightning.pytorch.trainer.states import TrainerFn
 from tests.callbacks.running import datamodule, small_module, trainer
 from tests.tiny import weights
 from varrl_lightning.callbacks import Checkpoints, SafeStop
+from varrl_lightning.errors import SaveError
 from varrl_lightning.loggers import MetricsCSV
-from varrl_lightning.saving import SaveError
 
 
 class Recorded(Checkpoints):

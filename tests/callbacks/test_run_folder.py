@@ -16,7 +16,7 @@ from PIL import Image
 from tests.callbacks.running import EVALUATION_WORDS, datamodule, small_module, trainer
 from tests.tiny import LeftBright
 from varrl_lightning.callbacks import Checkpoints, SafeStop, SampleGrids, Summary, default_callbacks
-from varrl_lightning.callbacks.clock import seconds_since_process_start
+from varrl_lightning.callbacks.summary import seconds_since_process_start
 from varrl_lightning.figures.samples import load_samples, sample_files, save_samples
 from varrl_lightning.figures.tables import Metrics
 from varrl_lightning.loggers import run_loggers

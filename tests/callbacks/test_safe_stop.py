@@ -15,9 +15,9 @@ import torch
 from tests.callbacks.running import Watched, datamodule, small_module, trainer
 from tests.tiny import weights
 from varrl_lightning.callbacks import Checkpoints, SafeStop, Summary
+from varrl_lightning.errors import RewardError
 from varrl_lightning.loggers import MetricsCSV
 from varrl_lightning.module import VARGRPO
-from varrl_lightning.rewards.base import RewardError
 
 STEPS = 8
 Hook = Callable[[VARGRPO], None]

@@ -14,9 +14,9 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from tests.tiny import PROMPTS, LeftBright, tiny_loader, tiny_module, tiny_policy, tiny_trainer
-from varrl_lightning.lora import add_lora
+from varrl_lightning.errors import RankError
 from varrl_lightning.module import VARGRPO
-from varrl_lightning.strategies import RankError
+from varrl_lightning.policies.lora import add_lora
 from varrl_lightning.types import Prompt
 
 

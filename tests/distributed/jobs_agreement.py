@@ -15,9 +15,9 @@ from tiny import WORDS, LeftBright, tiny_module, tiny_policy, tiny_trainer
 from torch import Tensor
 
 from varrl_lightning.data import PromptDataModule
+from varrl_lightning.errors import RanksDisagreeError
 from varrl_lightning.module import VARGRPO
 from varrl_lightning.strategies import agreement
-from varrl_lightning.strategies.agreement import RanksDisagreeError
 
 Change = Callable[[VARGRPO], None]
 

@@ -18,9 +18,10 @@ from torch.utils.data import DataLoader
 
 from tests.distributed.jobs import adamw, module, quiet
 from tests.tiny import PROMPTS, LeftBright, tiny_loader, tiny_policy, tiny_trainer
-from varrl_lightning.lora import AdapterOff
 from varrl_lightning.module import VARGRPO
-from varrl_lightning.policies.base import Cond, VARPolicy
+from varrl_lightning.policies.base import VARPolicy
+from varrl_lightning.policies.lora import AdapterOff
+from varrl_lightning.policies.state import Cond
 from varrl_lightning.strategies import parallel_of
 from varrl_lightning.strategies.deepspeed import ZeROStrategy
 from varrl_lightning.types import Prompt, Sampling, Score

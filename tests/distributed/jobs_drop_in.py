@@ -13,8 +13,8 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from tests.distributed.jobs import full_weights, module, quiet
 from tests.tiny import WORDS, tiny_trainer, weights
-from varrl_lightning.batches import as_prompts
 from varrl_lightning.module import VARGRPO
+from varrl_lightning.prompts.batches import as_prompts
 
 ROWS = [{"caption": f'"{word}"', "row": number} for number, word in enumerate(WORDS)]
 

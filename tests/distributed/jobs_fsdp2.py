@@ -23,9 +23,10 @@ from torch.utils.data import DataLoader
 from tests.callbacks.running import prompts_file
 from tests.distributed import jobs
 from varrl_lightning.data import PromptDataModule
-from varrl_lightning.lora import AdapterOff, add_lora
-from varrl_lightning.policies.base import Cond, VARPolicy
+from varrl_lightning.policies.base import VARPolicy
 from varrl_lightning.policies.lettering import LetteringPolicy, LetteringTransformer
+from varrl_lightning.policies.lora import AdapterOff, add_lora
+from varrl_lightning.policies.state import Cond
 from varrl_lightning.strategies import parallel_of
 from varrl_lightning.types import LogProbs, Sampling, Score
 

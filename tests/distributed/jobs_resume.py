@@ -14,8 +14,8 @@ from tests.callbacks.running import datamodule, small_module, trainer
 from tests.distributed.jobs import adamw, full_weights, named, quiet
 from tests.tiny import tiny_policy
 from varrl_lightning.callbacks import Checkpoints, SafeStop
-from varrl_lightning.lora import add_lora
 from varrl_lightning.module import VARGRPO
+from varrl_lightning.policies.lora import add_lora
 
 
 class StopAfter(Callback):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tests.distributed.workers import Workers
-from varrl_lightning.strategies.agreement import Agreement, checksums, differences
+from varrl_lightning.strategies.consistency import RankConsistency, checksums, differences
 
 FIT = "tests.distributed.jobs_agreement:fit"
 
@@ -114,7 +114,7 @@ def test_a_checksum_is_fletchers_sum_over_bit_patterns() -> None:
 
 def test_a_checksum_of_many_parts_is_that_of_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     x = torch.randint(-(2**31), 2**31, (1000,), dtype=torch.int32)
-    monkeypatch.setattr("varrl_lightning.strategies.agreement.CHUNK_IN_CACHE", 7)
+    monkeypatch.setattr("varrl_lightning.strategies.consistency.CHUNK_IN_CACHE", 7)
     assert checksums({"x": x})["x"] == f"int32 [1000] {by_hand(x.tolist())}"
 
 
@@ -143,4 +143,4 @@ def test_what_is_sharded_is_left_out() -> None:
 
 def test_the_number_of_steps_is_checked() -> None:
     with pytest.raises(ValueError, match="agree_every_n_steps must be 0"):
-        Agreement(-1)
+        RankConsistency(-1)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from tests.distributed.workers import WorkerError, Workers
-from varrl_lightning.lora import is_adapter
+from varrl_lightning.policies.lora import is_adapter
 from varrl_lightning.strategies import deepspeed as zero
 from varrl_lightning.strategies import zero_folders
 

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from tests.distributed import jobs_fsdp2
 from tests.distributed.workers import Workers
-from varrl_lightning.lora import is_adapter
+from varrl_lightning.policies.lora import is_adapter
 from varrl_lightning.strategies import parallel_of
-from varrl_lightning.strategies.folders import read_folder
+from varrl_lightning.strategies.sharded_checkpoints import read_folder
 
 Launch = Callable[[int], Workers]
 BOUND = 1e-6

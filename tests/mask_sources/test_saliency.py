@@ -13,10 +13,10 @@ from parity.rules import weights as parity_weights
 from tiny import PROMPTS, LeftBright, tiny_loader, tiny_module, tiny_policy, tiny_trainer, weights
 from torch import Tensor
 
+from varrl_lightning.grpo.rollout import prompt_keys, sample_tree
 from varrl_lightning.mask_sources.base import MaskSource
 from varrl_lightning.mask_sources.saliency import Saliency, SaliencyError, last_latent
 from varrl_lightning.policies.var import ImageNetVARPolicy
-from varrl_lightning.rollout import prompt_keys, sample_tree
 from varrl_lightning.schedule import Schedule
 from varrl_lightning.types import Prompt, Rollout, Sampling, Scores, Stage
 

@@ -23,10 +23,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from varrl_lightning.policies import cache as module
-from varrl_lightning.policies.base import Cond, State, VARPolicy
+from varrl_lightning.policies.base import VARPolicy
 from varrl_lightning.policies.cache import Cache, Past, Room, appended
 from varrl_lightning.policies.layers import scalewise_attention
 from varrl_lightning.policies.lettering import LetteringPolicy, LetteringTransformer
+from varrl_lightning.policies.state import Cond, State
 from varrl_lightning.schedule import Schedule
 from varrl_lightning.types import Sampling
 

@@ -16,8 +16,9 @@ import torch
 from parity import rules
 from torch import Tensor
 
-from varrl_lightning.lora import AdapterOff, adapter_off, add_lora, merged_tensors
-from varrl_lightning.policies.base import Cond, State, VARPolicy
+from varrl_lightning.policies.base import VARPolicy
+from varrl_lightning.policies.lora import AdapterOff, adapter_off, add_lora, merged_tensors
+from varrl_lightning.policies.state import Cond, State
 from varrl_lightning.types import Prompt, Sampling, Score
 
 SAMPLING = Sampling(cfg=2.0)

@@ -13,7 +13,7 @@ from parity import rules
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from varrl_lightning.export import export_policy
+from varrl_lightning.commands.export import export_policy
 from varrl_lightning.policies.switti import PUBLISHED, SwittiPolicy, crop_numbers, guidance_window
 from varrl_lightning.policies.switti_transformer import CropFrequencies, SwittiTransformer
 from varrl_lightning.schedule import Schedule, square

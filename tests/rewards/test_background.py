@@ -10,8 +10,8 @@ import torch
 from tiny import PROMPTS, tiny_loader, tiny_module, tiny_trainer, weights
 from torch import Tensor
 
+from varrl_lightning.errors import RewardError
 from varrl_lightning.rewards.background import BackgroundScoring
-from varrl_lightning.rewards.base import RewardError
 from varrl_lightning.rewards.weighted import WeightedRewards
 from varrl_lightning.types import Box, Prompt, Scores
 

@@ -23,11 +23,12 @@ from tests.callbacks.running import datamodule, small_module, trainer
 from tests.served import Service, free_port, service
 from tests.tiny import LeftBright, weights
 from varrl_lightning.callbacks import Checkpoints, SafeStop
+from varrl_lightning.errors import RewardError
 from varrl_lightning.module import VARGRPO
-from varrl_lightning.rewards.base import RewardError, score_images
+from varrl_lightning.rewards.base import score_images
 from varrl_lightning.rewards.http import HttpReward
-from varrl_lightning.serving_answers import Row, decode_answer, encode_answer, rows_of, scores_of
-from varrl_lightning.serving_protocol import Limits, check_request, decode_image, decode_prompt, encode_request
+from varrl_lightning.rewards.http_answer import Row, decode_answer, encode_answer, rows_of, scores_of
+from varrl_lightning.rewards.http_request import Limits, check_request, decode_image, decode_prompt, encode_request
 from varrl_lightning.types import Box, Prompt, Scores
 
 KEY = "the-key-of-these-tests"

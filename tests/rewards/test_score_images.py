@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from varrl_lightning.rewards.base import Reward, RewardError, score_images
+from varrl_lightning.errors import RewardError
+from varrl_lightning.rewards.base import Reward, score_images
 from varrl_lightning.types import Box, Prompt, Scores
 
 IMAGES = torch.rand(3, 3, 4, 5)

@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from varrl_lightning.class_path import PluginError
-from varrl_lightning.rewards.base import RewardError
+from varrl_lightning.errors import PluginError, RewardError
 from varrl_lightning.rewards.ocr import OCRReward
 from varrl_lightning.rewards.weighted import WeightedReward, WeightedRewards
 from varrl_lightning.types import Box, Prompt, Scores

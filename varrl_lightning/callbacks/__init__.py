@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from lightning.pytorch.callbacks import Callback
 
-from varrl_lightning.callbacks.agreement import GradientAgreement
 from varrl_lightning.callbacks.checkpoints import Checkpoints
+from varrl_lightning.callbacks.gradient_agreement import GradientAgreement
 from varrl_lightning.callbacks.monitors import Monitors
 from varrl_lightning.callbacks.progress import RunProgress
 from varrl_lightning.callbacks.safe_stop import SafeStop

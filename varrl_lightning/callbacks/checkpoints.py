@@ -12,7 +12,8 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_warn
 
 from varrl_lightning.callbacks.run_folder import checkpoint_path, dry
-from varrl_lightning.saving import SaveError, remove_leftovers, save_whole, set_aside
+from varrl_lightning.checkpoints.saving import remove_leftovers, save_whole, set_aside
+from varrl_lightning.errors import SaveError
 from varrl_lightning.strategies import parallel_of
 
 MONITORED = ("val/word_accuracy", "val/reward")
@@ -67,7 +68,7 @@ class Checkpoints(ModelCheckpoint):
         trainer: L.Trainer,
         pl_module: Any,
         batch: Any,
-        batch_idx: int,  # noqa: ARG002
+        batch_idx: int,
     ) -> None:
         """Save `last.ckpt` every `every_n_steps`: now that the step's numbers are logged, which a resumed run does not repeat."""
         self._save_if_due(trainer, pl_module)
@@ -100,7 +101,7 @@ class Checkpoints(ModelCheckpoint):
         if not _at_its_end(trainer, pl_module):
             self._save(trainer, "last")
 
-    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:  # noqa: ARG002
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Save `last.ckpt`, when all else is done that comes after the last step: a run that has it does nothing when resumed.
 
         Raises:

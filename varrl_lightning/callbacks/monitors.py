@@ -59,7 +59,7 @@ class Monitors(Callback):
         pl_module: L.LightningModule,
         outputs: Any,
         batch: Any,
-        batch_idx: int,  # noqa: ARG002
+        batch_idx: int,
     ) -> None:
         """Warn of what this step's metrics complete."""
         for advice in self.look({name: float(value) for name, value in trainer.callback_metrics.items()}):

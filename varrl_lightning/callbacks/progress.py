@@ -41,7 +41,7 @@ class RunProgress(ProgressBar):
         """Show again."""
         self._enabled = True
 
-    def print(self, *args: Any, **kwargs: Any) -> None:  # noqa: ARG002
+    def print(self, *args: Any, **kwargs: Any) -> None:
         """A line above the bar."""
         say(" ".join(map(str, args)))
 
@@ -63,7 +63,7 @@ class RunProgress(ProgressBar):
             self._bar.start()
             self._task = self._bar.add_task("", total=_steps(trainer, pl_module), numbers="", completed=pl_module.rollouts_done)
 
-    def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:  # noqa: ARG002
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Name the stage."""
         # Not at the start of training: other callbacks evaluate there.
         self._began = self._began or (time.monotonic(), pl_module.rollouts_done)
@@ -75,7 +75,7 @@ class RunProgress(ProgressBar):
         pl_module: Any,
         outputs: Any,
         batch: Any,
-        batch_idx: int,  # noqa: ARG002
+        batch_idx: int,
     ) -> None:
         """Show the step's numbers."""
         done, total = pl_module.rollouts_done, _steps(trainer, pl_module)
@@ -98,12 +98,12 @@ class RunProgress(ProgressBar):
         super().on_validation_start(trainer, pl_module)
         self._show(description="validating")
 
-    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:  # noqa: ARG002
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Leave the bar as it stands."""
         self._show(description="done")
         self._stop()
 
-    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:  # noqa: ARG002
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Leave the console to the error's message."""
         self._stop()
 

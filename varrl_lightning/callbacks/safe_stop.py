@@ -17,10 +17,10 @@ from varrl_lightning.callbacks.loop_state import Position, mend_counters, rewind
 from varrl_lightning.callbacks.requeue import requeue, requeue_signal
 from varrl_lightning.callbacks.rollback import Rollback
 from varrl_lightning.callbacks.run_folder import checkpoint_path, dry, say, shown
-from varrl_lightning.evaluating import RunStoppedError
+from varrl_lightning.checkpoints.saving import save_whole
+from varrl_lightning.errors import RankError, RunStoppedError, SaveError
 from varrl_lightning.memory import copy_is_kept
-from varrl_lightning.saving import SaveError, save_whole
-from varrl_lightning.strategies import Parallel, RankError, parallel_of
+from varrl_lightning.strategies import Parallel, parallel_of
 
 
 class StopSignal(SystemExit):
@@ -60,7 +60,7 @@ class SafeStop(Callback):
 
     # --- signals ------------------------------------------------------------------------------------------------------------
 
-    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:  # noqa: ARG002
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Remember who listens to the signals, before Lightning does; only a program's main thread can listen."""
         self._wanted, self._at_once, self._in_step = None, False, False  # a Trainer may be used again after a stop
         self._parallel = parallel_of(trainer)
@@ -71,13 +71,13 @@ class SafeStop(Callback):
             if self._requeue_on:  # now: Lightning would save in the midst of a step, but leaves a signal that is taken alone
                 signal.signal(self._requeue_on, self._note)
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:  # noqa: ARG002
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Listen in their place; note where the loader stands."""
         self._position = Position.at_start(trainer)
         for number in self._former:
             signal.signal(number, self._on_signal)
 
-    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:  # noqa: ARG002
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Give the signals back."""
         for number, handler in self._former.items():
             signal.signal(number, handler)
@@ -95,12 +95,12 @@ class SafeStop(Callback):
             return
         raise StopSignal(128 + number)
 
-    def _note(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
+    def _note(self, number: int, frame: FrameType | None) -> None:
         self._wanted = self._wanted or number
 
     # --- the training step --------------------------------------------------------------------------------------------------
 
-    def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:  # noqa: ARG002
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Stop if that was asked for in the last step; remember the state before this one."""
         self._leave_step()
         mend_counters(trainer, pl_module.rollouts_done)
@@ -111,7 +111,7 @@ class SafeStop(Callback):
         self,
         trainer: L.Trainer,
         pl_module: L.LightningModule,
-        optimizer: Optimizer,  # noqa: ARG002
+        optimizer: Optimizer,
     ) -> None:
         """Copy the weights before they move; not those that a strategy keeps in a form of its own."""
         if self._rollback is None or not isinstance(optimizer, Optimizer):
@@ -125,21 +125,21 @@ class SafeStop(Callback):
         pl_module: L.LightningModule,
         outputs: Any,
         batch: Any,
-        batch_idx: int,  # noqa: ARG002
+        batch_idx: int,
     ) -> None:
         """The step is done: forget the state before it. Its metrics are not logged yet, so it is too early to stop."""
         self._rollback, self._position = None, Position.after_batch(trainer)
 
-    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:  # noqa: ARG002
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Stop if that was asked for in the last step; a resumed run begins with this validation."""
         self._leave_step()
 
-    def on_validation_batch_start(self, *args: Any) -> None:  # noqa: ARG002
+    def on_validation_batch_start(self, *args: Any) -> None:
         """Stop if a process was asked to during validation, which one process alone does at once."""
         if self._running:
             self._leave_step()
 
-    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:  # noqa: ARG002
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Stop if that was asked for in the last step, rather than evaluate what it has come to."""
         self._leave_step()
 
@@ -150,7 +150,7 @@ class SafeStop(Callback):
             self._wanted = wanted
             raise StopSignal(128 + wanted)
 
-    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:  # noqa: ARG002
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Nothing is due any more."""
         if self._position is not None:
             self._position.validation_due = False

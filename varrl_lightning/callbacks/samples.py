@@ -14,9 +14,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from varrl_lightning.algorithms.word_metrics import split_words, words_found
-from varrl_lightning.callbacks.prompts import evaluation_prompts
+from varrl_lightning.callbacks.evaluation_prompts import evaluation_prompts
 from varrl_lightning.callbacks.run_folder import dry, run_folder
-from varrl_lightning.evaluation import Evaluation
+from varrl_lightning.evaluation.evaluate import Evaluation
 from varrl_lightning.figures.pictures import sample_grid, save_figure
 from varrl_lightning.figures.samples import Sample, remove_samples, save_samples
 from varrl_lightning.types import Prompt

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import sys
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
@@ -16,10 +18,9 @@ from lightning.pytorch.callbacks import Callback
 from rich.console import Console
 from rich.table import Table
 
-from varrl_lightning.callbacks.clock import seconds_since_process_start
-from varrl_lightning.callbacks.prompts import evaluate_by_size, evaluation_prompts
+from varrl_lightning.callbacks.evaluation_prompts import evaluate_by_size, evaluation_prompts
 from varrl_lightning.callbacks.run_folder import dry, run_folder, say, shown
-from varrl_lightning.evaluation import Evaluation
+from varrl_lightning.evaluation.evaluate import Evaluation
 from varrl_lightning.figures.draw import draw_figures
 from varrl_lightning.types import Prompt
 
@@ -30,6 +31,7 @@ MEASURES = {
     "reward": "reward",
 }
 _PACKAGES = ("torch", "lightning", "varrl-lightning", "rapidocr", "onnxruntime")
+_IMPORTED = time.monotonic()
 
 
 class Summary(Callback):
@@ -144,3 +146,14 @@ def versions() -> dict[str, str | None]:
         except PackageNotFoundError:
             found[name] = None
     return found
+
+
+def seconds_since_process_start() -> float:
+    """Seconds since the process began; where the system does not say, since this module was imported."""
+    try:
+        # Field 22 of stat, in ticks since boot; counted from behind the program's name, which may contain spaces.
+        fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+        uptime = float(Path("/proc/uptime").read_text().split()[0])
+        return uptime - int(fields[19]) / os.sysconf("SC_CLK_TCK")
+    except (OSError, ValueError, IndexError, AttributeError):
+        return time.monotonic() - _IMPORTED

@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
+from varrl_lightning.commands.user_errors import reraise_as, run_command
 from varrl_lightning.comparison.phases import Comparison
 from varrl_lightning.comparison.report import write_report
 from varrl_lightning.comparison.spec import read_spec
 from varrl_lightning.comparison.workers import quiet
-from varrl_lightning.config_errors import ConfigError
-from varrl_lightning.guard import guarded, said_as
+from varrl_lightning.errors import ConfigError
 
 PHASES = ("time", "grid", "final", "figure")
 DESCRIPTION = """Compare recipes over seeds, at equal training time and at equal numbers of images.
@@ -35,7 +35,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--output", metavar="FOLDER", help="in place of the spec's")
 
     def run() -> int:
-        with said_as(ConfigError, argparse.ArgumentError):
+        with reraise_as(ConfigError, argparse.ArgumentError):
             asked = parser.parse_args(arguments)
         quiet()
         comparison = Comparison(read_spec(asked.spec, asked.output))
@@ -48,4 +48,4 @@ def main(arguments: Sequence[str]) -> int:
                 steps[phase]()
         return 0
 
-    return guarded(run)
+    return run_command(run)

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from varrl_lightning.comparison.costs import StageCost
 from varrl_lightning.comparison.training import PARTS, Reading, Recorder, build, by_prompt, means, spaced, together, train
-from varrl_lightning.evaluating import RunStoppedError
+from varrl_lightning.errors import RunStoppedError
 from varrl_lightning.module import VARGRPO
 
 Kind = Literal["time", "start", "grid", "final"]

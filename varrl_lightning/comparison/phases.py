@@ -15,15 +15,15 @@ from typing import Any
 import yaml
 
 from varrl_lightning.callbacks.summary import versions
+from varrl_lightning.commands.user_errors import reraise_as
 from varrl_lightning.comparison.costs import Cost
 from varrl_lightning.comparison.jobs import Job
 from varrl_lightning.comparison.spec import Budget, Spec, digest
 from varrl_lightning.comparison.training import build, weights_digest
 from varrl_lightning.comparison.workers import check_made, make_all, write_json
-from varrl_lightning.config_errors import ConfigError
-from varrl_lightning.config_files import find_config
+from varrl_lightning.configuration.files import find_config
 from varrl_lightning.data import check_disjoint
-from varrl_lightning.guard import StartError, said_as
+from varrl_lightning.errors import ConfigError, StartError
 
 Point = tuple[int, float]
 JUDGED = ("model.reward", "model.judge", "trainer.precision", "trainer.accelerator", "trainer.devices")
@@ -50,7 +50,7 @@ class Comparison:
         self.built: dict[str, Built] = {}
         for name in spec.recipes:
             module, data, config = build(spec.arguments(name, prompts, rate, spec.tuning.seeds[0]))
-            with said_as(StartError, ValueError):
+            with reraise_as(StartError, ValueError):
                 check_disjoint(data.prompts["validation"], data.prompts["test"], ("validation", "test"))
                 largest = max(spec.grid.prompts_per_update)
                 if largest > (there := len(data.prompts["train"])):

@@ -10,8 +10,8 @@ from varrl_lightning.comparison.figure import Line, comparison_figure
 from varrl_lightning.comparison.phases import Comparison, Point
 from varrl_lightning.comparison.statistics import Spread, paired_difference
 from varrl_lightning.comparison.workers import kept, write_json
+from varrl_lightning.errors import StartError
 from varrl_lightning.figures.pictures import save_figure
-from varrl_lightning.guard import StartError
 
 MEASURES = ("word_accuracy", "ned", "reward", "judge_word_accuracy", "judge_ned")
 HEADINGS = {

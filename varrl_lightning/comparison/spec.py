@@ -11,9 +11,8 @@ from typing import Any, TypeVar
 
 import yaml
 
-from varrl_lightning.class_path import did_you_mean
-from varrl_lightning.config_errors import ConfigError
-from varrl_lightning.config_files import find_config
+from varrl_lightning.configuration.files import find_config
+from varrl_lightning.errors import ConfigError, did_you_mean
 
 LEARNING_RATE, PROMPTS_PER_UPDATE = "model.optimizer.init_args.lr", "data.batch_size"
 DECIDED = {

@@ -14,9 +14,10 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from varrl_lightning.algorithms.word_metrics import split_words, word_closeness, words_found
+from varrl_lightning.commands.fit_config import ParsedConfig
+from varrl_lightning.commands.user_errors import reraise_as
 from varrl_lightning.data import PromptDataModule
-from varrl_lightning.doctor import ParsedConfig
-from varrl_lightning.guard import StartError, said_as
+from varrl_lightning.errors import StartError
 from varrl_lightning.module import VARGRPO
 from varrl_lightning.rewards.base import Reward, score_images
 from varrl_lightning.types import Prompt, Sampling
@@ -38,7 +39,7 @@ def build(arguments: Sequence[str], updates: int | None = None) -> tuple[VARGRPO
     if updates is not None and schedule is not None and "T_max" in (schedule.get("init_args") or {}):
         config = ParsedConfig([*arguments, f"--{_T_MAX}={updates}"])
     module, data = config.build()
-    with said_as(StartError, ValueError, OSError):
+    with reraise_as(StartError, ValueError, OSError):
         data.setup("fit")
         module.check_prompts([p for prompts in data.prompts.values() for p in prompts])
     return module, data, config
@@ -57,15 +58,15 @@ class Recorder(Callback):
         self.steps: list[dict[str, Any]] = []
         self._began = (0.0, 0.0)
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:  # noqa: ARG002
+    def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         """The reading before the first update."""
         self._read(pl_module)
 
-    def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:  # noqa: ARG002
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Start the clock."""
         self._began = _clocks()
 
-    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:  # noqa: ARG002
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Stop it; read where asked."""
         seconds, cpu = (now - began for now, began in zip(_clocks(), self._began, strict=True))
         logged = trainer.callback_metrics

@@ -17,8 +17,9 @@ from typing import Any
 
 import torch
 
+from varrl_lightning.commands.user_errors import silence_lightning
 from varrl_lightning.comparison.jobs import Job
-from varrl_lightning.guard import StartError, hush
+from varrl_lightning.errors import StartError
 
 _NUMBERS = re.compile(r"\[\n([\d\s.,e+-]+)\]")
 """A list of nothing but numbers, as `json.dumps` lays it out: an item a line."""
@@ -104,7 +105,7 @@ def _made(jobs: Sequence[Job], workers: int, threads: int) -> Iterator[tuple[Job
 
 def quiet() -> None:
     """Silence what Lightning says at the beginning and end of each of many runs."""
-    hush()
+    silence_lightning()
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
 

@@ -9,8 +9,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from torch.nn.functional import avg_pool2d
 
-from varrl_lightning.benchmarks import categories_of
-from varrl_lightning.evaluation import Evaluation
+from varrl_lightning.evaluation.evaluate import Evaluation
+from varrl_lightning.prompts.benchmarks import categories_of
 from varrl_lightning.types import Prompt
 
 PER_CATEGORY = 2

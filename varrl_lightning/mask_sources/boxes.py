@@ -9,7 +9,7 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor
 
-from varrl_lightning.class_path import did_you_mean
+from varrl_lightning.errors import did_you_mean
 from varrl_lightning.types import Box, Rollout, Scores
 
 
@@ -38,7 +38,7 @@ class Boxes:
         if self.from_reward is not None and self.from_reward not in rewards:
             raise ValueError(self._unknown(rewards))
 
-    def __call__(self, rollout: Rollout, scores: Scores, policy: Any) -> Float[Tensor, "N H W"] | None:  # noqa: ARG002
+    def __call__(self, rollout: Rollout, scores: Scores, policy: Any) -> Float[Tensor, "N H W"] | None:
         """A pixel is on when a box touches it; all zeros for an image without boxes, None when the reward has none.
 
         Raises:

@@ -39,7 +39,7 @@ class Disagreement:
         self.smoothing, self.quantile = smoothing, quantile
 
     @torch.no_grad()
-    def __call__(self, rollout: Rollout, scores: Scores, policy: Any) -> Float[Tensor, "N H W"]:  # noqa: ARG002
+    def __call__(self, rollout: Rollout, scores: Scores, policy: Any) -> Float[Tensor, "N H W"]:
         """One map per prompt, repeated for its images; all zeros where they are alike."""
         each = rollout.stage.images_per_prompt
         groups = rollout.images.float().unflatten(0, (-1, each))  # (P, A * K, 3, H, W)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from varrl_lightning.class_path import PluginError, did_you_mean
+from varrl_lightning.errors import PluginError, did_you_mean
 from varrl_lightning.mask_sources.maps import check_map_options, cut, smooth
 from varrl_lightning.registry import REWARDS, build
 from varrl_lightning.types import Prompt, Rollout, Scores
@@ -93,7 +93,7 @@ class Saliency:
             )
         self.reward = next(iter(able.values()))
 
-    def __call__(self, rollout: Rollout, scores: Scores, policy: Any) -> Float[Tensor, "N H W"]:  # noqa: ARG002
+    def __call__(self, rollout: Rollout, scores: Scores, policy: Any) -> Float[Tensor, "N H W"]:
         """One map per image; all zeros where the gradient vanishes or is not finite.
 
         Raises:

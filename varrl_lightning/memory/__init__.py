@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from varrl_lightning.memory.choice import (
-    MemoryFullError,
+from varrl_lightning.errors import MemoryFullError
+from varrl_lightning.memory.forecast import GIB, MARGIN, Forecast, Phase, copy_is_kept
+from varrl_lightning.memory.micro_batch import (
     available_memory,
     chosen_micro_batch,
+    explain_out_of_memory,
     fitting_micro_batch,
-    naming,
     outlined,
 )
-from varrl_lightning.memory.forecast import GIB, MARGIN, Forecast, Phase, copy_is_kept
 from varrl_lightning.memory.simulation import Simulation, SimulationError
 from varrl_lightning.memory.tracking import LiveBytes
 
@@ -26,7 +26,7 @@ __all__ = [
     "available_memory",
     "chosen_micro_batch",
     "copy_is_kept",
+    "explain_out_of_memory",
     "fitting_micro_batch",
-    "naming",
     "outlined",
 ]

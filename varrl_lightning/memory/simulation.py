@@ -13,12 +13,13 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from varrl_lightning.credit import Rows
-from varrl_lightning.lora import AdapterOff, has_adapter
+from varrl_lightning.grpo.credit import Rows
+from varrl_lightning.grpo.objective import Objective, detached
+from varrl_lightning.grpo.rollout import prompt_keys, sample_tree
 from varrl_lightning.memory.tracking import LiveBytes, frozen_parts, outline, tensors_of
-from varrl_lightning.objective import Objective, detached
-from varrl_lightning.policies.base import Anchor, VARPolicy
-from varrl_lightning.rollout import prompt_keys, sample_tree
+from varrl_lightning.policies.base import VARPolicy
+from varrl_lightning.policies.lora import AdapterOff, has_adapter
+from varrl_lightning.policies.state import Anchor
 from varrl_lightning.types import Prompt, Sampling, Stage
 
 MIXED = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}

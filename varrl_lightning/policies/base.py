@@ -10,147 +10,21 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal, Protocol, runtime_checkable
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from varrl_lightning.algorithms.noise import fold, uniforms
+from varrl_lightning.algorithms.noise import uniforms
 from varrl_lightning.algorithms.sampling import guided_logits, inverse_cdf, truncate
 from varrl_lightning.policies.cache import Cache
+from varrl_lightning.policies.state import Anchor, Cond, State
 from varrl_lightning.schedule import Schedule
 from varrl_lightning.types import LogProbs, Prompt, Sampling, Score
-
-
-@runtime_checkable
-class Anchor(Protocol):
-    """What a KL is taken to: a frozen policy, or a view of one."""
-
-    def span_halves(self, tokens: list[Tensor], cond: Cond, start: int, stop: int, score: Score) -> list[list[Tensor]]:
-        """See `VARPolicy.span_halves`."""
-
-    def on_support(self, halves: list[Tensor], support: Tensor, scale: int, schedule: Schedule, score: Score) -> Tensor:
-        """See `VARPolicy.on_support`."""
-
-
-@dataclass(frozen=True)
-class Cond:
-    """What a policy encodes once per prompt: the outputs of its frozen parts and ids, one row a prompt.
-
-    Args:
-        schedule: the schedule of these prompts; all have one image size.
-        tensors: conditional inputs, rows along dimension 0.
-        unconditional: the same for the unconditional half of guidance.
-    """
-
-    schedule: Schedule
-    tensors: dict[str, Tensor]
-    unconditional: dict[str, Tensor]
-
-    def __len__(self) -> int:
-        rows: int = next(iter(self.tensors.values())).shape[0]
-        return rows
-
-    def repeat(self, k: int) -> Cond:
-        """Each row k times, copies adjacent: (P, ...) becomes (P * k, ...)."""
-        return self._map(lambda x: x.repeat_interleave(k, dim=0))
-
-    def rows(self, index: slice) -> Cond:
-        """A contiguous range of rows."""
-        return self._map(lambda x: x[index])
-
-    def at(self, index: Int[Tensor, " R"]) -> Cond:
-        """These rows; one may come several times."""
-        return self._map(lambda x: x[index])
-
-    def halves(self, guided: bool) -> dict[str, Tensor]:
-        """Inputs of the transformer: the conditional rows, then under guidance the unconditional ones."""
-        if not guided:
-            return self.tensors
-        return {name: torch.cat((x, self.unconditional[name])) for name, x in self.tensors.items()}
-
-    def _map(self, f: Callable[[Tensor], Tensor]) -> Cond:
-        return Cond(
-            self.schedule,
-            {name: f(x) for name, x in self.tensors.items()},
-            {name: f(x) for name, x in self.unconditional.items()},
-        )
-
-
-@dataclass(frozen=True)
-class State:
-    """A partly drawn batch: s_t for each row.
-
-    Args:
-        cond: one row a drawn image.
-        sampling: how tokens are drawn.
-        keys: noise key of each row, or a generator that draws for all.
-        latent: fp32 latent accumulated so far, rows without guidance halves.
-        cache: of the prompt and of all scales before the next one.
-        tokens: drawn scales; as long as the state is deep.
-        log_probs: log-probability of each drawn token under the sampler.
-    """
-
-    cond: Cond
-    sampling: Sampling
-    keys: Int[Tensor, " R"] | torch.Generator
-    latent: Float[Tensor, "R ..."]
-    cache: Cache
-    tokens: list[Int[Tensor, "R _n ..."]] = field(default_factory=list)
-    log_probs: list[Float[Tensor, "R _n"]] = field(default_factory=list)
-
-    @property
-    def scale(self) -> int:
-        """The next scale to draw."""
-        return len(self.tokens)
-
-    @property
-    def halves(self) -> int:
-        """2 under classifier-free guidance, else 1."""
-        return 1 if self.sampling.cfg is None else 2
-
-    def fork(self, k: int) -> State:
-        """k independent continuations of each row, adjacent, which share everything drawn so far."""
-        rows = range(len(self.cond))
-        return self.children([row for row in rows for _ in range(k)], [child for _ in rows for child in range(k)])
-
-    def children(self, parents: Sequence[int], numbers: Sequence[int]) -> State:
-        """A continuation of row `parents[i]` for each i, the `numbers[i]`-th that it has; it shares everything drawn so far.
-
-        Who a child is depends on its parent and its number alone, so that a family may be drawn in parts and anywhere.
-        """
-        keys = self.keys
-        if isinstance(keys, Tensor):
-            keys = fold(keys[list(parents)], torch.tensor(list(numbers), device=keys.device))
-        if list(parents) == list(range(len(self.cond))):  # nothing is copied: the cache is the largest thing there is
-            return replace(self, keys=keys)
-        index = torch.tensor(list(parents), device=self.latent.device)
-        return self._map(lambda x: x[index], self.cond.at(index), keys)
-
-    def finished(self) -> State:
-        """Without the cache, which only further scales would need."""
-        return replace(self, cache=Cache([]))
-
-    def _map(self, f: Callable[[Tensor], Tensor], cond: Cond, keys: Tensor | torch.Generator) -> State:
-        """The state of other rows, which `f` takes; the cache has them twice under guidance."""
-        halves = self.halves  # the cache takes rows later on, and must not keep this state until then
-
-        def in_each_half(x: Tensor) -> Tensor:
-            return f(x) if halves == 1 else torch.cat([f(half) for half in x.chunk(2)])
-
-        return State(
-            cond=cond,
-            sampling=self.sampling,
-            keys=keys,
-            latent=f(self.latent),
-            cache=self.cache.map(in_each_half),
-            tokens=[f(x) for x in self.tokens],
-            log_probs=[f(x) for x in self.log_probs],
-        )
 
 
 class VARPolicy(nn.Module, ABC):
@@ -259,7 +133,7 @@ class VARPolicy(nn.Module, ABC):
             return frozen[0][name]
         return super().__getattr__(name)
 
-    def train(self, mode: bool = True) -> VARPolicy:  # noqa: ARG002
+    def train(self, mode: bool = True) -> VARPolicy:
         """Stay in evaluation mode: dropout of any kind would make the ratio of an untouched policy differ from 1."""
         return super().train(False)
 

@@ -10,17 +10,18 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from varrl_lightning.layout import dtype_named
-from varrl_lightning.policies.base import Cond, VARPolicy
+from varrl_lightning.policies.base import VARPolicy
 from varrl_lightning.policies.cache import Cache
 from varrl_lightning.policies.infinity_schedules import PIXELS, published_schedule, rotary_angles
 from varrl_lightning.policies.infinity_sizes import Sizes
 from varrl_lightning.policies.infinity_transformer import InfinityTransformer
+from varrl_lightning.policies.state import Cond
 from varrl_lightning.schedule import Schedule
 from varrl_lightning.text_encoders import Given, T5Text, text_encoder_of
 from varrl_lightning.tokenizers.bsq import BSQTokenizer
 from varrl_lightning.types import Prompt, Sampling
-from varrl_lightning.weights import load_strictly, read_tensors
+from varrl_lightning.weights.loading import load_strictly, read_tensors
+from varrl_lightning.weights.sizes import dtype_named
 
 COMPUTED = (
     "*zero_k_bias",
@@ -171,7 +172,7 @@ class InfinityPolicy(VARPolicy):
             if not 1 <= length <= sizes.text_length:
                 raise ValueError(f"a text must have 1 to {sizes.text_length} word pieces, got {length} of {text!r}")
 
-    def start_cache(self, inputs: dict[str, Tensor], schedule: Schedule) -> Cache:  # noqa: ARG002
+    def start_cache(self, inputs: dict[str, Tensor], schedule: Schedule) -> Cache:
         """The pooled prompt, and its keys and values in every block."""
         return self.transformer.read(inputs["text"], inputs["mask"], inputs["unconditional"])
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from varrl_lightning.layout import numbered, require
+from varrl_lightning.weights.sizes import numbered, require
 
 
 @dataclass(frozen=True)

@@ -11,14 +11,15 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from varrl_lightning.policies.base import Cond, VARPolicy
+from varrl_lightning.policies.base import VARPolicy
 from varrl_lightning.policies.cache import Cache, Kept
 from varrl_lightning.policies.layers import scalewise_attention
-from varrl_lightning.rendering import COLOURS, COLUMNS, FIRST_COLUMN, HEIGHT, LINES, LINES_OF, MATERIALS, WIDTH, Sign
+from varrl_lightning.policies.lettering_sign import COLOURS, COLUMNS, FIRST_COLUMN, HEIGHT, LINES, LINES_OF, MATERIALS, WIDTH, Sign
+from varrl_lightning.policies.state import Cond
 from varrl_lightning.schedule import Schedule
 from varrl_lightning.tokenizers.multiscale_vq import MultiScaleVQ
 from varrl_lightning.types import Prompt, Sampling
-from varrl_lightning.weights import load_strictly, read_tensors
+from varrl_lightning.weights.loading import load_strictly, read_tensors
 
 LETTERING = Schedule(((1, 1), (3, 1), (3, 5), (3, 10), (6, 10), (6, 15), (12, 15)), stride=(4, 4))
 CONTENT = 4
@@ -204,14 +205,14 @@ class LetteringPolicy(VARPolicy):
         hidden = {"letters": torch.full_like(letters, HIDDEN), "styles": torch.zeros_like(styles)}
         return Cond(LETTERING, {"letters": letters, "styles": styles}, hidden)
 
-    def start_cache(self, inputs: dict[str, Tensor], schedule: Schedule) -> Cache:  # noqa: ARG002
+    def start_cache(self, inputs: dict[str, Tensor], schedule: Schedule) -> Cache:
         """Keys and values of styles and letters."""
         prefix = self.transformer.prefix(inputs["letters"], inputs["styles"])
         return self.transformer.run(prefix, [prefix.shape[1]])[1]
 
     def scale_features(
         self,
-        inputs: dict[str, Tensor],  # noqa: ARG002
+        inputs: dict[str, Tensor],
         cache: Cache,
         latents: list[Tensor],
         first: int,
@@ -229,11 +230,11 @@ class LetteringPolicy(VARPolicy):
         logits: Tensor = self.transformer.head(features)
         return logits
 
-    def initial_latent(self, rows: int, schedule: Schedule) -> Float[Tensor, "R 6 H W"]:  # noqa: ARG002
+    def initial_latent(self, rows: int, schedule: Schedule) -> Float[Tensor, "R 6 H W"]:
         """Zero: the tokenizer's mean colour, without details."""
         return self.tokenizer.begin(rows)
 
-    def accumulate(self, latent: Tensor, tokens: Tensor, scale: int, schedule: Schedule) -> Tensor:  # noqa: ARG002
+    def accumulate(self, latent: Tensor, tokens: Tensor, scale: int, schedule: Schedule) -> Tensor:
         """The latent after one scale."""
         return self.tokenizer.accumulate(latent, tokens, scale)
 

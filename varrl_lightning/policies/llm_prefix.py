@@ -11,16 +11,17 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from varrl_lightning.layout import dtype_named
-from varrl_lightning.policies.base import Cond, VARPolicy
+from varrl_lightning.policies.base import VARPolicy
 from varrl_lightning.policies.cache import Cache
 from varrl_lightning.policies.language_model import PrefixTransformer, causal, through
+from varrl_lightning.policies.state import Cond
 from varrl_lightning.policies.visual_language_model import VisualLanguageModel
 from varrl_lightning.schedule import NEXTFLOW_1024, Schedule, square
 from varrl_lightning.tokenizers.tokenflow_vq import NESTED, TokenFlowVQ
 from varrl_lightning.tokenizers.vqvae import VQVAE
 from varrl_lightning.types import Prompt, Sampling
-from varrl_lightning.weights import load_strictly, read_tensors
+from varrl_lightning.weights.loading import load_strictly, read_tensors
+from varrl_lightning.weights.sizes import dtype_named
 
 
 class LLMPrefixPolicy(VARPolicy):
@@ -182,7 +183,7 @@ class LLMPrefixPolicy(VARPolicy):
             )
         return ids
 
-    def start_cache(self, inputs: dict[str, Tensor], schedule: Schedule) -> Cache:  # noqa: ARG002
+    def start_cache(self, inputs: dict[str, Tensor], schedule: Schedule) -> Cache:
         """Keys and values of the text before the query."""
         ids, mask = self._text(inputs)
         positions = (mask.cumsum(dim=1) - 1).clamp(min=0)

@@ -15,16 +15,17 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from varrl_lightning.layout import dtype_named
-from varrl_lightning.policies.base import Cond, VARPolicy
+from varrl_lightning.policies.base import VARPolicy
 from varrl_lightning.policies.cache import Cache
 from varrl_lightning.policies.layers import outside_autocast
+from varrl_lightning.policies.state import Cond
 from varrl_lightning.policies.switti_transformer import CropFrequencies, SwittiTransformer, sizes
 from varrl_lightning.schedule import Schedule, square
 from varrl_lightning.text_encoders import ClipPair, Given, text_encoder_of
 from varrl_lightning.tokenizers.vqvae import VQVAE
 from varrl_lightning.types import Prompt, Sampling
-from varrl_lightning.weights import load_strictly, read_tensors
+from varrl_lightning.weights.loading import load_strictly, read_tensors
+from varrl_lightning.weights.sizes import dtype_named
 
 SIDES_512 = (1, 2, 3, 4, 6, 9, 13, 18, 24, 32)
 SIDES_1024 = (1, 2, 3, 4, 5, 7, 9, 12, 16, 21, 27, 36, 48, 64)
@@ -217,7 +218,7 @@ class SwittiPolicy(VARPolicy):
         numbers = torch.tensor(crop_numbers(self.crop_size), dtype=torch.float32, device=self.device)
         return {"crop": self.crop(numbers).repeat(rows, 1)}
 
-    def start_cache(self, inputs: dict[str, Tensor], schedule: Schedule) -> Cache:  # noqa: ARG002
+    def start_cache(self, inputs: dict[str, Tensor], schedule: Schedule) -> Cache:
         """The prompt's condition, and its keys and values in every layer."""
         return self.transformer.start(inputs)
 

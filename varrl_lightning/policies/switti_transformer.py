@@ -11,10 +11,10 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from varrl_lightning.layout import numbered, require
 from varrl_lightning.policies.cache import Cache, Kept, KeysValues
 from varrl_lightning.policies.layers import FeedForward, checkpointed, outside_autocast, rotate, scalewise_attention
 from varrl_lightning.schedule import Schedule
+from varrl_lightning.weights.sizes import numbered, require
 
 EPS = 1e-6
 

@@ -10,14 +10,14 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from varrl_lightning.layout import dtype_named, numbered, require
 from varrl_lightning.policies.language_model import PrefixTransformer
 from varrl_lightning.policies.layers import outside_autocast
 from varrl_lightning.policies.llm_prefix import LLMPrefixPolicy, as_schedule, text_tokenizer, visual_tokenizer
 from varrl_lightning.schedule import Schedule
 from varrl_lightning.tokenizers.tokenflow_vq import TOKENFLOW_256
 from varrl_lightning.types import Sampling
-from varrl_lightning.weights import load_strictly, read_tensors
+from varrl_lightning.weights.loading import load_strictly, read_tensors
+from varrl_lightning.weights.sizes import dtype_named, numbered, require
 
 NEGATIVE = (
     "lowres, bad anatomy, bad hands, text, error, missing fingers, extra digit, fewer digits, cropped, worst quality, low quality, "
@@ -60,7 +60,7 @@ class TokenFlowTransformer(PrefixTransformer):
         embedded: Tensor = self.model.embed_tokens(ids) + self.model.lvl_embed(torch.zeros_like(ids[:1, :1]))
         return embedded
 
-    def query(self, ids: Int[Tensor, "R"] | None, rows: int, schedule: Schedule) -> Float[Tensor, "R 1 d"]:  # noqa: ARG002
+    def query(self, ids: Int[Tensor, "R"] | None, rows: int, schedule: Schedule) -> Float[Tensor, "R 1 d"]:
         """The last text token."""
         assert ids is not None
         embedded: Tensor = self.text(ids[:, None]) + self.model.pos_1LC[:1]

@@ -57,9 +57,9 @@ class DecoderLayer(LlamaDecoderLayer):  # type: ignore[no-untyped-call]
         self,
         hidden_states: Tensor,
         attention_mask: Tensor | None = None,
-        position_ids: Tensor | None = None,  # noqa: ARG002
+        position_ids: Tensor | None = None,
         past_key_values: Any = None,
-        use_cache: bool | None = False,  # noqa: ARG002
+        use_cache: bool | None = False,
         position_embeddings: tuple[Tensor, Tensor] | None = None,
         **options: Any,
     ) -> Tensor:

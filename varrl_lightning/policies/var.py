@@ -13,14 +13,15 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from varrl_lightning.layout import dtype_named, numbered, require
-from varrl_lightning.policies.base import Cond, VARPolicy
+from varrl_lightning.policies.base import VARPolicy
 from varrl_lightning.policies.cache import Cache, Kept
 from varrl_lightning.policies.layers import FeedForward, checkpointed, outside_autocast, scalewise_attention
+from varrl_lightning.policies.state import Cond
 from varrl_lightning.schedule import VAR_256, VAR_512, Schedule, square
 from varrl_lightning.tokenizers.vqvae import VQVAE
 from varrl_lightning.types import Prompt, Sampling
-from varrl_lightning.weights import load_strictly, read_tensors
+from varrl_lightning.weights.loading import load_strictly, read_tensors
+from varrl_lightning.weights.sizes import dtype_named, numbered, require
 
 IMAGENET = Path(__file__).parent.parent / "assets" / "imagenet" / "classes.txt"
 """One name a line, in the order of the class ids 0-999."""
@@ -267,13 +268,13 @@ class ImageNetVARPolicy(VARPolicy):
             f"{prompt.text!r}{hint}"
         )
 
-    def start_cache(self, inputs: dict[str, Int[Tensor, " R"]], schedule: Schedule) -> Cache:  # noqa: ARG002
+    def start_cache(self, inputs: dict[str, Int[Tensor, " R"]], schedule: Schedule) -> Cache:
         """The embedding of the class."""
         return Cache([], condition=self.transformer.class_emb(inputs["label"]))
 
     def scale_features(
         self,
-        inputs: dict[str, Tensor],  # noqa: ARG002
+        inputs: dict[str, Tensor],
         cache: Cache,
         latents: list[Tensor],
         first: int,

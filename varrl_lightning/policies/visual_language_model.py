@@ -58,7 +58,7 @@ class VisualLanguageModel(PrefixTransformer):
         embedded: Tensor = self.backbone.embed_tokens(ids)
         return embedded
 
-    def query(self, ids: Int[Tensor, "R"] | None, rows: int, schedule: Schedule) -> Float[Tensor, "R 1 d"]:  # noqa: ARG002
+    def query(self, ids: Int[Tensor, "R"] | None, rows: int, schedule: Schedule) -> Float[Tensor, "R 1 d"]:
         """`<boi>`, begin of image, at the middle of the picture."""
         return self._at(self.boi.expand(rows, 1, -1), 0, schedule)
 

@@ -11,13 +11,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from varrl_lightning.errors import RewardError
 from varrl_lightning.types import Prompt, Scores
 
 RewardResult: TypeAlias = "Scores | Tensor | list[float | None]"
-
-
-class RewardError(Exception):
-    """A reward raised, or answered in a form that fits no image."""
 
 
 @runtime_checkable

@@ -17,9 +17,9 @@ from urllib.parse import urlsplit
 from jaxtyping import Float
 from torch import Tensor
 
-from varrl_lightning.rewards.base import RewardError
-from varrl_lightning.serving_answers import Row, decode_answer, scores_of
-from varrl_lightning.serving_protocol import HEALTH, INFO, KEY_HEADER, PATH, encode_request, shortened
+from varrl_lightning.errors import RewardError
+from varrl_lightning.rewards.http_answer import Row, decode_answer, scores_of
+from varrl_lightning.rewards.http_request import HEALTH, INFO, KEY_HEADER, PATH, encode_request, shortened
 from varrl_lightning.types import Prompt, Scores
 
 KEY = "VARRL_API_KEY"
@@ -89,7 +89,7 @@ class HttpReward:
         self.timeout, self.retries, self.backoff = timeout, retries, backoff
         self.patience, self.parallel = patience, parallel
 
-    def check_prompts(self, prompts: Sequence[Prompt]) -> None:  # noqa: ARG002
+    def check_prompts(self, prompts: Sequence[Prompt]) -> None:
         """Check before training that a service answers and takes the key.
 
         Raises:

@@ -12,9 +12,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from varrl_lightning.algorithms.vmr import combine_rewards
-from varrl_lightning.class_path import did_you_mean
+from varrl_lightning.errors import RewardError, did_you_mean
 from varrl_lightning.registry import REWARDS, build
-from varrl_lightning.rewards.base import Reward, RewardError, score_images
+from varrl_lightning.rewards.base import Reward, score_images
 from varrl_lightning.types import Prompt, Scores
 
 

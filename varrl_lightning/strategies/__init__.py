@@ -8,7 +8,8 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy, Strategy, StrategyRegistry
 
-from varrl_lightning.strategies.base import Parallel, RankError, leave_group
+from varrl_lightning.errors import RankError
+from varrl_lightning.strategies.base import Parallel, leave_group
 
 __all__ = ["Parallel", "RankError", "configured_kind", "leave_group", "parallel_of"]
 

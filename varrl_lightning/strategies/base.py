@@ -15,16 +15,13 @@ from lightning.pytorch.strategies import DDPStrategy, ParallelStrategy, Strategy
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from varrl_lightning.errors import RankError
 from varrl_lightning.policies.base import VARPolicy
 from varrl_lightning.types import Prompt
 
 T = TypeVar("T")
-Kept = TypeVar("Kept")
-Told = TypeVar("Told")
-
-
-class RankError(RuntimeError):
-    """A process failed where all of them were asked for a result; every process raises the same, none waits for another."""
+Local = TypeVar("Local")
+Shared = TypeVar("Shared")
 
 
 def leave_group() -> None:
@@ -80,7 +77,7 @@ class Parallel:
         dist.all_gather_object(found, _on_cpu(x))
         return found
 
-    def collect(self, work: Callable[[], tuple[Kept, Told]]) -> tuple[Kept, list[Told]]:
+    def collect(self, work: Callable[[], tuple[Local, Shared]]) -> tuple[Local, list[Shared]]:
         """Do something on every process: what each keeps for itself, and what all of them tell each other.
 
         Raises:
@@ -89,7 +86,7 @@ class Parallel:
         if self.world_size == 1:
             kept, told = work()
             return kept, [told]
-        result: tuple[Kept, Told] | None = None
+        result: tuple[Local, Shared] | None = None
         problem: Exception | None = None
         try:
             result = work()
@@ -99,7 +96,7 @@ class Parallel:
         said = [f"rank {rank}: {message}" for rank, (_, message) in enumerate(answers) if message]
         if said or result is None:
             raise RankError("\n".join(said)) from problem
-        return result[0], cast("list[Told]", [answer for answer, _ in answers])
+        return result[0], cast("list[Shared]", [answer for answer, _ in answers])
 
     def sum(self, x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         """The sum of a tensor over processes, the same on all."""
@@ -124,7 +121,7 @@ class Parallel:
         reference.to(weight.device, weight.dtype)
 
     @contextmanager
-    def sampling(self, policies: Sequence[VARPolicy]) -> Iterator[None]:  # noqa: ARG002
+    def sampling(self, policies: Sequence[VARPolicy]) -> Iterator[None]:
         """Within it, weights are at hand for many forward calls without gradients."""
         yield
 

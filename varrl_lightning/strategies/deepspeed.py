@@ -19,10 +19,10 @@ from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 from torch.optim import Optimizer
 
-from varrl_lightning.lora import is_adapter
 from varrl_lightning.policies.base import VARPolicy
+from varrl_lightning.policies.lora import is_adapter
 from varrl_lightning.strategies.base import Parallel
-from varrl_lightning.strategies.zero_folders import check_installed, written_by
+from varrl_lightning.strategies.zero_checkpoints import check_installed, written_by
 
 _NOISE = (
     # DeepSpeed 0.19 with torch 2.13.
@@ -252,7 +252,7 @@ class EngineParallel(Parallel):
 
             release(self._reference)
 
-    def gradient_norm(self, optimizer: Optimizer) -> Float[Tensor, ""]:  # noqa: ARG002
+    def gradient_norm(self, optimizer: Optimizer) -> Float[Tensor, ""]:
         """L2 norm of the whole gradient, the same on all processes; inf where it is not finite."""
         from deepspeed.runtime.utils import combine_grad_norm_groups
 
@@ -264,7 +264,7 @@ class EngineParallel(Parallel):
     def clip(self, optimizer: Optimizer, max_norm: float, norm: Float[Tensor, ""]) -> None:
         """Left to the engine's step; see `check_optimization`."""
 
-    def drop(self, optimizer: Optimizer) -> None:  # noqa: ARG002
+    def drop(self, optimizer: Optimizer) -> None:
         """Make the gradient one that the engine's step finds not to be finite, and leaves out."""
         for parts in self._zero.averaged_gradients.values():
             for part in parts or ():

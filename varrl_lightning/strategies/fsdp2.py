@@ -21,7 +21,7 @@ from torch.optim import Optimizer
 
 from varrl_lightning.policies.base import VARPolicy
 from varrl_lightning.strategies.base import Parallel
-from varrl_lightning.strategies.folders import ShardedCheckpoints
+from varrl_lightning.strategies.sharded_checkpoints import ShardedCheckpoints
 
 
 class FSDP2Strategy(ShardedCheckpoints, ModelParallelStrategy):

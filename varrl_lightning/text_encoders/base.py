@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from varrl_lightning.hub import download_matching, first_line, hub_id
-from varrl_lightning.layout import dtype_named
-from varrl_lightning.weight_files import some
+from varrl_lightning.weights.files import some
+from varrl_lightning.weights.hub import download_matching, first_line, hub_id
+from varrl_lightning.weights.sizes import dtype_named
 
 
 class TextEncoder(nn.Module, ABC):
@@ -43,7 +43,7 @@ class TextEncoder(nn.Module, ABC):
         with torch.autocast(self.device.type, enabled=False):
             return self.encode(list(texts))
 
-    def train(self, mode: bool = True) -> TextEncoder:  # noqa: ARG002
+    def train(self, mode: bool = True) -> TextEncoder:
         """Stay in evaluation mode."""
         return super().train(False)
 

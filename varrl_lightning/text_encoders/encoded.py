@@ -11,10 +11,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from varrl_lightning.class_path import did_you_mean
-from varrl_lightning.hub import first_line
-from varrl_lightning.layout import dtype_named
+from varrl_lightning.errors import did_you_mean
 from varrl_lightning.text_encoders.base import TextEncoder
+from varrl_lightning.weights.hub import first_line
+from varrl_lightning.weights.sizes import dtype_named
 
 PADDED = ("text", "mask")
 """One row a token; texts of a batch are padded with zeros to the longest. Other tensors belong to the text as a whole."""

@@ -11,10 +11,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from varrl_lightning.layout import numbered, require
 from varrl_lightning.schedule import Schedule
 from varrl_lightning.tokenizers.bsq_autoencoder import Decoder, Encoder
-from varrl_lightning.weights import load_strictly, read_tensors
+from varrl_lightning.weights.loading import load_strictly, read_tensors
+from varrl_lightning.weights.sizes import numbered, require
 
 NESTED = ("vae",)
 COMPUTED = ("quantizer.lfq.mask", "quantize.lfq.mask")

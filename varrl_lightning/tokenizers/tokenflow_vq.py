@@ -10,10 +10,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from varrl_lightning.layout import numbered, require
 from varrl_lightning.schedule import Schedule, square
 from varrl_lightning.tokenizers.vqvae_layers import Resample, Residual, norm
-from varrl_lightning.weights import load_strictly, read_tensors
+from varrl_lightning.weights.loading import load_strictly, read_tensors
+from varrl_lightning.weights.sizes import numbered, require
 
 TOKENFLOW_256 = square((1, 2, 4, 6, 8, 10, 12, 14, 16))
 """The nine scales of TokenFlow-t2i: 817 tokens."""

@@ -12,10 +12,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from varrl_lightning.layout import numbered, require
 from varrl_lightning.schedule import Schedule
 from varrl_lightning.tokenizers.vqvae_layers import Decoder, Encoder
-from varrl_lightning.weights import load_strictly, read_tensors
+from varrl_lightning.weights.loading import load_strictly, read_tensors
+from varrl_lightning.weights.sizes import numbered, require
 
 COMPUTED = ("quantize.ema_vocab_hit_SV",)
 """Stored by the public code, and of no use after its training."""

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from varrl_hpsv3 import HPSv3
 
-import varrl_lightning.serving_api  # noqa: F401
+import varrl_lightning.serving.api  # noqa: F401
 from varrl_lightning.rewards.http import HttpReward
 from varrl_lightning.types import Prompt
 

@@ -19,7 +19,8 @@ from varrl_paddleocr import PaddleOCREngine
 from varrl_paddleocr.engine import _bgr, _device, words_of_lines
 from wheel_models import drawn, ink
 
-from varrl_lightning.rendering import LINE_HEIGHT, Sign, render_signs
+from varrl_lightning.policies.lettering_sign import Sign
+from varrl_lightning.pretraining.rendering import LINE_HEIGHT, render_signs
 from varrl_lightning.rewards.ocr_engines import OCREngine, RapidOCREngine, Word
 from varrl_lightning.types import Box
 

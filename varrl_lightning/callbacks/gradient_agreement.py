@@ -1,0 +1,136 @@
+"""Gradient agreement while training goes on."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+import lightning as L
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import Callback
+
+from varrl_lightning.data import TrainingBatches
+from varrl_lightning.gradient_agreement.meter import LEAST, AgreementMeter, Measured, independent_batches
+from varrl_lightning.gradient_agreement.variants import Variant, own_stages, read_variants, variants_of
+from varrl_lightning.prompts.batches import as_prompts
+from varrl_lightning.types import Prompt
+
+
+class GradientAgreement(Callback):
+    """Logs `agreement/NAME/cosine`, its `standard_error` and `signal` every so many training steps; see `AgreementMeter`.
+
+    With `per_scale` also `.../scale_t`, t from 0; of all variants but the first, `difference` and `difference_standard_error`. Each
+    time the same prompts and noise are taken, so that two measurements differ by the policy alone. Weights, optimizer, counters and
+    the noise of training stay as they are. One process only.
+
+    Args:
+        every_n_steps: training steps from one measurement to the next.
+        batches: independent batches, at least 3: their gradients cost about as much as so many training steps for each variant.
+        prompts: prompts in a batch; as in training when None. They are the training prompts of PromptDataModule; of another
+            loader, those that training has seen so far.
+        variants: what `variants_of` takes, or a file of it; the stages of the cycle when None.
+        per_scale, kl, parameters, blocks, seed: as of the command `varrl agreement`.
+
+    Raises:
+        ValueError: on a value out of its range.
+    """
+
+    def __init__(
+        self,
+        every_n_steps: int = 100,
+        batches: int = 16,
+        prompts: int | None = None,
+        variants: str | Mapping[str, Mapping[str, Any]] | None = None,
+        per_scale: bool = False,
+        kl: bool = False,
+        parameters: str | None = None,
+        blocks: int = 20,
+        seed: int = 0,
+    ) -> None:
+        if every_n_steps < 1:
+            raise ValueError(f"every_n_steps must be at least 1, got {every_n_steps}")
+        if batches < LEAST:
+            raise ValueError(f"batches must be at least {LEAST}, to have a standard error, got {batches}")
+        if prompts is not None and prompts < 1:
+            raise ValueError(f"prompts must be at least 1 in a batch, got {prompts}")
+        if blocks < 2:
+            raise ValueError(f"blocks must be at least 2, to leave one out, got {blocks}")
+        self.every_n_steps, self.batches, self.prompts = every_n_steps, batches, prompts
+        self.described = read_variants(variants) if isinstance(variants, str) else variants
+        self.per_scale, self.kl, self.parameters, self.blocks, self.seed = per_scale, kl, parameters, blocks, seed
+        self._variants: list[Variant] = []
+        self._seen: dict[str, Prompt] = {}
+        self._names: set[str] = set()
+
+    def setup(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
+        """Refuse what cannot be measured.
+
+        Raises:
+            MisconfigurationException: under several processes, or where weights are sharded.
+        """
+        parallel = pl_module.parallel
+        if stage == "fit" and (trainer.world_size > 1 or parallel.kind not in ("single", "ddp")):
+            raise MisconfigurationException(
+                f"GradientAgreement measures on one process that holds all weights, but there are {trainer.world_size} under "
+                f"{parallel.kind}; leave it out, and run 'varrl agreement --ckpt_path FILE' on a checkpoint"
+            )
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+        """Build the variants, so that a mistake in them shows before the first step.
+
+        Raises:
+            ValueError: on a variant that cannot be, or more prompts in a batch than there are.
+        """
+        if self.described is None:
+            self._variants = own_stages(pl_module, self.kl)
+        else:
+            self._variants = variants_of(pl_module, self.described, self.kl)
+        self._meter()
+        if self.prompts is not None and isinstance(trainer.train_dataloader, TrainingBatches):
+            independent_batches(trainer.train_dataloader.prompts, self.batches, self.prompts, self.seed)
+
+    def on_train_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: Any,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Measure, when it is time."""
+        if not isinstance(trainer.train_dataloader, TrainingBatches):
+            self._seen |= {prompt.id: prompt for prompt in as_prompts(batch)}
+        # Lightning repeats the last value of a name that a step does not log.
+        found = dict.fromkeys(self._names, math.nan)
+        if pl_module.rollouts_done % self.every_n_steps == 0:
+            found |= self._measure(trainer, len(as_prompts(batch)))
+            self._names |= found.keys()
+        if found:
+            pl_module.log_dict(found, batch_size=1)
+
+    def _measure(self, trainer: L.Trainer, size: int) -> dict[str, float]:
+        loader, size = trainer.train_dataloader, self.prompts or size
+        prompts = loader.prompts if isinstance(loader, TrainingBatches) else list(self._seen.values())
+        sizes = Counter(prompt.size for prompt in prompts)
+        prompts = [prompt for prompt in prompts if sizes[prompt.size] >= size]
+        if not prompts:
+            warnings.warn(f"GradientAgreement: training has not yet seen {size} different prompts of one size", stacklevel=2)
+            return {}
+        meter = self._meter()
+        with trainer.precision_plugin.forward_context():
+            for batch in independent_batches(prompts, self.batches, size, self.seed):
+                meter.add(batch)
+        return {name: value for row in meter.measured() for name, value in _named(row, row.variant == self._variants[0].name)}
+
+    def _meter(self) -> AgreementMeter:
+        return AgreementMeter(self._variants, self.seed, min(self.blocks, self.batches), self.per_scale, self.parameters)
+
+
+def _named(row: Measured, first: bool) -> list[tuple[str, float]]:
+    """Names in the log and their values."""
+    shown = ["cosine", "standard_error", "signal"] + ([] if first else ["difference", "difference_standard_error"])
+    scale = "" if row.scale is None else f"/scale_{row.scale}"
+    return [(f"agreement/{row.variant}/{name}{scale}", getattr(row, name)) for name in shown]

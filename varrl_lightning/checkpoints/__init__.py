@@ -1,0 +1,1 @@
+"""A checkpoint's way: saved whole, checked, restored."""

@@ -1,0 +1,232 @@
+"""Checkpoints that are saved whole or not at all, under every strategy.
+
+`last.ckpt` is a file, or a link to a folder where the strategy shards its checkpoints. A new one is written beside it as `.last.1`,
+`.last.2`, ..., brought to the disk, and takes the name in one step: a process that is killed at any time leaves the former or the
+new one. What killed saves have left is removed by the next save.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import socket
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import lightning as L
+
+from varrl_lightning.errors import RankError, SaveError
+from varrl_lightning.strategies import Parallel, parallel_of
+from varrl_lightning.strategies.write_checkpoint import write_checkpoint
+
+T = TypeVar("T")
+EARLIER = ".earlier"
+"""Suffix of the checkpoints that an earlier run has left in the folder."""
+_TORCH_COULD_NOT_WRITE = ("inline_container", "iostream error", "write():", "PytorchStreamWriter")
+
+
+def save_whole(trainer: L.Trainer, path: Path) -> None:
+    """Save the Trainer's state under a name; called on every process.
+
+    Raises:
+        SaveError: when some process cannot write: a full disk, a quota, missing rights; says how much room there is and is needed.
+        RankError: when another process failed otherwise.
+    """
+    parallel = parallel_of(trainer)
+    room = _DiskReport(path)
+    first = parallel.rank == 0
+    try:
+        part = next(name for name in _together(parallel, lambda: _free_name(path) if first else None, room) if name)
+        _together(parallel, lambda: write_checkpoint(trainer, part), room)
+        _together(parallel, lambda: _flush(part), room)
+        _together(parallel, lambda: _publish(part, path) if first else None, room)
+    except BaseException:
+        if first:
+            remove_leftovers(path)
+        raise
+
+
+def remove_leftovers(path: Path) -> None:
+    """Remove what killed saves of a checkpoint have left beside it."""
+    linked = {link.resolve() for link in (path, _earlier(path)) if link.is_symlink()}
+    for leftover in _parts(path):
+        if leftover.resolve() not in linked or leftover.is_symlink():
+            _remove(leftover)
+
+
+def set_aside(path: Path, given: Path | None = None) -> None:
+    """Rename an earlier run's checkpoint, so that it is neither taken for this run's nor lost.
+
+    Args:
+        given: what this run goes on from; where that was set aside itself, the two change places.
+    """
+    if not (path.is_symlink() or path.exists()):
+        return
+    if given is not None and _earlier(path).resolve() == given.resolve():
+        spare = path.with_name(f".{path.name}.swapped")
+        os.replace(_earlier(path), spare)
+        os.replace(path, _earlier(path))
+        os.replace(spare, path)
+    else:
+        _rename_aside(path)
+    remove_leftovers(path)
+
+
+# --- names --------------------------------------------------------------------------------------------------------------------
+
+
+def _earlier(path: Path) -> Path:
+    return path.with_name(path.name + EARLIER)
+
+
+def _rename_aside(path: Path) -> None:
+    _remove(_earlier(path))
+    os.replace(path, _earlier(path))
+
+
+def _parts(path: Path) -> list[Path]:
+    """`.last.7` and what is on the way to it, `.last.7.link` or `.last.7.part`, of `last.ckpt`; hidden, to be nobody else's."""
+    pattern = re.compile(rf"\.{re.escape(path.stem)}\.\d+(\.(link|part))?")
+    return [p for p in path.parent.iterdir() if pattern.fullmatch(p.name)] if path.parent.is_dir() else []
+
+
+def _free_name(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(path)
+    taken = [int(p.name.removeprefix(f".{path.stem}.").split(".")[0]) for p in _parts(path)]
+    return path.with_name(f".{path.stem}.{max(taken, default=0) + 1}")
+
+
+# --- the disk -----------------------------------------------------------------------------------------------------------------
+
+
+def _flush(path: Path) -> None:
+    """To the disk: a name must not outlive what it names when the power fails. On every process: each may be on another machine."""
+    if path.is_dir():
+        for part in path.rglob("*"):
+            _sync(part)
+    if path.exists():
+        _sync(path)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _publish(part: Path, path: Path) -> None:
+    """Give the new checkpoint its name, in one step; remove the former."""
+    if path.is_dir() and not path.is_symlink():  # a copied run: links were followed
+        _rename_aside(path)
+    if part.is_dir():
+        link = part.with_name(part.name + ".link")
+        link.symlink_to(part.name)
+        os.replace(link, path)
+    else:
+        os.replace(part, path)
+    with suppress(OSError):  # it is saved; what some network folders refuse now is tidying
+        _sync(path.parent)
+        remove_leftovers(path)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _size(path: Path) -> int:
+    """Bytes of a file, or of a folder's files."""
+    files = [p for p in path.rglob("*") if p.is_file()] if path.is_dir() else [path] if path.is_file() else []
+    return sum(p.stat().st_size for p in files)
+
+
+# --- when it fails ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Problem:
+    """What went wrong on a process; `written` bytes of the new checkpoint were there by then."""
+
+    text: str
+    disk: bool
+    host: str
+    written: int = 0
+    free: int = 0
+
+
+class _DiskReport:
+    """What to say of the room for a checkpoint."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def problem(self, error: Exception) -> _Problem:
+        """Describe an error, before the unfinished checkpoint is removed."""
+        reason = _disk_reason(error)
+        text = reason or f"{type(error).__name__}: {error}"
+        problem = _Problem(text, reason is not None, socket.gethostname())
+        with suppress(OSError):  # whatever can be found out
+            problem.written = max(map(_size, _parts(self.path)), default=0)
+            there = next(folder for folder in self.path.absolute().parents if folder.is_dir())
+            problem.free = shutil.disk_usage(there).free
+        return problem
+
+    def message(self, problems: dict[int, _Problem], world_size: int) -> str:
+        """For the user."""
+        said = {p.text: f"rank {rank} on {p.host}: " if world_size > 1 else "" for rank, p in reversed(problems.items())}
+        what = "\n  ".join(f"{who}{text}" for text, who in said.items())
+        free = min(p.free + p.written for p in problems.values())
+        needed = max(_size(self.path), *(p.written for p in problems.values()))
+        kept = "The checkpoint before it is untouched." if self.path.exists() else "There is none before it."
+        return (
+            f"the checkpoint {self.path} could not be saved: {what}\n"
+            f"It needs {_bytes(needed)} or more beside the former one; {_bytes(free)} are free, quotas and limits apart. {kept} "
+            "Make room, or see to the rights of the folder; or begin in another with trainer.default_root_dir."
+        )
+
+
+def _together(parallel: Parallel, work: Callable[[], T], room: _DiskReport) -> list[T]:
+    """Do something on every process; if some fail, every one raises, and the unfinished checkpoint is still there."""
+    result: Any = None
+    error: Exception | None = None
+    try:
+        result = work()
+    except Exception as raised:
+        error = raised
+    answers = parallel.gather((result, error and room.problem(error)))
+    problems = {rank: problem for rank, (_, problem) in enumerate(answers) if problem}
+    if not problems:
+        return [answer for answer, _ in answers]
+    if all(problem.disk for problem in problems.values()):
+        raise SaveError(room.message(problems, parallel.world_size)) from error
+    if error is not None and parallel.world_size == 1:
+        raise error
+    raise RankError("\n".join(f"rank {rank}: {problem.text}" for rank, problem in problems.items())) from error
+
+
+def _disk_reason(error: BaseException | None) -> str | None:
+    """Why the system refused to write, if that is what happened: torch may hide it behind an error of its own."""
+    while error is not None:
+        if isinstance(error, OSError):
+            return error.strerror or str(error)
+        if isinstance(error, RuntimeError) and any(sign in str(error) for sign in _TORCH_COULD_NOT_WRITE):
+            return _disk_reason(error.__context__) or str(error).splitlines()[0]
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def _bytes(number: int) -> str:
+    value, units = float(number), ["bytes", "kB", "MB", "GB", "TB"]
+    while value >= 1000 and len(units) > 1:
+        value /= 1000
+        units.pop(0)
+    return f"{value:.0f} {units[0]}" if units[0] == "bytes" else f"{value:.1f} {units[0]}"

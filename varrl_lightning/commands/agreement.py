@@ -1,0 +1,246 @@
+"""`varrl agreement`: how far gradients of independent batches agree, for each variant of the method, with standard errors."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import json
+import math
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from varrl_lightning.checkpoints.checking import load_checkpoint
+from varrl_lightning.commands.fit_config import ParsedConfig
+from varrl_lightning.commands.user_errors import FAILED, reraise_as, run_command
+from varrl_lightning.errors import ConfigError, StartError
+from varrl_lightning.gradient_agreement.meter import AgreementMeter, Measured, independent_batches
+from varrl_lightning.gradient_agreement.variants import own_stages, read_variants, variants_of
+from varrl_lightning.module import VARGRPO
+from varrl_lightning.policies.base import VARPolicy
+from varrl_lightning.types import Prompt
+
+HELP = """usage: varrl agreement --config FILE [--variants FILE] [--ckpt_path FILE] [--batches N] [--prompts P] [--seed N]
+                       [--per_scale] [--kl] [--parameters PATTERN] [--blocks N] [--device NAME] [--output FOLDER]
+                       [--model.ARGUMENT VALUE ...]
+
+Measures the mean cosine between the gradients of independent batches, as 'varrl fit' with the same arguments would compute them,
+before clipping, without training:
+  --variants    a YAML file that maps names to what differs: a stage (prefix, suffix, all) and arguments of the model; 'agreement'
+                is one that comes with the package. Without it, the stages of the configuration
+  --ckpt_path   measure at a checkpoint of a run, not at the start
+  --batches     independent batches, at least 3; 200 by default
+  --prompts     prompts in a batch; data.batch_size by default. None comes again before all training prompts have been drawn
+  --seed        of the order of prompts and of the noise; 0 by default
+  --per_scale   each scale's part of the loss as well, by a backward pass of its own
+  --kl          with the KL to the reference; without it the policy term alone
+  --parameters  pattern of names of the parameters that count, as in 'blocks.*'; all that are trained by default
+  --blocks      for the standard error, batches are left out in so many blocks; 20 by default
+  --device      cpu, cuda, ...; by default cuda where there is one, unless trainer.accelerator is cpu
+  --output      a folder for agreement.json and agreement.csv, written after each tenth of the batches and at the end, in place of
+                what an earlier measurement has left there
+All variants see the same prompts and noise; differences are to the first one, with the standard error of paired differences.
+One process measures, in the precision of the weights. Ctrl-C ends with the batch in hand and reports what has been measured."""
+RANKS = ("WORLD_SIZE", "SLURM_NTASKS")
+ONE_PRESS = 1.0
+"""Seconds: `timeout -s INT` and some shells signal a process and then its group, which is one request."""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Those of `fit`, and its own."""
+    if {"-h", "--help"} & set(arguments):
+        print(HELP)
+        return 0
+    own = argparse.ArgumentParser(exit_on_error=False, allow_abbrev=False, add_help=False)
+    for name in ("--variants", "--parameters", "--device", "--output"):
+        own.add_argument(name)
+    for name, value in (("--batches", 200), ("--prompts", None), ("--seed", 0), ("--blocks", 20)):
+        own.add_argument(name, type=int, default=value)
+    for name in ("--per_scale", "--kl"):
+        own.add_argument(name, action="store_true")
+
+    def run() -> int:
+        with reraise_as(ConfigError, argparse.ArgumentError):
+            asked, rest = own.parse_known_args(arguments)
+        return _measure(asked, ParsedConfig(["fit", *rest]))
+
+    return run_command(run)
+
+
+def _measure(asked: argparse.Namespace, config: ParsedConfig) -> int:
+    _refuse_ranks()
+    with reraise_as(ConfigError, ValueError, OSError):
+        described = None if asked.variants is None else read_variants(asked.variants)
+    model, data = config.build()
+    with reraise_as(StartError, ValueError, OSError, RuntimeError):
+        model.to(_device(asked.device, config.get("trainer.accelerator")))
+        if isinstance(model.reference, VARPolicy):
+            model.reference.to(model.policy.device)
+        data.setup("fit")
+        data.train_dataloader()  # says what to set where there are no training prompts
+        if checkpoint := config.get("ckpt_path"):
+            load_checkpoint(checkpoint, model, model.saved_tensors())
+    with reraise_as(ConfigError, ValueError):
+        meter = _meter(model, described, asked)
+        size = data.batch_size if asked.prompts is None else asked.prompts
+        batches = independent_batches(data.prompts["train"], asked.batches, size, asked.seed)
+    with reraise_as(StartError, ValueError):
+        model.check_prompts([prompt for batch in batches for prompt in batch])
+    folder = _made(asked.output)
+    _say(f"{len(meter.variants)} variants, {meter.size} parameters; sums take up to {meter.bytes_held / 2**20:.0f} MiB")
+    about = {name: getattr(asked, name) for name in ("variants", "batches", "seed", "per_scale", "kl", "parameters", "blocks")}
+    about |= {"prompts": size, "checkpoint": checkpoint}
+
+    def keep() -> bool:
+        return folder is None or _written(meter, about, folder)
+
+    _run(meter, batches, keep)
+    status = _report(meter)
+    if not keep():
+        return FAILED
+    if folder is not None:
+        print(f"\nagreement.json and agreement.csv are in {folder}")
+    return status
+
+
+def _refuse_ranks() -> None:
+    for name in RANKS:
+        if os.environ.get(name, "1") not in ("", "1"):
+            raise ConfigError(f"agreement measures on one process, but {name} is {os.environ[name]}: start it without a launcher")
+
+
+def _device(asked: str | None, accelerator: Any) -> torch.device:
+    if asked is not None:
+        return torch.device(asked)
+    return torch.device("cuda" if accelerator != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def _meter(model: VARGRPO, described: Any, asked: argparse.Namespace) -> AgreementMeter:
+    if asked.kl and model.reference is None:
+        raise ConfigError("--kl: the configuration has no KL, its model.kl_coef is 0")
+    variants = own_stages(model, asked.kl) if described is None else variants_of(model, described, asked.kl)
+    return AgreementMeter(variants, asked.seed, min(asked.blocks, max(asked.batches, 2)), asked.per_scale, asked.parameters)
+
+
+def _made(output: str | None) -> Path | None:
+    """The folder of `--output`: what cannot be written to is found before the hours of work, not after."""
+    if output is None:
+        return None
+    folder = Path(output)
+    if folder.is_file():
+        raise ConfigError(f"--output {output} is a file; expected a folder")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--output {output} cannot be made: {error.strerror}; give another folder") from error
+    if not os.access(folder, os.W_OK):
+        raise ConfigError(f"--output {output} cannot be written to; give another folder")
+    return folder
+
+
+def _written(meter: AgreementMeter, about: dict[str, Any], folder: Path) -> bool:
+    try:
+        write(meter.measured(), about | {"measured_batches": meter.batches}, folder)
+    except OSError as error:
+        _say(f"could not write to {folder} what has been measured ({error})")
+        return False
+    return True
+
+
+def _run(meter: AgreementMeter, batches: Sequence[list[Prompt]], keep: Callable[[], bool]) -> None:
+    """Measure, and keep what has been measured after each tenth of the batches."""
+    start, tenth = time.monotonic(), -(-len(batches) // 10)
+    with _interruptible() as interrupted:
+        for done, prompts in enumerate(batches, start=1):
+            meter.add(prompts)
+            each = (time.monotonic() - start) / done
+            _say(f"batch {done} of {len(batches)}: {each:.1f} s a batch, {_span(each * (len(batches) - done))} left")
+            if done % tenth == 0 and done < len(batches):
+                keep()
+            if interrupted():
+                return
+
+
+@contextmanager
+def _interruptible() -> Iterator[Callable[[], bool]]:
+    """Within it the first Ctrl-C is remembered, so that every variant has the same batches; a later one ends the program."""
+    asked: list[float] = []
+
+    def remember(number: int, frame: Any) -> None:  # noqa: ARG001
+        if not asked:
+            asked.append(time.monotonic())
+            _say("ending with this batch; Ctrl-C again to give up")
+        elif time.monotonic() - asked[0] > ONE_PRESS:
+            raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, remember)
+    try:
+        yield lambda: bool(asked)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _span(seconds: float) -> str:
+    minutes = math.ceil(seconds / 60)
+    return f"{seconds:.0f} s" if seconds < 90 else f"{minutes} min" if minutes < 90 else f"{minutes / 60:.1f} h"
+
+
+def _say(line: str) -> None:
+    print(f"varrl agreement: {line}", file=sys.stderr, flush=True)
+
+
+def _report(meter: AgreementMeter) -> int:
+    rows = meter.measured()
+    print("\n".join(table(rows)))
+    if all(math.isnan(row.standard_error) for row in rows):
+        print("varrl: too few batches had a gradient: groups without variance teach nothing. See varrl doctor.", file=sys.stderr)
+        return FAILED
+    return 0
+
+
+def table(rows: Sequence[Measured]) -> list[str]:
+    """Lines of a table; ± one standard error. Scales are counted from 1."""
+    head = ("variant", "scales", "A", "K", "cosine", "less the first", "signal", "batches")
+    lines = [head]
+    for row in rows:
+        scales = f"{row.stage.start + 1}-{row.stage.stop}" if row.scale is None else f"{row.scale + 1}"
+        first = row is rows[0] or (row.variant == rows[0].variant)
+        lines.append(
+            (
+                row.variant if row.scale is None else "",
+                scales,
+                str(row.stage.branches),
+                str(row.stage.continuations),
+                _pm(row.cosine, row.standard_error),
+                "" if first else _pm(row.difference, row.difference_standard_error),
+                f"{row.signal:.4f}",
+                f"{row.batches}" + (f" ({row.left_out} without gradient)" if row.left_out else ""),
+            )
+        )
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
+
+
+def _pm(value: float, error: float) -> str:
+    return "" if math.isnan(value) else f"{value:+.4f} ± {error:.4f}"
+
+
+def write(rows: Sequence[Measured], about: dict[str, Any], folder: Path) -> None:
+    """`agreement.json`, with what was asked for, and `agreement.csv`; NaN becomes null or an empty cell. Scales count from 0."""
+    plain = [{key: None if isinstance(x, float) and math.isnan(x) else x for key, x in row.flat().items()} for row in rows]
+    lines = io.StringIO(newline="")
+    writer = csv.DictWriter(lines, list(plain[0]))
+    writer.writeheader()
+    writer.writerows(plain)
+    for name, text in (("json", json.dumps(about | {"rows": plain}, indent=2) + "\n"), ("csv", lines.getvalue())):
+        partial = folder / f"agreement.{name}.partial"
+        partial.write_text(text, encoding="utf-8", newline="")
+        partial.replace(folder / f"agreement.{name}")  # so that whoever looks meanwhile sees it whole

@@ -1,0 +1,66 @@
+"""What `varrl test` leaves: tables beside the paper's rows, and pairs of pictures by category."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from rich.console import Console
+
+from varrl_lightning.callbacks.summary import versions
+from varrl_lightning.evaluation.evaluate import Evaluation
+from varrl_lightning.evaluation.tables import tables, write_results
+from varrl_lightning.figures.pairs import category_figures, choose_pairs
+from varrl_lightning.figures.pictures import save_figure
+from varrl_lightning.prompts.benchmarks import benchmark_of, categories_of
+from varrl_lightning.types import Prompt
+
+ROWS = {
+    "test": "sampler",
+    "test/judge": "sampler, judge",
+    "test/greedy": "greedy",
+    "test/greedy/judge": "greedy, judge",
+}
+NARROWEST_COLUMN = 10
+"""Characters; a table is cut off by a narrow terminal, or a pipe, rather than printed with its numbers cut short."""
+
+
+def draw_pairs(module: Any, prompts: Sequence[Prompt], trainer: L.Trainer) -> Evaluation | None:
+    """Draw and score the prompts of the pairs; None where prompts have no categories, or the chosen ones not one size."""
+    if not categories_of(prompts):
+        return None
+    chosen = [prompts[i] for places in choose_pairs(prompts).values() for i in places]
+    if len({p.size for p in chosen}) > 1:
+        return None
+    module.to(trainer.strategy.root_device)
+    evaluation: Evaluation = module.evaluate(chosen)
+    return evaluation
+
+
+def report_test(
+    collected: Mapping[str, Evaluation],
+    prompts: Sequence[Prompt],
+    pairs: tuple[Evaluation | None, Evaluation | None],
+    folder: Path,
+    about: Mapping[str, Any],
+) -> list[Path]:
+    """Print the tables and write test.json, test.md and pairs_*.png; return what was written."""
+    results = {ROWS[name]: collected[name].results() for name in ROWS if name in collected}
+    results = {name: replace(found, judge=name.endswith("judge")) for name, found in results.items()}
+    found = tables(results, benchmark_of(prompts), len(prompts))
+    about = {**about, "prompts": str(about["prompts"]), "images": len(prompts), "versions": versions()}
+    written = list(write_results(folder, found, about))
+    before, after = pairs
+    if before is not None and after is not None:
+        for number, figure in enumerate(category_figures(before, after), start=1):
+            written.append(folder / f"pairs_{number}.png")
+            save_figure(figure, written[-1])
+    for table in found:
+        width = max(Console().width, 20 + NARROWEST_COLUMN * len(table.columns))
+        Console(file=sys.stdout, width=width).print(table.rich())
+    print("\n".join(map(str, written)))
+    return written

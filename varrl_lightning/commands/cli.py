@@ -1,0 +1,236 @@
+"""fit, validate, test and predict: LightningCLI, with mistakes said before anything is written."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import Callback, Checkpoint, ProgressBar
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from rich.console import Console
+
+from varrl_lightning.callbacks import default_callbacks
+from varrl_lightning.callbacks.requeue import checkpoint_to_load
+from varrl_lightning.callbacks.run_folder import checkpoint_path, dry
+from varrl_lightning.checkpoints.checking import check_checkpoint, load_checkpoint
+from varrl_lightning.checkpoints.saving import set_aside
+from varrl_lightning.commands.benchmark_report import draw_pairs, report_test
+from varrl_lightning.commands.cycle_costs import cost_table, cycle_costs
+from varrl_lightning.commands.user_errors import BUILD_ERRORS, reraise_as, run_command
+from varrl_lightning.configuration.explain import explain
+from varrl_lightning.configuration.files import refuse_keys, resolve_configs
+from varrl_lightning.data import EvaluationBatches, PromptDataModule
+from varrl_lightning.errors import ConfigError, StartError
+from varrl_lightning.figures.predictions import save_images
+from varrl_lightning.loggers import run_loggers
+from varrl_lightning.module import VARGRPO
+from varrl_lightning.strategies import leave_group, parallel_of
+from varrl_lightning.strategies.zero_checkpoints import is_zero_folder
+from varrl_lightning.types import Prompt
+
+OWN_AFFAIR = {"gradient_clip_val": "max_grad_norm", "accumulate_grad_batches": "micro_batch_size"}
+SEEDED = {"model.seed": "seed_everything", "data.seed": "seed_everything"}
+
+
+class VarrlCLI(LightningCLI):
+    """LightningCLI for `VARGRPO` and `PromptDataModule`; one seed, one folder a run, one configuration that counts."""
+
+    def __init__(self, arguments: Sequence[str]) -> None:
+        resolved, self.config_files = resolve_configs(arguments)
+        super().__init__(
+            VARGRPO,
+            PromptDataModule,
+            save_config_kwargs={"overwrite": True},
+            trainer_defaults={"log_every_n_steps": 1, "num_sanity_val_steps": 0, "enable_model_summary": False},
+            args=resolved,
+            auto_configure_optimizers=False,
+        )
+
+    # --- parsing ------------------------------------------------------------------------------------------------------------
+
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        """Errors are raised, not printed with the usage; an option's name is written out."""
+        return super().init_parser(**{"exit_on_error": False, "allow_abbrev": False, **kwargs})
+
+    def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """One seed for all."""
+        parser.add_argument(
+            "--seed_everything", type=int, default=0, help="Seed of the rollouts, of the order of prompts, and of all libraries."
+        )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """The module's and the datamodule's seeds follow."""
+        for target, source in SEEDED.items():
+            parser.link_arguments(source, target)
+
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        if subcommand == "predict":
+            parser.add_argument("--prompt", action="append", default=[], help="A prompt to draw; may be repeated.")
+            parser.add_argument("--output", default="pictures", help="The folder for the pictures.")
+        if subcommand == "test":
+            parser.add_argument("--output", default="test", help="The folder for test.json, test.md and pictures.")
+        return parser
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse; say what is wrong with the closest name."""
+        try:
+            self.config = parser.parse_args(args)
+        except argparse.ArgumentError as error:
+            command = self._subcommand_parsers.get(args[0], parser)
+            raise ConfigError(explain(str(error), command.get_defaults().keys())) from error
+        refuse_keys(self.config_files, SEEDED)
+
+    def _parse_ckpt_path(self) -> None:
+        """Leave the configuration alone: the parent would let a checkpoint's hyper-parameters win over what the user wrote."""
+
+    # --- building -----------------------------------------------------------------------------------------------------------
+
+    def before_instantiate_classes(self) -> None:
+        """Only `fit` writes a run; the other commands would overwrite it."""
+        config = self.config[self.subcommand].trainer
+        for name, instead in OWN_AFFAIR.items():
+            if config[name] not in (None, 1 if name == "accumulate_grad_batches" else 0):
+                raise ConfigError(f"trainer.{name} is not for a module that optimises by hand; use model.{instead}")
+        if self.subcommand != "fit":
+            self.save_config_callback = None
+            config.logger = config.logger or False
+            config.enable_checkpointing = False
+        elif config.default_root_dir is None:
+            config.default_root_dir = self._run_folder()
+
+    def _run_folder(self) -> str:
+        return os.path.join("runs", self.config_files[-1].stem if self.config_files else "varrl")
+
+    def instantiate_classes(self) -> None:
+        """Build everything; an error in here is one in the configuration."""
+        with reraise_as(ConfigError, *BUILD_ERRORS):
+            super().instantiate_classes()
+
+    def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
+        """Add what every run has, unless the configuration brings its own."""
+        config = self.config_init[self.subcommand]
+        folder = config.trainer.default_root_dir or self._run_folder()
+        config.ckpt_path = checkpoint_to_load(config.ckpt_path, folder, fitting=self.subcommand == "fit")
+        if self.subcommand == "fit":
+            self.trainer_defaults["callbacks"] = _missing(config.trainer)
+            if config.trainer.logger in (None, True):
+                kwargs["logger"] = run_loggers(config.trainer.default_root_dir, resume=config.ckpt_path is not None)
+        return super().instantiate_trainer(**kwargs)
+
+    # --- running ------------------------------------------------------------------------------------------------------------
+
+    def before_fit(self) -> None:
+        """All prompts and the checkpoint fit the model, or nothing is written."""
+        with reraise_as(StartError, ValueError, OSError):
+            self.datamodule.setup("fit")
+            self._check_trainer(len(self.datamodule.train_dataloader()))
+            self.model.check_prompts([p for prompts in self.datamodule.prompts.values() for p in prompts])
+        self._check_checkpoint()
+        if self.config_init.fit.ckpt_path is None and self.trainer.is_global_zero and not dry(self.trainer):
+            for name in ("last", "best"):  # now: started again before its first save, this run must not go on from another's
+                set_aside(checkpoint_path(self.trainer, name))
+        costs = cycle_costs(self.model.cycle, self.model.policy.schedule(), self.datamodule.batch_size, self.trainer.world_size)
+        if self.trainer.is_global_zero:
+            Console().print(cost_table(costs))
+
+    def _check_trainer(self, batches: int) -> None:
+        """What the Trainer would refuse too, but after the run folder has been written."""
+        trainer = self.trainer
+        interval = trainer.val_check_interval
+        if isinstance(interval, int) and interval > batches and trainer.check_val_every_n_epoch is not None:
+            raise StartError(
+                f"trainer.val_check_interval is {interval} steps, but a pass over the training prompts has {batches}. "
+                "Lower it, or set trainer.check_val_every_n_epoch to null, so that it counts across passes."
+            )
+
+    def before_validate(self) -> None:
+        """The validation prompts fit."""
+        self._check_prompts("val")
+        self._load_folder()
+
+    def before_test(self) -> None:
+        """The test prompts fit; with a checkpoint to load, the pairs of pictures are drawn without it first."""
+        self._check_prompts("test")
+        self._checkpoint = self.config_init.test.ckpt_path
+        self._before = draw_pairs(self.model, self._prompts("test"), self.trainer) if self._checkpoint else None
+        self._load_folder()
+
+    def after_test(self) -> None:
+        """Tables on the console and in files, and the pairs."""
+        config, prompts = self.config_init.test, self._prompts("test")
+        about = {"checkpoint": self._checkpoint, "prompts": self.datamodule.paths["test"], "seed": self.model.eval_seed}
+        after = None if self._before is None else draw_pairs(self.model, prompts, self.trainer)
+        if self.trainer.is_global_zero:
+            report_test(self.model.collected, prompts, (self._before, after), Path(config.output), about)
+
+    def predict(self, model: L.LightningModule, datamodule: PromptDataModule, **kwargs: Any) -> None:
+        """Draw the prompts of the command line, else those of `data.predict`."""
+        config = self.config_init.predict
+        with reraise_as(StartError, ValueError, OSError):
+            # Numbered, so that a prompt given twice is drawn twice, from different noise.
+            prompts = [Prompt(text, id=f"{text} #{i}") for i, text in enumerate(config.prompt)] or self._prompts("predict")
+            batches = EvaluationBatches(prompts, datamodule.eval_batch_size)
+            for batch in batches:
+                cond = self.model.policy.encode_prompts(batch)
+                self.model.sampling.check(len(cond.schedule))
+        self._check_checkpoint()
+        self._load_folder()
+        options = kwargs | {"return_predictions": True, "ckpt_path": config.ckpt_path}
+        images: Any = self.trainer.predict(model, batches, **options)
+        if self.trainer.is_global_zero:
+            paths, grid = save_images(images, [prompt for batch in batches for prompt in batch], Path(config.output))
+            print(f"{len(paths)} pictures in {config.output}, side by side in {grid}")
+
+    def _prompts(self, kind: str) -> list[Prompt]:
+        self.datamodule.setup(self.subcommand)
+        batches = getattr(self.datamodule, f"{kind}_dataloader")()
+        return [prompt for batch in batches for prompt in batch]
+
+    def _check_prompts(self, kind: str) -> None:
+        with reraise_as(StartError, ValueError, OSError):
+            self.model.check_prompts(self._prompts(kind))
+        self._check_checkpoint()
+
+    def _check_checkpoint(self) -> None:
+        path = self.config_init[self.subcommand].ckpt_path
+        if path not in (None, "best", "last", "hpc") and not str(path).startswith("registry"):
+            with reraise_as(StartError, ValueError, OSError):
+                check_checkpoint(path, self.model, self.model.saved_tensors())
+
+    def _load_folder(self) -> None:
+        """Load a sharded run's checkpoint here, where the Trainer's strategy reads files alone; DeepSpeed's always, whose engine
+        loads it only to train.
+        """
+        config = self.config_init[self.subcommand]
+        path = Path(config.ckpt_path or "")
+        if path.is_dir() and config.ckpt_path and (is_zero_folder(path) or not parallel_of(self.trainer).saves_folders):
+            with reraise_as(StartError, ValueError, OSError):
+                load_checkpoint(config.ckpt_path, self.model, self.model.saved_tensors())
+            config.ckpt_path = None
+
+
+def _missing(trainer: Any) -> list[Callback]:
+    """The default callbacks, without those that the configuration brings itself or has switched off."""
+    configured = trainer.callbacks if isinstance(trainer.callbacks, list) else [trainer.callbacks]
+    off = tuple(
+        kind
+        for kind, wanted in ((ProgressBar, trainer.enable_progress_bar), (Checkpoint, trainer.enable_checkpointing))
+        if wanted is False or (kind is ProgressBar and any(isinstance(c, ProgressBar) for c in configured))
+    )
+    return [c for c in default_callbacks() if not isinstance(c, off) and type(c) not in map(type, configured)]
+
+
+def main(arguments: Sequence[str]) -> int:
+    """One of LightningCLI's commands and its arguments."""
+
+    def run() -> int:
+        VarrlCLI(arguments)
+        leave_group()
+        return 0
+
+    return run_command(run)

@@ -1,0 +1,105 @@
+"""`varrl doctor`: six things that otherwise go wrong silently, checked on a real rollout before any training."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
+
+import torch
+
+from varrl_lightning.checkpoints.checking import load_checkpoint
+from varrl_lightning.commands.doctor_checks import (
+    Finding,
+    draw_stages,
+    dropout_is_off,
+    plugins_load,
+    ratio_is_one,
+    reward_runs,
+    sampler_is_teacher_forcing,
+    weights_are_strict,
+)
+from varrl_lightning.commands.doctor_memory import report_memory
+from varrl_lightning.commands.fit_config import ParsedConfig
+from varrl_lightning.commands.user_errors import FAILED, reraise_as, run_command
+from varrl_lightning.errors import ConfigError, StartError
+
+CHECKS = ("plugins", "weights", "ratio", "sampler", "dropout", "reward")
+PROMPTS = 2
+HELP = """usage: varrl doctor --config FILE [--json] [--ckpt_path FILE] [--memory [--memory-limit GIB]] [--model.ARGUMENT VALUE ...]
+
+Checks what 'varrl fit' with the same arguments would train, without training:
+  plugins  rewards and mask source load
+  weights  every tensor of the policy comes from a file
+  ratio    before the first step the probability ratio is 1
+  sampler  the sampler and teacher forcing agree, scale by scale
+  dropout  nothing random is left in the policy
+  reward   the reward scores a real rollout, and how long it takes
+With --memory, instead: what each phase of a training step takes of a device's memory, foretold without a GPU and for public models
+without their weights; and which setting to turn when it does not fit the GPU found here, or --memory-limit GiB.
+Exit status 0 when all pass, 1 when one fails, 2 when the configuration is wrong."""
+
+
+def examine(config: ParsedConfig) -> Iterator[Finding]:
+    """The six checks in order; after one that leaves nothing to go on with, the rest is reported as not made."""
+    yield (plugins := _made("plugins", lambda: plugins_load(config.get("model.reward"), config.get("model.mask_source"))))
+    yield (weights := _made("weights", lambda: weights_are_strict(config.build_policy)))
+    if not plugins.passed or weights.figure == "it failed":
+        yield from (Finding(name, False, "not checked", "Mend what is above first.") for name in CHECKS[2:])
+        return
+    model, data = config.build()
+    with reraise_as(StartError, ValueError, OSError):
+        data.setup("fit")
+        prompts = next(iter(data.train_dataloader()))[:PROMPTS]
+        model.check_prompts(prompts)
+        if checkpoint := config.get("ckpt_path"):
+            load_checkpoint(checkpoint, model, model.saved_tensors())
+    with torch.no_grad():
+        rollouts = draw_stages(model, prompts)
+        yield ratio_is_one(model, rollouts)
+        yield sampler_is_teacher_forcing(model, rollouts)
+        yield dropout_is_off(model, rollouts[0])
+        yield reward_runs(model, rollouts[0])
+
+
+def _made(name: str, check: Callable[[], Finding]) -> Finding:
+    """A check of what a user brings, which may raise anything."""
+    try:
+        return check()
+    except Exception as error:
+        return Finding(name, False, "it failed", f"{type(error).__name__}: {error}")
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Those of `fit`, and `--json`."""
+    if {"-h", "--help"} & set(arguments):
+        print(HELP)
+        return 0
+    own = argparse.ArgumentParser(exit_on_error=False, allow_abbrev=False, add_help=False)
+    own.add_argument("--json", action="store_true")
+    own.add_argument("--memory", action="store_true")
+    own.add_argument("--memory-limit", type=float)
+
+    def run() -> int:
+        with reraise_as(ConfigError, argparse.ArgumentError):
+            asked, rest = own.parse_known_args(arguments)
+        config = ParsedConfig(["fit", *rest])
+        if asked.memory or asked.memory_limit is not None:
+            return report_memory(config, asked.memory_limit, asked.json)
+        return _report(examine(config), as_json=asked.json)
+
+    return run_command(run)
+
+
+def _report(findings: Iterator[Finding], as_json: bool) -> int:
+    found = []
+    for finding in findings:
+        found.append(finding)
+        if not as_json:
+            print(f"{'pass' if finding.passed else 'FAIL'}  {finding.check:<8} {finding.figure}", flush=True)
+            if finding.advice:
+                print("\n".join(f"      {line}" for line in finding.advice.splitlines()), flush=True)
+    if as_json:
+        print(json.dumps([asdict(finding) for finding in found], indent=2))
+    return 0 if all(finding.passed for finding in found) else FAILED

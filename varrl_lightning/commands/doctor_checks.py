@@ -1,0 +1,176 @@
+"""What the doctor looks at: each check takes something apart and says what it found, in one line."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from varrl_lightning.errors import RewardError
+from varrl_lightning.grpo.rollout import prompt_keys, sample_tree
+from varrl_lightning.module import VARGRPO
+from varrl_lightning.policies.base import VARPolicy
+from varrl_lightning.policies.lora import base_tensors
+from varrl_lightning.registry import MASK_SOURCES, build
+from varrl_lightning.rewards.weighted import WeightedRewards
+from varrl_lightning.types import Prompt, Rollout, Score
+
+SAME_PATH = 1e-5
+"""Nats per token by which two passes of teacher forcing may differ in fp32."""
+TWO_PATHS = 1e-4
+"""The same for sampler and teacher forcing: where logits are 25, fp32 makes up to 3e-5, a wrong position or cache .01 and more."""
+RARE = 1e-3
+"""Share of tokens that may differ by more: of two codes as good as equal at the edge of top-k, either may fall out."""
+Weights = Mapping[str, tuple[float, float]]
+Gaps = dict[int, list[Tensor]]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What one check found.
+
+    Args:
+        check: its name.
+        passed: False also when it could not be made.
+        figure: what was measured.
+        advice: what to do, empty when it passed.
+    """
+
+    check: str
+    passed: bool
+    figure: str
+    advice: str = ""
+
+
+def plugins_load(reward: Any, mask_source: Any) -> Finding:
+    """The rewards and the mask source are installed, can be imported and built."""
+    rewards = WeightedRewards.from_spec(reward)
+    source = build(MASK_SOURCES, mask_source)
+    terms = ", ".join(f"{name} ({type(term.reward).__name__}, weight {term.weight:g})" for name, term in rewards.terms.items())
+    return Finding("plugins", True, f"rewards: {terms}; mask source: {type(source).__name__}")
+
+
+def weights_are_strict(load: Callable[[], VARPolicy]) -> Finding:
+    """Loading twice, from different states of the random generator, gives the same weights: none is left at its random start."""
+    torch.manual_seed(1)
+    first = fingerprints(load())
+    torch.manual_seed(2)
+    second = fingerprints(load())
+    random = sorted(name for name in first if first[name] != second[name])
+    if not random:
+        return Finding("weights", True, f"{len(first)} tensors, all of them loaded")
+    shown = ", ".join(random[:4]) + (", ..." if len(random) > 4 else "")
+    return Finding(
+        "weights",
+        False,
+        f"{len(random)} of {len(first)} tensors are random: {shown}",
+        "They differ from one load to the next, so no file holds them. Build the policy by its from_pretrained, and have that load "
+        "every key strictly.",
+    )
+
+
+def fingerprints(policy: VARPolicy) -> Weights:
+    """Two sums of every tensor of a policy and of its frozen parts: enough to tell weights apart without keeping them."""
+    frozen = {f"{part}.{name}": t for part, module in policy._frozen[0].items() for name, t in module.state_dict().items()}
+    # Without an adapter, which begins at random, as it should: in product with zero.
+    tensors = {f"transformer.{name}": t for name, t in base_tensors(policy).items()} | frozen
+    return {name: _sums(t.double().flatten()) for name, t in tensors.items()}
+
+
+def _sums(x: Tensor) -> tuple[float, float]:
+    place = torch.arange(1, x.numel() + 1, dtype=x.dtype, device=x.device)
+    return float(x.sum()), float((x * place.sqrt()).sum())
+
+
+def draw_stages(model: VARGRPO, prompts: Sequence[Prompt]) -> list[Rollout]:
+    """One rollout of each different stage of the cycle."""
+    keys = prompt_keys(model.seed, 0, prompts, model.policy.device)
+    stages = dict.fromkeys(model.cycle)
+    return [sample_tree(model.policy, prompts, s, model.sampling, keys, model.images_at_once) for s in stages]
+
+
+def ratio_is_one(model: VARGRPO, rollouts: Sequence[Rollout]) -> Finding:
+    """Before the first step the ratio of new to old probability is 1, however the branches are cut into micro-batches."""
+    gaps: Gaps = {}
+    for rollout in rollouts:
+        whole = _log_probs(model, rollout, model.score)
+        rows = len(rollout.prompts) * rollout.stage.branches
+        with torch.enable_grad():  # the path of training: logits are recomputed
+            parts = _log_probs(model, rollout, model.score, model._micro_batch_size or max(rows // 2, 1))
+        _compare(gaps, rollout, whole, parts)
+    advice = "Two passes over the same tokens disagree. Look for dropout, batch statistics, or less than fp32 in the policy."
+    return _agreement("ratio", "|log ratio| of drawn tokens", gaps, SAME_PATH, advice)
+
+
+def sampler_is_teacher_forcing(model: VARGRPO, rollouts: Sequence[Rollout]) -> Finding:
+    """The probability that the sampler drew a token with is the one that teacher forcing gives it, scale by scale."""
+    gaps: Gaps = {}
+    for rollout in rollouts:
+        _compare(gaps, rollout, rollout.log_probs, _log_probs(model, rollout, Score("sampler", model.sampling)))
+    advice = "It begins at scale {}. Compare what scale_features gives there for one scale and for all: cache, positions, latent."
+    return _agreement("sampler", "difference to teacher forcing", gaps, TWO_PATHS, advice)
+
+
+def _compare(gaps: Gaps, rollout: Rollout, one: Sequence[Tensor], other: Sequence[Tensor]) -> None:
+    for scale, (a, b) in enumerate(zip(one, other, strict=True), start=rollout.stage.start):
+        gaps.setdefault(scale, []).append((a - b).abs().flatten())
+
+
+def _agreement(check: str, what: str, gaps: Gaps, bound: float, advice: str) -> Finding:
+    """Whether differences in nats are within bounds on every scale; `{}` in the advice is the first where they are not."""
+    by_scale = {scale + 1: torch.cat(found) for scale, found in sorted(gaps.items())}
+    wrong = [scale for scale, gap in by_scale.items() if float((gap <= bound).float().mean()) < 1 - RARE]
+    largest = ", ".join(f"{scale}: {float(gap.max()):.1e}" for scale, gap in by_scale.items())
+    figure = f"largest {what} by scale: {largest} (bound {bound:.0e})"
+    return Finding(check, not wrong, figure, advice.format(wrong[0]) if wrong else "")
+
+
+def _log_probs(model: VARGRPO, rollout: Rollout, score: Score, rows_at_once: int | None = None) -> list[Tensor]:
+    stage = rollout.stage
+    cond = model.policy.encode_prompts(rollout.prompts).repeat(stage.branches)
+    step = rows_at_once or len(cond)
+    parts = []
+    for first in range(0, len(cond), step):
+        rows = slice(first, first + step)
+        tokens = [t[rows] for t in rollout.tokens]
+        scored = model.policy(tokens, cond.rows(rows), stage.start, stage.stop, score=score)
+        parts.append([x.detach() for x in scored.log_prob])
+    return [torch.cat(scales) for scales in zip(*parts, strict=True)]
+
+
+def dropout_is_off(model: VARGRPO, rollout: Rollout) -> Finding:
+    """No part of the policy is in training mode, and two passes give bit for bit the same."""
+    model.train()
+    training = [name or "the policy itself" for name, module in model.policy.named_modules() if module.training]
+    passes = zip(_log_probs(model, rollout, model.score), _log_probs(model, rollout, model.score), strict=True)
+    same = all(torch.equal(a, b) for a, b in passes)
+    return Finding(
+        "dropout",
+        not training and same,
+        f"{len(training)} modules in training mode, two passes {'are' if same else 'are not'} identical",
+        ""
+        if not training and same
+        else f"In training mode: {', '.join(training[:4]) or 'none'}. Keep the policy in eval mode, without any kind of dropout.",
+    )
+
+
+def reward_runs(model: VARGRPO, rollout: Rollout) -> Finding:
+    """The rewards score a rollout, and how long that takes."""
+    try:
+        model.rewards.score_all(rollout.images[:1], rollout.image_prompts[:1])  # engines load on the first call
+        start = time.perf_counter()
+        scores = model.rewards.total(model.rewards.score_all(rollout.images, rollout.image_prompts))
+        took = (time.perf_counter() - start) / len(rollout.images)
+    except RewardError as error:
+        return Finding("reward", False, "it failed", str(error))
+    usable = scores.values[scores.usable]
+    count = f"{len(usable)} of {len(scores.values)} images scored, {1000 * took:.1f} ms an image"
+    if len(usable) < 2:
+        return Finding("reward", False, count, "A group needs two scores. See why the reward gives None or NaN.")
+    spread = f"mean {usable.mean():.3f}, standard deviation {usable.std():.3f}"
+    alike = "" if usable.std() > 1e-6 else "; all alike: from such a group nothing is learnt"
+    return Finding("reward", True, f"{count}; {spread}{alike}")

@@ -1,0 +1,110 @@
+"""`varrl export`: the trained weights as one file, in the layout that the model's own code reads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from varrl_lightning.checkpoints.checking import load_checkpoint
+from varrl_lightning.commands.fit_config import ParsedConfig
+from varrl_lightning.commands.user_errors import reraise_as, run_command
+from varrl_lightning.errors import ConfigError, StartError
+from varrl_lightning.policies.base import VARPolicy
+from varrl_lightning.policies.lora import merged_tensors
+from varrl_lightning.weights.sizes import DTYPES, dtype_named
+
+SUFFIXES = (".safetensors", ".pth")
+WEIGHTS = ("trained", "average")
+HELP = """usage: varrl export --config FILE --ckpt_path FILE --output FILE [--dtype float32|bfloat16|float16]
+                    [--weights trained|average]
+
+Writes the policy of a run as one file in its family's published layout, so that its public code and from_pretrained load it:
+  --config     config.yaml of the run's folder
+  --ckpt_path  a checkpoint of the run; without one the policy as it was before training
+  --output     a new file, .safetensors or .pth
+  --dtype      of the weights; by default as they were trained
+  --weights    the trained ones, or their average of a run with ema_decay; trained by default
+An adapter (LoRA) is merged into the weights."""
+
+
+def export_policy(policy: VARPolicy, path: str | Path, dtype: torch.dtype | None = None) -> Path:
+    """Write a policy's transformer, adapter merged, in the published layout of its family.
+
+    Args:
+        path: a file that does not exist, .safetensors or .pth.
+        dtype: of the floating-point weights; their own when None.
+
+    Raises:
+        ValueError: when the file exists, or has another ending.
+    """
+    path = Path(path)
+    if path.suffix not in SUFFIXES:
+        raise ValueError(f"the output must end in {' or '.join(SUFFIXES)}, got {path}")
+    if path.exists():
+        raise ValueError(f"{path} exists; give another name, or remove it first")
+    trained = {name: _portable(x, dtype) for name, x in merged_tensors(policy).items()}
+    # What a family adds is no trained weight, and may need all its digits.
+    tensors = {name: _portable(x, None) for name, x in policy.published(trained).items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}.part")
+    if path.suffix == ".safetensors":
+        save_file(tensors, unfinished, metadata={"format": "pt"})
+    else:
+        torch.save(tensors, unfinished)
+    return unfinished.replace(path)
+
+
+def _portable(x: Tensor, dtype: torch.dtype | None) -> Tensor:
+    return x.detach().to("cpu", dtype if x.is_floating_point() else None).contiguous()
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Those of `fit`, with `--output`, `--dtype` and `--weights`."""
+    if {"-h", "--help"} & set(arguments):
+        print(HELP)
+        return 0
+    return run_command(lambda: _export(arguments))
+
+
+def _export(arguments: Sequence[str]) -> int:
+    options, rest = _split(arguments, ("--output", "--dtype", "--weights"))
+    if "--output" not in options:
+        raise ConfigError("export needs --output FILE, a .safetensors or .pth file to write")
+    dtype = options.get("--dtype")
+    if dtype is not None and dtype not in DTYPES:
+        raise ConfigError(f"--dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
+    weights = options.get("--weights", "trained")
+    if weights not in WEIGHTS:
+        raise ConfigError(f"--weights must be one of {', '.join(WEIGHTS)}, got {weights!r}")
+    config = ParsedConfig(["fit", *rest])
+    model, _ = config.build()
+    if weights == "average" and model.average is None:
+        raise ConfigError("--weights average: this configuration has no average, its model.ema_decay is null")
+    with reraise_as(StartError, ValueError, OSError):
+        if checkpoint := config.get("ckpt_path"):
+            load_checkpoint(checkpoint, model, model.saved_tensors())
+        with model.averaged() if weights == "average" else nullcontext():
+            written = export_policy(model.policy, options["--output"], None if dtype is None else dtype_named(dtype))
+    print(f"{written}: {written.stat().st_size / 2**20:.1f} MiB")
+    return 0
+
+
+def _split(arguments: Sequence[str], names: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+    """Options of these names with their values, and all other arguments."""
+    found: dict[str, str] = {}
+    rest: list[str] = []
+    waiting = iter(arguments)
+    for argument in waiting:
+        name, equals, value = argument.partition("=")
+        if name not in names:
+            rest.append(argument)
+            continue
+        found[name] = value if equals else next(waiting, "")
+        if not found[name]:
+            raise ConfigError(f"{name} needs a value")
+    return found, rest

@@ -1,0 +1,77 @@
+"""What a user got wrong is said in one message; what the program got wrong keeps its traceback."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+
+from varrl_lightning.errors import (
+    ConfigError,
+    MemoryFullError,
+    PluginError,
+    RankError,
+    RanksDisagreeError,
+    RewardError,
+    RunStoppedError,
+    SaveError,
+    StartError,
+)
+
+USE, FAILED = 2, 1
+"""Exit status of a wrong command line or configuration, and of everything else that goes wrong."""
+BUILD_ERRORS = (ValueError, TypeError, ImportError, OSError, PluginError, MisconfigurationException)
+"""What constructors raise when a configuration asks for the impossible."""
+
+
+NOISE = (
+    ".*does not have many workers",  # to read a list that is in memory
+    r"`isinstance\(treespec, LeafSpec\)` is deprecated",
+    "Be aware that when using `ckpt_path`, callbacks",  # of fit, which validate, test and predict have no use for
+)
+ADVERTS = ("💡 Tip", "`weights_only` was not set")
+
+
+SHOWN_PLAINLY = (
+    *(ConfigError, StartError, PluginError, MisconfigurationException),
+    *(RewardError, RunStoppedError, RankError, RanksDisagreeError, SaveError, MemoryFullError),
+)
+"""What is said in a message of its own, without a traceback."""
+
+
+@contextmanager
+def reraise_as(kind: type[Exception], *errors: type[Exception]) -> Iterator[None]:
+    """Turn errors that a user can mend into one that `run_command` shows without a traceback."""
+    try:
+        yield
+    except errors as error:
+        raise kind(str(error)) from error
+
+
+def run_command(run: Callable[[], int]) -> int:
+    """Run a command and return its exit status; with VARRL_DEBUG set, every error keeps its traceback."""
+    silence_lightning()
+    try:
+        return run()
+    except SHOWN_PLAINLY as error:
+        if os.environ.get("VARRL_DEBUG"):
+            raise
+        print(f"varrl: {error}", file=sys.stderr)
+        return USE if isinstance(error, ConfigError) else FAILED
+
+
+def silence_lightning() -> None:
+    """Silence what Lightning says of itself and a user can do nothing about."""
+    os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # LightningCLI calls what was renamed
+    for message in NOISE:
+        warnings.filterwarnings("ignore", message=message)
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_worth_saying)
+
+
+def _worth_saying(record: logging.LogRecord) -> bool:
+    return not any(record.getMessage().startswith(advert) for advert in ADVERTS)

@@ -1,0 +1,62 @@
+"""Turns jsonargparse's complaints into one sentence with the closest name and the names there are."""
+
+from __future__ import annotations
+
+import inspect
+import pydoc
+import re
+from collections.abc import Iterable
+
+from varrl_lightning.errors import no_such_name
+
+_UNRECOGNISED = re.compile(r"unrecognized arguments: --([^\s=]+)")
+_NOT_ACCEPTED = re.compile(r"does not accept option '([^']+)'|Option '([^']+)' is not accepted")
+_CLASS_PATH = re.compile(r"class_path[= ]'([^']+)'")
+_PARSER_KEY = re.compile(r'Parser key "([^"]+)"')
+_NOISE = re.compile(r"^\s*(Does not validate against|Subtypes: |Errors:|- Expected a <class 'NoneType'>|Given value)")
+
+
+def explain(message: str, known: Iterable[str]) -> str:
+    """Say which key is wrong, what is closest to it and what there is; other complaints only lose their noise.
+
+    Args:
+        message: what jsonargparse said.
+        known: every key that the command takes, dotted: `model.alpha`.
+    """
+    wrong = _UNRECOGNISED.search(message)
+    if wrong:
+        return _unknown_key(wrong[1], set(known)) or message
+    wrong = _NOT_ACCEPTED.search(message)
+    if wrong:
+        key = wrong[1] or wrong[2]
+        owner = _PARSER_KEY.search(message)
+        classes = _CLASS_PATH.findall(message)
+        if classes:
+            return _unknown_argument(key, classes[-1], owner[1] if owner else "")
+        return _unknown_key(f"{owner[1]}.{key}" if owner else key, set(known)) or message
+    if "arguments are required" in message:
+        message += "\nGive a configuration: --config configs/quickstart.yaml, or the config.yaml of a run's folder."
+    return "\n".join(line for line in message.splitlines() if not _NOISE.match(line))
+
+
+def _unknown_key(key: str, known: set[str]) -> str | None:
+    """Follow a dotted key down to the first part that does not exist; None when all of it does."""
+    parts = key.split(".")
+    paths = [k.split(".") for k in sorted(known)]
+    for depth, part in enumerate(parts):
+        above = parts[:depth]
+        names = list(dict.fromkeys(k[depth] for k in paths if k[:depth] == above and len(k) > depth))
+        if part not in names:
+            owner = ".".join(above) or "the configuration"
+            elsewhere = sorted(k for k in known if k.endswith(f".{part}"))
+            if elsewhere and not above:
+                return f"{owner} has no {part!r} at its top level. Did you mean {elsewhere[0]!r}?"
+            return no_such_name(owner, part, names)
+    return None
+
+
+def _unknown_argument(name: str, class_path: str, key: str) -> str:
+    """The same for an argument of something that is named by its class_path."""
+    target = pydoc.locate(class_path)
+    names = [] if target is None else list(inspect.signature(target).parameters)  # type: ignore[arg-type]
+    return no_such_name(f"{key}: {class_path}" if key else class_path, name, names)

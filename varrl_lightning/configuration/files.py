@@ -1,0 +1,82 @@
+"""`--config NAME`: a file, or one of those that come with the package."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from varrl_lightning.errors import ConfigError, did_you_mean
+
+_PACKAGE = Path(__file__).parent.parent
+_FLAGS = ("--config", "-c")
+
+
+def configs_folder() -> Path:
+    """The folder `configs`: in the installed package, or beside it in a checkout."""
+    return next(folder for folder in (_PACKAGE / "configs", _PACKAGE.parent / "configs") if folder.is_dir())
+
+
+def shipped_configs() -> dict[str, Path]:
+    """The configurations that come with the package, by file name; those of the checkout when run from one."""
+    return {path.name: path for path in sorted(configs_folder().glob("*.yaml"))}
+
+
+def find_config(name: str) -> Path:
+    """The file itself where it exists, else the shipped one of that base name, so that the quick-start runs from any folder.
+
+    Raises:
+        ConfigError: when there is neither; lists what is shipped.
+    """
+    path = Path(name)
+    if path.is_file():
+        return path
+    shipped = shipped_configs()
+    for candidate in (path.name, f"{path.name}.yaml"):
+        if candidate in shipped:
+            return shipped[candidate]
+    raise ConfigError(
+        f"no configuration file {name!r}, neither here nor in the package.{did_you_mean(path.name, shipped)}\n"
+        f"  In the package: {', '.join(shipped) or 'none'}."
+    )
+
+
+def resolve_configs(arguments: Sequence[str]) -> tuple[list[str], list[Path]]:
+    """The command line with every `--config` pointing to an existing file, and these files in order."""
+    resolved: list[str] = []
+    files: list[Path] = []
+    pending = False
+    for argument in arguments:
+        flag, equals, value = argument.partition("=")
+        if pending or (equals and flag in _FLAGS):
+            files.append(find_config(argument if pending else value))
+            resolved.append(str(files[-1]) if pending else f"{flag}={files[-1]}")
+            pending = False
+        else:
+            resolved.append(argument)
+            pending = argument in _FLAGS
+    return resolved, files
+
+
+def refuse_keys(files: Sequence[Path], refused: dict[str, str]) -> None:
+    """Refuse keys that would be read and then overwritten.
+
+    Args:
+        refused: dotted key to the key that decides in its place.
+
+    Raises:
+        ConfigError: names the file, the key and what to write.
+    """
+    for path in files:
+        for key, instead in refused.items():
+            value = _value(yaml.safe_load(path.read_text(encoding="utf-8")), key.split("."))
+            if value is not None:
+                raise ConfigError(f"{path}: {key} follows {instead}. Remove it and write '{instead}: {value}' at the top level.")
+
+
+def _value(tree: Any, keys: list[str]) -> Any:
+    for key in keys:
+        tree = tree.get(key) if isinstance(tree, dict) else None
+    return tree

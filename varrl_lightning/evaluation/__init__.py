@@ -1,0 +1,1 @@
+"""Images at fixed noise, their scores, and tables beside the paper's."""

@@ -1,0 +1,170 @@
+"""Draw one image per prompt at fixed keys and score it: validation, test, before and after."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from varrl_lightning.evaluation.tables import Results
+from varrl_lightning.grpo.rollout import prompt_keys
+from varrl_lightning.metrics.scores import CategoryMean, MeanScore
+from varrl_lightning.metrics.text import NormalizedEditDistance, WordAccuracy
+from varrl_lightning.policies.base import VARPolicy
+from varrl_lightning.prompts.benchmarks import categories_of
+from varrl_lightning.rewards.weighted import WeightedRewards
+from varrl_lightning.types import Prompt, Sampling, Scores
+
+ALONE: dict[str, Any] = {"sync_on_compute": False}
+"""What is computed here has been put together already, and perhaps by one process alone: its metrics wait for no other."""
+EVALUATION_UPDATE = -1
+"""Stands where a training rollout has its number in the noise keys, so that evaluation never shares draws with training."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Images of prompts and what the rewards said of them.
+
+    Args:
+        images: one per prompt; none after `without_images`.
+        values: weighted sum of the rewards of each image; NaN where none applied.
+        scores: what each reward said, by its name.
+        texts: the words that were read in each image, when a reward reads.
+        readable: where that reward gave a score; what it did not read counts neither as right nor as wrong. None for everywhere.
+    """
+
+    prompts: Sequence[Prompt]
+    images: Float[Tensor, "_N 3 H W"]
+    values: Float[Tensor, " N"]
+    scores: dict[str, Scores]
+    texts: Sequence[Sequence[str]] | None
+    readable: Bool[Tensor, " N"] | None = None
+
+    def without_images(self) -> Evaluation:
+        """The scores alone, to be kept while the images are not."""
+        scores = {name: Scores(s.values, s.components, valid=s.valid) for name, s in self.scores.items()}
+        return replace(self, images=self.images.new_zeros(0, 3, 1, 1), scores=scores)
+
+    def first(self, n: int) -> Evaluation:
+        """The first so many prompts."""
+        scores = {
+            name: Scores(s.values[:n], {c: v[:n] for c, v in s.components.items()}, valid=None if s.valid is None else s.valid[:n])
+            for name, s in self.scores.items()
+        }
+        return Evaluation(
+            prompts=self.prompts[:n],
+            images=self.images[:n],
+            values=self.values[:n],
+            scores=scores,
+            texts=None if self.texts is None else self.texts[:n],
+            readable=None if self.readable is None else self.readable[:n],
+        )
+
+    @staticmethod
+    def merge(parts: Sequence[Evaluation]) -> Evaluation:
+        """Several evaluations of different prompts as one."""
+        read = any(p.texts is not None for p in parts)
+        return Evaluation(
+            prompts=[prompt for p in parts for prompt in p.prompts],
+            images=torch.cat([p.images for p in parts]),
+            values=torch.cat([p.values for p in parts]),
+            scores={name: Scores.join([p.scores[name] for p in parts]) for name in parts[0].scores},
+            texts=[words for p in parts for words in (p.texts or [()] * len(p.prompts))] if read else None,
+            readable=torch.cat([p._read() for p in parts]) if read else None,
+        )
+
+    def _read(self) -> Bool[Tensor, " N"]:
+        if self.texts is None:
+            return torch.zeros(len(self.prompts), dtype=torch.bool, device=self.values.device)
+        return torch.ones_like(self.values, dtype=torch.bool) if self.readable is None else self.readable
+
+    def metrics(self) -> dict[str, float]:
+        """Means over the images: the reward, each reward of several, word accuracy and NED by CVTG-2K's rule when one reads."""
+        found = {"reward": _mean(self.values)}
+        if self.texts is not None:
+            rows = self._read().nonzero().flatten().tolist()
+            wanted, read = [list(self.prompts[i].words) for i in rows], [self.texts[i] for i in rows]
+            for name, metric in (("word_accuracy", WordAccuracy(**ALONE)), ("ned", NormalizedEditDistance(**ALONE))):
+                metric.update(wanted, read)
+                found[name] = float(metric.compute())
+            if len(rows) < len(self.prompts):
+                found["unread"] = float(len(self.prompts) - len(rows))
+        if len(self.scores) > 1 or "clip_score" in self.scores:
+            means = {name: _mean(_known(s)) for name, s in self.scores.items()}
+            found |= {name if name == "clip_score" else f"rewards/{name}": mean for name, mean in means.items()}
+        return found
+
+    def results(self) -> Results:
+        """The metrics, and the mean of the reward `hpsv3` by category, or of the weighted sum where there is none of that name."""
+        categories, by_category = categories_of(self.prompts), {}
+        if categories:
+            score = self.scores.get("hpsv3")
+            metric = CategoryMean(categories, **ALONE)
+            metric.update(self.values if score is None else _known(score, "mu"), [p.category for p in self.prompts])
+            by_category = {name: float(mean) for name, mean in metric.compute().items()}
+        return Results(self.metrics(), by_category, hpsv3="hpsv3" in self.scores)
+
+
+def _known(scores: Scores, component: str | None = None) -> Float[Tensor, " N"]:
+    """The values, or those of a component where there is one of that name; NaN where there is no score."""
+    values = scores.values if component is None else scores.components.get(component, scores.values)
+    return values.masked_fill(~scores.usable, torch.nan)
+
+
+def _mean(values: Float[Tensor, " N"]) -> float:
+    metric = MeanScore(**ALONE)
+    metric.update(values)
+    return float(metric.compute())
+
+
+@torch.no_grad()
+def draw(
+    policy: VARPolicy,
+    prompts: Sequence[Prompt],
+    sampling: Sampling,
+    seed: int,
+    images_at_once: int = 64,
+    share: Sequence[int] | None = None,
+) -> Float[Tensor, "N 3 H W"]:
+    """One image per prompt; what is drawn depends on the seed and the prompt's id alone.
+
+    Args:
+        share: numbers of the prompts to draw, when others draw the rest; all when None.
+
+    Raises:
+        ValueError: when the prompts ask for several image sizes.
+    """
+    if len({p.size for p in prompts}) > 1:
+        raise ValueError("prompts of one size are needed, to stack their images; draw each size by itself")
+    images = []
+    keys = prompt_keys(seed, EVALUATION_UPDATE, prompts, policy.device)
+    share = range(len(prompts)) if share is None else share
+    for first in range(0, len(share), images_at_once):
+        rows = list(share[first : first + images_at_once])
+        cond = policy.encode_prompts([prompts[i] for i in rows])
+        state = policy.begin(cond, sampling, keys[rows])
+        latent = policy.sample(state, len(cond.schedule)).latent
+        images.append(policy.decode_latent(latent).float().clamp(0, 1))
+    return torch.cat(images)
+
+
+def evaluate(
+    policy: VARPolicy,
+    rewards: WeightedRewards,
+    prompts: Sequence[Prompt],
+    sampling: Sampling,
+    seed: int,
+    images_at_once: int = 64,
+    share: Sequence[int] | None = None,
+) -> Evaluation:
+    """Draw one image per prompt and score it with every reward; `share` as in `draw`."""
+    images = draw(policy, prompts, sampling, seed, images_at_once, share)
+    prompts = prompts if share is None else [prompts[i] for i in share]
+    scores = rewards.score_all(images, prompts)
+    reader = next((s for s in scores.values() if s.texts is not None), None)
+    texts, readable = (None, None) if reader is None else (reader.texts, reader.usable)
+    return Evaluation(prompts, images, rewards.total(scores).values, scores, texts, readable)

@@ -1,0 +1,1 @@
+"""Gradients of independent batches, for several ways to make one."""

@@ -1,0 +1,280 @@
+"""Gradient agreement: the mean cosine between gradients of independent batches, for several ways to make a gradient at once.
+
+Where it is higher, a step of the same length goes further in the direction that all batches share. It says nothing of whether that
+direction is a good one, and compares what two methods make of one batch, not of one second.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from fnmatch import fnmatchcase
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from varrl_lightning.algorithms.gradient_cosine import GradientSums
+from varrl_lightning.data import TrainingBatches
+from varrl_lightning.gradient_agreement.variants import Variant
+from varrl_lightning.grpo.credit import Credit, Rows
+from varrl_lightning.grpo.objective import detached, flat
+from varrl_lightning.grpo.rollout import prompt_keys
+from varrl_lightning.policies.base import VARPolicy
+from varrl_lightning.types import LogProbs, Prompt, Rollout, Scores, Stage
+
+LEAST = 3
+"""Batches of which a cosine has a standard error at all."""
+Scale = int | None
+"""A scale counted from 0, or None for all of a stage's."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What was found for a variant, whole or for one of its scales.
+
+    Args:
+        variant: its name.
+        stage: the scales, branches and continuations.
+        scale: counted from 0; None for all scales of the stage.
+        cosine: mean over all pairs of batches.
+        standard_error: of the cosine, by a jackknife over batches.
+        difference: to the first variant's cosine; NaN for a scale that this does not train.
+        difference_standard_error: of the paired difference, by the same jackknife.
+        signal: estimate of |E g|^2 / E |g|^2; may be negative.
+        length: root of the mean squared length of a gradient.
+        batches: that had a gradient.
+        left_out: that had none.
+    """
+
+    variant: str
+    stage: Stage
+    scale: Scale
+    cosine: float
+    standard_error: float
+    difference: float
+    difference_standard_error: float
+    signal: float
+    length: float
+    batches: int
+    left_out: int
+
+    def flat(self) -> dict[str, Any]:
+        """As the row of a table: the stage's fields among the others."""
+        fields = asdict(self)
+        stage = {key: value for key, value in fields.pop("stage").items() if key != "name"}
+        return {"variant": fields.pop("variant"), **stage, **fields}
+
+
+class AgreementMeter:
+    """Gradients of batch after batch, for each variant of the same prompts and noise.
+
+    The gradient is that of the policy term (of the whole loss where variants have a KL) before clipping, by the code that trains.
+    Variants that draw alike share the images: what is drawn for the most continuations serves those that take fewer, since the
+    k-th continuation of a branch depends on its key alone; those that are also scored alike share a forward pass.
+
+    Nothing of the policy changes, and no random generator is used. In memory there are, with D trained parameters and 4 bytes each,
+    (blocks + 1) D for every variant, besides one gradient for each variant that shares a forward pass; times 1 + the number of its
+    scales with `per_scale`.
+
+    Args:
+        variants: the first is what the others are compared with.
+        seed: of the noise, which training never uses.
+        blocks: batches are left out of the jackknife by so many blocks, or one by one where there are no more batches.
+        per_scale: whether each scale's part of the loss is measured too, by a backward pass of its own.
+        parameters: pattern of names of trained parameters, as in `blocks.*.mlp.*`; None for all.
+
+    Raises:
+        ValueError: when the pattern fits no trained parameter.
+    """
+
+    def __init__(
+        self, variants: Sequence[Variant], seed: int = 0, blocks: int = 20, per_scale: bool = False, parameters: str | None = None
+    ) -> None:
+        self.variants, self.seed, self.per_scale = list(variants), seed, per_scale
+        self.batches = 0
+        """Given so far."""
+        self._parameters = trained_parameters(self.variants[0].module.policy, parameters)
+        self._sums = {(v.name, scale): GradientSums(blocks) for v in self.variants for scale in self._scales(v)}
+        if len(self._sums) != sum(len(self._scales(v)) for v in self.variants):
+            raise ValueError(f"variants need different names, got {', '.join(v.name for v in self.variants)}")
+
+    def _scales(self, variant: Variant) -> list[Scale]:
+        return [None, *(range(variant.stage.start, variant.stage.stop) if self.per_scale else ())]
+
+    @property
+    def size(self) -> int:
+        """D, entries of a gradient."""
+        return sum(p.numel() for p in self._parameters)
+
+    @property
+    def bytes_held(self) -> int:
+        """What the sums come to when every block has a batch."""
+        return 4 * self.size * sum(sums.blocks + 1 for sums in self._sums.values())
+
+    def add(self, prompts: Sequence[Prompt]) -> None:
+        """Measure one batch.
+
+        Args:
+            prompts: of one image size.
+        """
+        policy = self.variants[0].module.policy
+        keys = prompt_keys(self.seed, -1 - self.batches, prompts, policy.device)  # updates count from 0
+        for family in _families(self.variants):
+            K = max(v.stage.continuations for v in family)
+            rollout, scores = family[0].module.draw_scored(prompts, replace(family[0].stage, continuations=K), keys, {})
+            credits = [_credit(v, rollout, scores) for v in family]
+            for (name, scale), gradient in self._gradients(family, credits, rollout).items():
+                self._sums[name, scale].add(self.batches, gradient)
+        self.batches += 1
+
+    def _gradients(
+        self, family: Sequence[Variant], credits: Sequence[Credit], rollout: Rollout
+    ) -> dict[tuple[str, Scale], Float[Tensor, " D"] | None]:
+        """The gradient of each variant of one family; None where nothing has a weight."""
+        found: dict[tuple[str, Scale], Tensor | None] = {(v.name, scale): None for v in family for scale in self._scales(v)}
+        moved = [(v, c) for v, c in zip(family, credits, strict=True) if bool(c.policy_weights.any()) or v.objective.kl_coef > 0]
+        for score in dict.fromkeys(v.module.score for v, _ in moved):
+            alike = [(v, c.rows(rollout.branches, len(rollout.branches))) for v, c in moved if v.module.score == score]
+            for key, gradient in self._sharing_a_pass(alike, rollout):
+                before = found[key]
+                found[key] = gradient if before is None else before.add_(gradient)
+        if self.per_scale:
+            for v, _ in moved:
+                parts = [part for scale in self._scales(v)[1:] if (part := found[v.name, scale]) is not None]
+                found[v.name, None] = torch.stack(parts).sum(dim=0)
+        return found
+
+    def _sharing_a_pass(
+        self, alike: Sequence[tuple[Variant, Rows]], rollout: Rollout
+    ) -> Iterator[tuple[tuple[str, Scale], Float[Tensor, " D"]]]:
+        """Gradients of the variants that are scored alike, micro-batch after micro-batch: of the whole, or else of each scale."""
+        module = alike[0][0].module
+        reference = next((v.module.reference for v, _ in alike if v.objective.kl_coef > 0), None)
+        lengths = rollout.schedule.lengths[rollout.stage.start : rollout.stage.stop]
+        drawn = flat(rollout.log_probs)
+        with torch.enable_grad():
+            for part, new in module.teacher_forced(rollout, module._micro_batch_size or len(rollout.branches), reference):
+                asked = [(v, rows[part], scale) for v, rows in alike for scale in (self._scales(v)[1:] or [None])]
+                for left, (v, rows, scale) in zip(reversed(range(len(asked))), asked, strict=True):
+                    counted = rows if scale is None else _only(rows, scale - v.stage.start, lengths)
+                    loss = _loss(v, new, drawn[part], counted, lengths)
+                    gradients = torch.autograd.grad(loss, self._parameters, retain_graph=left > 0, allow_unused=True)
+                    yield (v.name, scale), _as_vector(gradients, self._parameters)
+
+    def measured(self) -> list[Measured]:
+        """What has been found so far, variant by variant, each whole and then scale by scale."""
+        sums = {key: each.compute() for key, each in self._sums.items()}
+        rows = []
+        for v in self.variants:
+            for scale in self._scales(v):
+                own, first = sums[v.name, scale], sums.get((self.variants[0].name, scale))
+                cosine, above = own.estimate(), None if first is None else own.above(first)
+                rows.append(
+                    Measured(
+                        variant=v.name,
+                        stage=v.stage,
+                        scale=scale,
+                        cosine=cosine.value,
+                        standard_error=cosine.standard_error,
+                        difference=float("nan") if above is None else above.value,
+                        difference_standard_error=float("nan") if above is None else above.standard_error,
+                        signal=own.signal,
+                        length=own.length,
+                        batches=self._sums[v.name, scale].batches,
+                        left_out=self._sums[v.name, scale].left_out,
+                    )
+                )
+        return rows
+
+
+def trained_parameters(policy: VARPolicy, pattern: str | None = None) -> list[nn.Parameter]:
+    """Parameters that require a gradient, of these names within the transformer.
+
+    Raises:
+        ValueError: when there are none; shows names that there are.
+    """
+    trained = {name.removeprefix("transformer."): p for name, p in policy.named_parameters() if p.requires_grad}
+    found = [p for name, p in trained.items() if pattern is None or fnmatchcase(name, pattern)]
+    if not found:
+        raise ValueError(f"no trained parameter has a name like {pattern!r}; there are: {', '.join(list(trained)[:8])}, ...")
+    return found
+
+
+def independent_batches(prompts: Sequence[Prompt], batches: int, size: int, seed: int) -> list[list[Prompt]]:
+    """So many batches of one image size each; no prompt comes again before the set is exhausted.
+
+    Raises:
+        ValueError: when there are too few prompts for a batch, or too few batches for a standard error.
+    """
+    if batches < LEAST:
+        raise ValueError(f"batches must be at least {LEAST}, to have a standard error, got {batches}")
+    if size < 1:
+        raise ValueError(f"prompts per batch must be at least 1, got {size}")
+    stream = TrainingBatches(prompts, size, seed)
+    passes = -(-batches // max(len(stream), 1))
+    return [batch for number in range(passes) for batch in stream.epoch(number)][:batches]
+
+
+def _families(variants: Sequence[Variant]) -> list[list[Variant]]:
+    """Variants that draw the same branches: those of one stage, but for its continuations, and one way of sampling."""
+    families: dict[Any, list[Variant]] = {}
+    for v in variants:
+        families.setdefault((replace(v.stage, continuations=1, name=""), v.module.sampling), []).append(v)
+    return list(families.values())
+
+
+def _credit(variant: Variant, rollout: Rollout, scores: Mapping[str, Scores]) -> Credit:
+    own, said = _first_continuations(rollout, scores, variant.stage)
+    return variant.module.credit_of(own, variant.module.judged(own, said))
+
+
+def _first_continuations(rollout: Rollout, scores: Mapping[str, Scores], stage: Stage) -> tuple[Rollout, dict[str, Scores]]:
+    """The rollout of a stage that has fewer continuations, and what rewards said of its images."""
+    K = rollout.stage.continuations
+    if stage.continuations == K:
+        return replace(rollout, stage=stage), dict(scores)
+    kept = [row for row in range(len(rollout.images)) if row % K < stage.continuations]
+    own = replace(
+        rollout,
+        stage=stage,
+        images=rollout.images[kept],
+        tail_tokens=[tokens[kept] for tokens in rollout.tail_tokens],
+        keys=None if rollout.keys is None else rollout.keys[kept],
+    )
+    return own, {name: _some(said, kept) for name, said in scores.items()}
+
+
+def _some(scores: Scores, kept: list[int]) -> Scores:
+    def rows(values: Sequence[Any] | None) -> list[Any] | None:
+        return None if values is None else [values[row] for row in kept]
+
+    return Scores(
+        values=scores.values[kept],
+        components={name: values[kept] for name, values in scores.components.items()},
+        regions=rows(scores.regions),
+        valid=None if scores.valid is None else scores.valid[kept],
+        texts=rows(scores.texts),
+        parts={name: _some(part, kept) for name, part in scores.parts.items()},
+    )
+
+
+def _only(rows: Rows, scale: int, lengths: Sequence[int]) -> Rows:
+    """The same, with weight on one of the stage's scales alone: the losses of all scales add up to the loss."""
+    on = torch.zeros(sum(lengths), device=rows.mask.device)
+    on[sum(lengths[:scale]) : sum(lengths[: scale + 1])] = 1.0
+    return replace(rows, policy_weights=rows.policy_weights * on, kl_weights=rows.kl_weights * on)
+
+
+def _loss(variant: Variant, new: LogProbs, drawn: Tensor, rows: Rows, lengths: Sequence[int]) -> Float[Tensor, ""]:
+    """What training would minimise first: the policy is still the one that drew."""
+    if variant.objective.kl_coef == 0:
+        new = replace(new, kl=None, reference_log_prob=None)
+    loss, _ = variant.objective(new, detached(new), drawn, rows, lengths)
+    return loss
+
+
+def _as_vector(gradients: Sequence[Tensor | None], parameters: Sequence[Tensor]) -> Float[Tensor, " D"]:
+    parts = [torch.zeros_like(p) if g is None else g for g, p in zip(gradients, parameters, strict=True)]
+    return torch.cat([part.flatten().float() for part in parts])

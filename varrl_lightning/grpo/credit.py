@@ -1,0 +1,249 @@
+"""From scores to weights on tokens: returns, advantages, k_t and masks, all known before the first update.
+
+Because every weight is fixed before the policy is scored, the loss of a batch is a plain sum over its rows, and cutting it into
+micro-batches changes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from varrl_lightning.algorithms.advantages import group_advantages
+from varrl_lightning.algorithms.masks import fill_missing, propagate, unite_over_continuations
+from varrl_lightning.algorithms.panw import panw_weights, row_weights
+from varrl_lightning.algorithms.stages import stage_returns
+from varrl_lightning.algorithms.vmr import combine_rewards, standardised_sum
+from varrl_lightning.schedule import Schedule
+from varrl_lightning.types import Rollout, Scores, Stage, check_choices
+
+
+@dataclass(frozen=True)
+class CreditOptions:
+    """The choices of `VARGRPO` that concern credit; each is documented there."""
+
+    eta: float
+    alpha: float
+    combine: Literal["weighted_sum", "standardised_sum"]
+    advantage_scale: Literal["group", "batch", "none"]
+    normaliser: Literal["branch", "batch", "constant", "none"]
+    normaliser_constant: float | None
+    mask_propagation: Literal["chained", "direct"]
+    mask_missing: Literal["group_union", "ones"]
+    mask_outside: float
+    mask_dilation: int
+    mask_threshold: float
+    kl_mask: Literal["unmasked", "masked"]
+
+    def __post_init__(self) -> None:
+        check_choices(self)
+        if not 0 <= self.mask_threshold < 1:
+            raise ValueError(f"mask_threshold must be in [0, 1), got {self.mask_threshold}")
+        if not 0 <= self.mask_outside <= 1:
+            raise ValueError(f"mask_outside must be in [0, 1], got {self.mask_outside}")
+        if self.mask_dilation < 0:
+            raise ValueError(f"mask_dilation must be 0 or more pixels, got {self.mask_dilation}")
+        if (self.normaliser == "constant") != (self.normaliser_constant is not None):
+            given = f"{self.normaliser!r} with {self.normaliser_constant}"
+            raise ValueError(f"normaliser_constant goes with normaliser 'constant', got {given}")
+        if self.normaliser_constant is not None and not self.normaliser_constant > 0:
+            raise ValueError(f"normaliser_constant must be > 0, got {self.normaliser_constant}")
+
+
+@dataclass(frozen=True)
+class Credit:
+    """What each branch, and each of its tokens, is answerable for.
+
+    Args:
+        rewards: the combined reward of each image; meaningless where not `valid`.
+        valid: images with a usable reward.
+        returns: V_b of each branch, or R when b = T; NaN for a branch without a valid image.
+        advantages: one per branch, rows (P, A); 0 where inactive.
+        active: branches whose group has something to compare.
+        mask: propagated mask of each token.
+        policy_weights: W, so that the policy term is -(W * surrogate).sum().
+        kl_weights: the same for the KL term.
+    """
+
+    rewards: Float[Tensor, "P A K"]
+    valid: Bool[Tensor, "P A K"]
+    returns: Float[Tensor, "P A"]
+    advantages: Float[Tensor, " R"]
+    active: Bool[Tensor, " R"]
+    mask: Float[Tensor, "R L"]
+    policy_weights: Float[Tensor, "R L"]
+    kl_weights: Float[Tensor, "R L"]
+
+    def rows(self, branches: Sequence[int], real: int) -> Rows:
+        """What an update of some branches needs; those after the first `real` of them weigh nothing."""
+        index = torch.tensor(list(branches), device=self.mask.device)
+        counts = (torch.arange(len(branches), device=self.mask.device) < real).to(self.mask)[:, None]
+        return Rows(
+            advantages=self.advantages[index],
+            mask=self.mask[index],
+            policy_weights=self.policy_weights[index] * counts,
+            kl_weights=self.kl_weights[index] * counts,
+        )
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The part of a `Credit` that concerns some branches; its fields are documented there."""
+
+    advantages: Float[Tensor, " R"]
+    mask: Float[Tensor, "R L"]
+    policy_weights: Float[Tensor, "R L"]
+    kl_weights: Float[Tensor, "R L"]
+
+    def __getitem__(self, part: slice) -> Rows:
+        return Rows(self.advantages[part], self.mask[part], self.policy_weights[part], self.kl_weights[part])
+
+
+@dataclass(frozen=True)
+class BranchScores:
+    """What is known of some branches before they are compared with the others of their group.
+
+    Args:
+        values: of each reward by its name, for the K images of each branch.
+        usable: where such a value exists.
+        components: named parts of the rewards, for the log, by reward.
+        on: the tokens that the rewards looked at: the propagated mask, still without `mask_outside`; None for all tokens.
+    """
+
+    values: dict[str, Float[Tensor, "R K"]]
+    usable: dict[str, Bool[Tensor, "R K"]]
+    components: dict[str, dict[str, Float[Tensor, "R K"]]]
+    on: Bool[Tensor, "R L"] | None
+
+    def __len__(self) -> int:
+        return len(next(iter(self.values.values())))
+
+    @staticmethod
+    def join(parts: Sequence[BranchScores], branches: int) -> BranchScores:
+        """The first so many branches of what several processes have judged, in their order."""
+
+        def joined(tensors: Iterable[Tensor]) -> Tensor:
+            return torch.cat(list(tensors))[:branches]
+
+        def component(reward: str, name: str) -> Iterator[Tensor]:
+            for part in parts:
+                values = part.values[reward]
+                yield part.components[reward].get(name, torch.full_like(values, torch.nan))
+
+        names = {reward: dict.fromkeys(c for part in parts for c in part.components[reward]) for reward in parts[0].values}
+        known = next((part.on for part in parts if part.on is not None), None)
+        return BranchScores(
+            values={reward: joined(part.values[reward] for part in parts) for reward in names},
+            usable={reward: joined(part.usable[reward] for part in parts) for reward in names},
+            components={reward: {c: joined(component(reward, c)) for c in found} for reward, found in names.items()},
+            on=None if known is None else joined(_all_on(part, known) if part.on is None else part.on for part in parts),
+        )
+
+    def to(self, device: torch.device) -> BranchScores:
+        """The same on another device."""
+        return BranchScores(
+            values={name: x.to(device) for name, x in self.values.items()},
+            usable={name: x.to(device) for name, x in self.usable.items()},
+            components={name: {c: x.to(device) for c, x in parts.items()} for name, parts in self.components.items()},
+            on=None if self.on is None else self.on.to(device),
+        )
+
+
+def _all_on(part: BranchScores, like: Tensor) -> Bool[Tensor, "R L"]:
+    return like.new_ones(len(part), like.shape[1])
+
+
+def scores_by_branch(
+    rollout: Rollout, scores: Mapping[str, Scores], pixel_mask: Float[Tensor, "N H W"] | None, options: CreditOptions
+) -> BranchScores:
+    """What rewards and mask source said of a rollout's images, by branch; masks are carried back to tokens (section 3.5).
+
+    Args:
+        scores: by reward name.
+        pixel_mask: where each image was judged, in [0, 1]; None for everywhere.
+    """
+    shape = (len(rollout.branches), rollout.stage.continuations)
+    return BranchScores(
+        values={name: s.values.view(shape).float() for name, s in scores.items()},
+        usable={name: s.usable.view(shape) for name, s in scores.items()},
+        components={name: {c: v.view(shape).float() for c, v in s.components.items()} for name, s in scores.items()},
+        on=_tokens_on(rollout, pixel_mask, options),
+    )
+
+
+def _tokens_on(rollout: Rollout, pixel_mask: Tensor | None, options: CreditOptions) -> Bool[Tensor, "R L"] | None:
+    """Tokens that a branch's own mask reaches: thresholded, united over K, carried back."""
+    if pixel_mask is None:
+        return None
+    stage = rollout.stage
+    united = unite_over_continuations(pixel_mask, stage.continuations, options.mask_threshold)
+    spread = propagate(
+        united, rollout.schedule, stage.start, stage.stop, method=options.mask_propagation, dilation=options.mask_dilation
+    )
+    return spread > 0
+
+
+def assign_credit(
+    judged: BranchScores, schedule: Schedule, stage: Stage, weights: Mapping[str, float], options: CreditOptions
+) -> Credit:
+    """Returns (Eq. 4, 10), group advantages, and weights k_t (Eq. 9) times masks of all branches of a batch.
+
+    Args:
+        judged: all P * A branches.
+        weights: of each reward.
+    """
+    shape = (-1, stage.branches, stage.continuations)
+    values = {name: v.view(shape) for name, v in judged.values.items()}
+    usable = {name: u.view(shape) for name, u in judged.usable.items()}
+    rewards, valid = combine_rewards(values, usable, dict(weights))
+    returns = _returns(values, usable, rewards, valid, dict(weights), stage, options)
+    advantages, active = group_advantages(returns, torch.isfinite(returns), scale=options.advantage_scale)
+    mask = _mask(judged.on, stage, schedule, options, returns)
+    k = panw_weights(schedule, stage.start, stage.stop, options.alpha).to(mask)
+    everyone = torch.ones_like(active.flatten())
+    kl_mask = mask if options.kl_mask == "masked" else torch.ones_like(mask)
+    constant = options.normaliser_constant
+    return Credit(
+        rewards=rewards,
+        valid=valid,
+        returns=returns,
+        advantages=advantages.flatten(),
+        active=active.flatten(),
+        mask=mask,
+        policy_weights=row_weights(k, mask, active.flatten(), options.normaliser, constant),
+        kl_weights=row_weights(k, kl_mask, everyone, options.normaliser, constant),
+    )
+
+
+def _returns(
+    values: dict[str, Tensor],
+    usable: dict[str, Tensor],
+    rewards: Tensor,
+    valid: Tensor,
+    weights: dict[str, float],
+    stage: Stage,
+    options: CreditOptions,
+) -> Float[Tensor, "P A"]:
+    if options.combine == "weighted_sum":
+        return stage_returns(rewards, stage, options.eta, valid)
+    each = {name: stage_returns(values[name], stage, options.eta, usable[name]) for name in values}
+    return standardised_sum(each, weights)
+
+
+def _mask(
+    on: Bool[Tensor, "R L"] | None, stage: Stage, schedule: Schedule, options: CreditOptions, returns: Float[Tensor, "P A"]
+) -> Float[Tensor, "R L"]:
+    """The mask of each trained token: a branch without a region takes what `mask_missing` says; `mask_outside` elsewhere.
+
+    On tokens, since a union of masks is carried back to the union of their tokens.
+    """
+    if on is None:
+        return torch.ones(returns.numel(), schedule.span(stage.start, stage.stop), device=returns.device)
+    groups = on.unflatten(0, (-1, stage.branches))
+    filled = fill_missing(groups, groups.any(dim=-1), options.mask_missing).flatten(0, 1)
+    return torch.where(filled, 1.0, options.mask_outside)

@@ -1,0 +1,120 @@
+"""What a training step is logged as: TRL's names, per stage and per scale."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from varrl_lightning.algorithms.panw import scale_shares
+from varrl_lightning.algorithms.vmr import vmr_bonus
+from varrl_lightning.grpo.credit import BranchScores, Credit
+from varrl_lightning.schedule import Schedule
+from varrl_lightning.types import Stage
+
+
+def reward_metrics(judged: BranchScores, credit: Credit, eta: float) -> dict[str, float]:
+    """Rewards of a batch: mean, spread within groups and over the batch, components, groups without variance, VMR bonus."""
+    usable = credit.rewards[credit.valid]
+    per_group = credit.rewards.masked_fill(~credit.valid, torch.nan).flatten(1)
+    found = {
+        "reward": _mean(usable),
+        "reward_std": _mean(torch.stack([_std(group[torch.isfinite(group)]) for group in per_group])),
+        "reward_std_batch": float(_std(usable)),
+        "return_std_group": _mean(torch.stack([_std(r[torch.isfinite(r)]) for r in credit.returns])),
+        "frac_reward_zero_std": 1.0 - _mean(credit.active.view(len(credit.returns), -1).any(dim=1).float()),
+        "frac_invalid": 1.0 - _mean(credit.valid.float()),
+    }
+    if credit.rewards.shape[-1] > 1:
+        bonus = vmr_bonus(credit.rewards, eta, credit.valid)
+        found["vmr_bonus"] = _mean(bonus[torch.isfinite(bonus)])
+    for name, values in judged.values.items():
+        known = judged.usable[name]
+        found[f"rewards/{name}/mean"] = _mean(values[known])
+        found[f"rewards/{name}/std"] = float(_std(values[known]))
+        for part, component in judged.components[name].items():
+            found[f"rewards/{name}/{part}"] = _mean(component[known & torch.isfinite(component)])
+    return found
+
+
+def credit_metrics(stage: Stage, schedule: Schedule, credit: Credit, alpha: float) -> dict[str, float]:
+    """Mask coverage and the share of the weight k_t, whole and per scale."""
+    lengths = schedule.lengths[stage.start : stage.stop]
+    found = {"mask_coverage": _mean(credit.mask)}
+    shares = scale_shares(schedule, stage.start, stage.stop, alpha)
+    for scale, part, share in zip(range(stage.start, stage.stop), credit.mask.split(lengths, dim=1), shares, strict=True):
+        found[f"mask_coverage/scale_{scale}"] = _mean(part)
+        found[f"k_share/scale_{scale}"] = share
+    return found
+
+
+EXTREMES: dict[str, tuple[str, Callable[[Sequence[float]], float]]] = {
+    "clip_ratio/low_mean": ("clip_ratio/low_min", min),
+    "clip_ratio/high_mean": ("clip_ratio/high_max", max),
+}
+"""Where TRL logs the least or the greatest of several means as well: here over micro-batches."""
+
+
+@dataclass
+class TokenMeter:
+    """Means of per-token quantities over a rollout's micro-batches, whole and per scale.
+
+    Args:
+        start: the first scale.
+        lengths: tokens of each scale.
+        sums: of each quantity, over the rows so far.
+        rows: how many these were.
+        parts: means of the micro-batches, where their extremes are asked for.
+    """
+
+    start: int
+    lengths: Sequence[int]
+    sums: dict[str, Tensor] = field(default_factory=dict)
+    rows: dict[str, int] = field(default_factory=dict)
+    parts: dict[str, list[float]] = field(default_factory=dict)
+
+    def add(self, name: str, values: Float[Tensor, "R L"]) -> None:
+        """Add a micro-batch of some quantity."""
+        if not len(values):
+            return
+        total = values.detach().float().sum(dim=0)
+        self.sums[name] = self.sums[name] + total if name in self.sums else total
+        self.rows[name] = self.rows.get(name, 0) + values.shape[0]
+        if name in EXTREMES:
+            self.parts.setdefault(name, []).append(_mean(values.detach()))
+
+    @staticmethod
+    def join(meters: Sequence[TokenMeter]) -> TokenMeter:
+        """What several processes have measured of the same scales, as one."""
+        joined = TokenMeter(meters[0].start, meters[0].lengths)
+        for meter in meters:
+            for name, total in meter.sums.items():
+                joined.sums[name] = joined.sums[name] + total if name in joined.sums else total
+                joined.rows[name] = joined.rows.get(name, 0) + meter.rows[name]
+            for name, means in meter.parts.items():
+                joined.parts.setdefault(name, []).extend(means)
+        return joined
+
+    def compute(self) -> dict[str, float]:
+        """Means over tokens: `name`, and `name/scale_t`."""
+        found: dict[str, float] = {}
+        for name, total in self.sums.items():
+            mean = total / self.rows[name]
+            found[name] = _mean(mean)
+            for scale, part in enumerate(mean.split(self.lengths), start=self.start):
+                found[f"{name}/scale_{scale}"] = _mean(part)
+        for name, means in self.parts.items():
+            extreme, choose = EXTREMES[name]
+            found[extreme] = choose(means)
+        return found
+
+
+def _mean(x: Tensor) -> float:
+    return float(x.float().mean()) if x.numel() else float("nan")
+
+
+def _std(x: Tensor) -> Tensor:
+    return x.std() if x.numel() > 1 else x.new_zeros(())

@@ -1,0 +1,154 @@
+"""One sampler for every stage: a tree of prompts, starts, branches and continuations."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from varrl_lightning.algorithms.noise import row_key
+from varrl_lightning.policies.base import VARPolicy
+from varrl_lightning.policies.state import Cond, State
+from varrl_lightning.types import Prompt, Rollout, Sampling, Stage
+
+
+def prompt_keys(seed: int, update: int, prompts: Sequence[Prompt], device: torch.device) -> Int[Tensor, " P"]:
+    """The noise key of each prompt in one update; branches and continuations derive theirs from it.
+
+    A prompt that comes again in the same batch gets another key, by how often it came before.
+    """
+    seen: Counter[str] = Counter()
+    keys = []
+    for prompt in prompts:
+        again = f" again {seen[prompt.id]}" if seen[prompt.id] else ""
+        keys.append(row_key(seed, update, prompt.id + again))
+        seen[prompt.id] += 1
+    return torch.tensor(keys, dtype=torch.int64, device=device)
+
+
+@dataclass(frozen=True)
+class Share:
+    """What one of several processes does of work that is counted 0, 1, ... n - 1.
+
+    Args:
+        items: numbers in order; as many on every process, so that all make the same calls.
+        real: the first so many are its own; the rest repeat the last one, to fill up, and must not count.
+    """
+
+    items: tuple[int, ...]
+    real: int
+
+    @classmethod
+    def of(cls, n: int, rank: int = 0, world_size: int = 1) -> Share:
+        """The `rank`-th of `world_size` contiguous shares, of ceil(n / world_size) items each."""
+        each = -(-n // world_size)
+        numbers = range(rank * each, (rank + 1) * each)
+        return cls(tuple(min(i, n - 1) for i in numbers), min(max(n - rank * each, 0), each))
+
+
+@torch.no_grad()
+def sample_tree(
+    policy: VARPolicy,
+    prompts: Sequence[Prompt],
+    stage: Stage,
+    sampling: Sampling,
+    keys: Int[Tensor, " P"] | torch.Generator,
+    images_at_once: int | None = None,
+    watch: Callable[[Float[Tensor, "N 3 H W"], list[Prompt]], None] | None = None,
+    branches: Sequence[int] | None = None,
+) -> Rollout:
+    """Draw `stage.starts` states s_a per prompt, fork them into A branches up to b, and each branch into K continuations up to T.
+
+    What is drawn depends on the keys alone, neither on `images_at_once` nor on who draws which branches.
+
+    Args:
+        prompts: P prompts of one image size.
+        keys: one per prompt; or a generator, whose draws depend on the order of the rows.
+        images_at_once: upper bound of the images drawn and decoded at one time, at least the K of one branch; None for all.
+        watch: is given the images of each such part, and a prompt for each image, before the next part is drawn.
+        branches: which of the P * A to draw; all when None.
+    """
+    sizes = {p.size for p in prompts}
+    if len(sizes) != 1:
+        raise ValueError(f"a rollout needs at least one prompt and holds one image size, got {len(prompts)} of sizes {sizes}")
+    branches = range(len(prompts) * stage.branches) if branches is None else branches
+    touched = sorted({branch // stage.branches for branch in branches})
+    cond = policy.encode_prompts([prompts[i] for i in touched])
+    own = keys if isinstance(keys, torch.Generator) else keys[touched]
+    limit = len(branches) * stage.continuations if images_at_once is None else images_at_once
+    step = max(1, limit // stage.continuations)
+    parts = []
+    for first in range(0, len(branches), step):
+        some = branches[first : first + step]
+        rows = [(touched.index(branch // stage.branches), branch % stage.branches) for branch in some]
+        parts.append(_grow(policy, _forks(policy, cond, own, sampling, stage, rows), stage, len(cond.schedule)))
+        if watch is not None:
+            owners = [prompts[branch // stage.branches] for branch in some]
+            watch(parts[-1].images, [prompt for prompt in owners for _ in range(stage.continuations)])
+    leaf_keys = [part.keys for part in parts if part.keys is not None]
+    return Rollout(
+        stage=stage,
+        prompts=prompts,
+        schedule=cond.schedule,
+        tokens=_join([part.tokens for part in parts]),
+        tail_tokens=_join([part.tail_tokens for part in parts]),
+        images=torch.cat([part.images for part in parts]),
+        log_probs=_join([part.log_probs for part in parts]),
+        keys=torch.cat(leaf_keys) if leaf_keys else None,
+        branches=branches,
+    )
+
+
+def _forks(
+    policy: VARPolicy,
+    cond: Cond,
+    keys: Int[Tensor, " P"] | torch.Generator,
+    sampling: Sampling,
+    stage: Stage,
+    rows: Sequence[tuple[int, int]],
+) -> State:
+    """States s_a of some branches, each given as (row of its prompt, its number in the group).
+
+    An s_a that branches of several parts share is drawn again for each part: it is short, and the same each time.
+    """
+    each = stage.branches // stage.starts
+    families = sorted({(prompt, branch // each) for prompt, branch in rows})
+    needed = sorted({prompt for prompt, _ in families})
+    index = torch.tensor(needed, device=policy.device)
+    root = policy.begin(cond.at(index), sampling, keys if isinstance(keys, torch.Generator) else keys[index])
+    roots = root.children([needed.index(prompt) for prompt, _ in families], [start for _, start in families])
+    starts = policy.sample(roots, stage.start)
+    return starts.children(
+        [families.index((prompt, branch // each)) for prompt, branch in rows], [branch % each for _, branch in rows]
+    )
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What a rollout keeps of the branches that are drawn at one time: no state, which has its prompts' features for every row."""
+
+    tokens: list[Tensor]
+    tail_tokens: list[Tensor]
+    log_probs: list[Tensor]
+    keys: Tensor | None
+    images: Float[Tensor, "N 3 H W"]
+
+
+def _grow(policy: VARPolicy, forks: State, stage: Stage, depth: int) -> _Part:
+    """Branches from s_a to b, their leaves at T, and the images of these."""
+    branches = policy.sample(forks, stage.stop)
+    # Forked before the branches' own cache is let go, and grown after it.
+    leaves, branches = branches.fork(stage.continuations), branches.finished()
+    leaves = policy.sample(leaves, depth).finished()
+    images = policy.decode_latent(leaves.latent).float().clamp(0, 1)
+    keys = leaves.keys if isinstance(leaves.keys, Tensor) else None
+    return _Part(branches.tokens, leaves.tokens[stage.stop :], branches.log_probs[stage.start :], keys, images)
+
+
+def _join(parts: Sequence[list[Tensor]]) -> list[Tensor]:
+    """Concatenate lists over scales along their rows."""
+    return [torch.cat(scales) for scales in zip(*parts, strict=True)]

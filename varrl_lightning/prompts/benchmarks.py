@@ -1,0 +1,113 @@
+"""The benchmarks' prompt sets, read in their own forms."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from varrl_lightning.algorithms.word_metrics import cvtg_words
+from varrl_lightning.metrics.paper import HPSV3_CATEGORIES
+from varrl_lightning.metrics.scores import canonical_category
+from varrl_lightning.prompts.files import PromptFileError, load_prompts
+from varrl_lightning.types import Prompt
+
+Benchmark = Literal["CVTG-2K", "HPSv3"]
+CVTG_FILES = tuple(f"{kind}/{regions}.json" for kind in ("CVTG", "CVTG-Style") for regions in (2, 3, 4, 5))
+_TEXT_KEYS = ("prompt", "text", "caption")
+
+
+def load_benchmark(path: str | Path) -> list[Prompt]:
+    """Read a prompt set in this package's form or a benchmark's own.
+
+    - a JSONL file (of any ending but .json): see `load_prompts`;
+    - CVTG-2K's folder, with CVTG/2.json to CVTG-Style/5.json, or one of its files, `{"data_list": [{"index", "prompt", ...}]}`: the
+      words are the benchmark's (`cvtg_words`), the category is `CVTG/2` to `CVTG-Style/5`;
+    - a JSON file with a list of strings, or of objects with `prompt` (or `text`, `caption`) and perhaps `category`, or a folder of
+      such files: without a `category` it is the file's name. HPSv3's twelve are given the names of the paper's Table 2.
+
+    Raises:
+        PromptFileError: when a file is missing or malformed; names it and the entry.
+    """
+    place = Path(path)
+    if str(path).startswith("builtin:") or not (place.suffix == ".json" or place.is_dir()):
+        return load_prompts(path)
+    return [prompt for file, name in _files(place) for prompt in _read(file, name)]
+
+
+def _files(place: Path) -> list[tuple[Path, str]]:
+    """The JSON files of a path, each with the name that its prompts begin with."""
+    if not place.is_dir():
+        return [(place, f"{place.parent.name}/{place.stem}" if place.parent.name.startswith("CVTG") else place.stem)]
+    if any((place / name).is_file() for name in CVTG_FILES):
+        missing = [name for name in CVTG_FILES if not (place / name).is_file()]
+        if missing:
+            raise PromptFileError(f"{place} is CVTG-2K without {', '.join(missing)}; to read a part of it, give its file")
+        return [(place / name, name.removesuffix(".json")) for name in CVTG_FILES]
+    found = [(file, file.stem) for file in sorted(place.glob("*.json"))]
+    if not found:
+        raise PromptFileError(
+            f"{place} holds no benchmark: expected *.json files of prompts, or CVTG-2K's folders CVTG and CVTG-Style"
+        )
+    return found
+
+
+def _read(file: Path, name: str) -> Iterator[Prompt]:
+    try:
+        document = json.loads(file.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError) as error:
+        raise PromptFileError(f"cannot read the prompts in {file}: {error}") from error
+    of_cvtg = isinstance(document, Mapping) and isinstance(document.get("data_list"), list)
+    entries = document["data_list"] if of_cvtg else document
+    if not isinstance(entries, list) or not entries:
+        raise PromptFileError(f'{file}: expected a list of prompts, or {{"data_list": [...]}} with some, got {str(document)[:60]}')
+    for number, entry in enumerate(entries):
+        yield (_cvtg_prompt if of_cvtg else _plain_prompt)(entry, number, name, f"{file}, entry {number}")
+
+
+def _cvtg_prompt(entry: Any, number: int, name: str, where: str) -> Prompt:
+    text = _text(entry, where)
+    words = cvtg_words(text)
+    if not words:
+        raise PromptFileError(f"{where}: CVTG-2K's words stand between single quotes, and this has none: {text[:200]}")
+    return Prompt(text, id=f"{name}/{entry.get('index', number)}", words=words, category=name)
+
+
+def _plain_prompt(entry: Any, number: int, name: str, where: str) -> Prompt:
+    category = entry.get("category") if isinstance(entry, Mapping) else None
+    if category is not None and not isinstance(category, str):
+        raise PromptFileError(f"{where}: 'category' must be a string, got {category!r}")
+    return Prompt(_text(entry, where), id=f"{name}/{number}", category=_table_name(category or name))
+
+
+def _text(entry: Any, where: str) -> str:
+    found = next((entry[key] for key in _TEXT_KEYS if key in entry), None) if isinstance(entry, Mapping) else entry
+    if not isinstance(found, str) or not found.strip():
+        raise PromptFileError(
+            f"{where}: expected a text, or an object with one under {' or '.join(_TEXT_KEYS)}; got {entry!r:.200}"
+        )
+    return found
+
+
+def _table_name(category: str) -> str:
+    try:
+        return HPSV3_CATEGORIES[canonical_category(category, HPSV3_CATEGORIES)]
+    except ValueError:
+        return category
+
+
+def benchmark_of(prompts: Sequence[Prompt]) -> Benchmark | None:
+    """Which benchmark these prompts come from, by their categories; None when that is another set."""
+    categories = {p.category for p in prompts}
+    if categories and categories <= {name.removesuffix(".json") for name in CVTG_FILES}:
+        return "CVTG-2K"
+    return "HPSv3" if categories and categories <= set(HPSV3_CATEGORIES) else None
+
+
+def categories_of(prompts: Sequence[Prompt]) -> tuple[str, ...]:
+    """Their categories: in the order of Table 2 where all are in it, else in that of the prompts; empty when one has none."""
+    found = dict.fromkeys(_table_name(p.category) for p in prompts if p.category is not None)
+    if not prompts or any(p.category is None for p in prompts):
+        return ()
+    return tuple(c for c in HPSV3_CATEGORIES if c in found) if set(found) <= set(HPSV3_CATEGORIES) else tuple(found)

@@ -1,0 +1,160 @@
+"""What a reward service answers: one row per image, as examples/reward_service/PROTOCOL.md has it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from varrl_lightning.rewards.http_request import RequestError, corners, kind_of, read_json, shortened
+from varrl_lightning.types import Box, Scores
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Row:
+    """What is answered about one image.
+
+    Args:
+        value: the return; None where there is none.
+        components: named parts of it.
+        regions: boxes in pixels; None when the reward has no notion of it.
+        texts: words that were read; None when the reward does not read.
+        error: why there is no value, when a reason is known.
+    """
+
+    value: float | None = None
+    components: Mapping[str, float | None] = field(default_factory=dict)
+    regions: Sequence[Box] | None = None
+    texts: Sequence[str] | None = None
+    error: str | None = None
+
+
+def encode_answer(rows: Sequence[Row]) -> dict[str, Any]:
+    """The object that answers a request; everything in it is a list with one entry per image."""
+    names = dict.fromkeys(name for row in rows for name in row.components)
+    return {
+        "values": [_number(row.value) for row in rows],
+        "components": {name: [_number(row.components.get(name)) for row in rows] for name in names},
+        "regions": _or_none(rows, lambda row: None if row.regions is None else [corners(box) for box in row.regions]),
+        "texts": _or_none(rows, lambda row: None if row.texts is None else [_unicode(text) for text in row.texts]),
+        "errors": [None if row.error is None else _unicode(shortened(row.error)) for row in rows],
+    }
+
+
+def _or_none(rows: Sequence[Row], part: Callable[[Row], list[Any] | None]) -> list[list[Any]] | None:
+    """Null when no image has the part: then the reward has no notion of it."""
+    parts = [part(row) for row in rows]
+    return None if all(p is None for p in parts) else [p or [] for p in parts]
+
+
+def decode_answer(body: bytes, n: int) -> list[Row]:
+    """What was answered about n images.
+
+    Raises:
+        ValueError: when it is not the answer that the protocol asks for, in particular not one entry per image.
+    """
+    try:
+        answer = read_json(body)
+    except RequestError as error:
+        raise ValueError(str(error)) from error
+    if not isinstance(answer, dict) or not isinstance(answer.get("components", {}), dict):
+        raise ValueError("the answer must be an object with 'values' and, if any, 'components' by name")
+    values = _column(answer.get("values"), n, "values", _read_number)
+    components = {
+        name: _column(column, n, f"the component {name!r}", _read_number) for name, column in answer.get("components", {}).items()
+    }
+    regions = _optional(answer, "regions", n, _read_boxes)
+    texts = _optional(answer, "texts", n, _read_texts)
+    errors = _optional(answer, "errors", n, _read_error)
+    return [
+        Row(values[i], {name: column[i] for name, column in components.items()}, regions[i], texts[i], errors[i]) for i in range(n)
+    ]
+
+
+def _column(column: Any, n: int, what: str, read: Callable[[Any], T]) -> list[T]:
+    if not isinstance(column, list) or len(column) != n:
+        got = f"{len(column)} entries" if isinstance(column, list) else kind_of(column)
+        raise ValueError(f"{what} must be a list of {n}, one entry per image, got {got}")
+    try:
+        return [read(entry) for entry in column]
+    except (ValueError, TypeError, OverflowError) as error:
+        raise ValueError(shortened(f"{what}: {error}")) from error
+
+
+def _optional(answer: Mapping[str, Any], key: str, n: int, read: Callable[[Any], T]) -> list[T | None]:
+    return [None] * n if answer.get(key) is None else [*_column(answer[key], n, key, read)]
+
+
+def _read_number(entry: Any) -> float | None:
+    if entry is not None and (isinstance(entry, bool) or not isinstance(entry, (int, float))):
+        raise ValueError(f"expected a number or null, got {entry!r}")
+    return None if entry is None else float(entry)
+
+
+def _read_boxes(entry: Any) -> list[Box]:
+    if not isinstance(entry, list) or not all(isinstance(box, list) and len(box) == 4 for box in entry):
+        raise ValueError(f"expected a list of [x0, y0, x1, y1], got {entry!r}")
+    corners = [[_read_number(corner) for corner in box] for box in entry]
+    if not all(c is not None and math.isfinite(c) for box in corners for c in box):
+        raise ValueError(f"expected finite corners, got {entry!r}")
+    return [Box(*box) for box in corners]  # type: ignore[arg-type]
+
+
+def _read_texts(entry: Any) -> list[str]:
+    if not isinstance(entry, list) or not all(isinstance(text, str) for text in entry):
+        raise ValueError(f"expected a list of strings, got {entry!r}")
+    return entry
+
+
+def _read_error(entry: Any) -> str | None:
+    if entry is not None and not isinstance(entry, str):
+        raise ValueError(f"expected a string or null, got {entry!r}")
+    return None if entry is None else shortened(entry)
+
+
+def rows_of(scores: Scores) -> list[Row]:
+    """Scores, image by image."""
+    usable = scores.usable.tolist()
+    values = scores.values.tolist()
+    parts = {name: column.tolist() for name, column in scores.components.items()}
+    return [
+        Row(
+            values[i] if ok else None,
+            {name: column[i] for name, column in parts.items()},
+            None if scores.regions is None else scores.regions[i],
+            None if scores.texts is None else scores.texts[i],
+        )
+        for i, ok in enumerate(usable)
+    ]
+
+
+def scores_of(rows: Sequence[Row]) -> Scores:
+    """The other way round: NaN where there is no value."""
+    names = dict.fromkeys(name for row in rows for name in row.components)
+    return Scores(
+        values=_tensor([row.value for row in rows]),
+        components={name: _tensor([row.components.get(name) for row in rows]) for name in names},
+        regions=None if all(row.regions is None for row in rows) else [list(row.regions or ()) for row in rows],
+        valid=torch.tensor([_number(row.value) is not None for row in rows], dtype=torch.bool),
+        texts=None if all(row.texts is None for row in rows) else [list(row.texts or ()) for row in rows],
+    )
+
+
+def _tensor(column: Sequence[float | None]) -> Float[Tensor, " N"]:
+    return torch.tensor([math.nan if x is None else x for x in column], dtype=torch.float32)
+
+
+def _number(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
+
+
+def _unicode(text: str) -> str:
+    """Half a surrogate pair cannot be sent."""
+    return text.encode("utf-8", "replace").decode("utf-8")

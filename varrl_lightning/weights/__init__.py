@@ -1,0 +1,1 @@
+"""Published files to tensors, strictly: hubs, folders, shards, sizes."""
