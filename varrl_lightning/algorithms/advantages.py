@@ -17,20 +17,34 @@ def group_advantages(
     eps: float = 1e-4,
     min_std: float = 1e-6,
 ) -> tuple[Float[Tensor, "P A"], Bool[Tensor, "P A"]]:
-    """Advantage of each branch over its group, and which branches are active.
+    """Compute the advantage of each branch over its group, and which branches are active.
 
         A_i = (R_i - mean_group R) / (std + eps),   std unbiased, of the group, of the batch, or left out
 
-    Inactive, with advantage 0: branches that are not valid, and all of a group whose std is below `min_std` or which
-    has fewer than two valid branches. With `scale="none"` the expected policy gradient is (A-1)/A of the true one, as
-    a branch is in its own mean.
+    A branch is inactive, with advantage 0, when it is not valid, or when its group has a std below `min_std` or fewer than two
+    valid branches. With `scale="none"` the expected policy gradient is (A-1)/A of the true one, because a branch is part of its own
+    mean.
 
     Args:
         returns: V_b or R of each branch; may be NaN where not valid.
         valid: which branches count; None counts the finite ones.
         scale: what divides the centred returns.
         eps: added to the std, in the unit of the returns.
-        min_std: below it a group counts as being without variance.
+        min_std: a group whose std is below it counts as one without variance.
+
+    Examples:
+        The returns 1 and 3 have mean 2 and std sqrt(2), so the advantages are -1/sqrt(2) and 1/sqrt(2). Two equal returns say
+        nothing:
+
+        >>> advantages, active = group_advantages(torch.tensor([[1.0, 3.0], [5.0, 5.0]]), eps=0.0)
+        >>> advantages
+        tensor([[-0.7071,  0.7071],
+                [ 0.0000,  0.0000]])
+        >>> active
+        tensor([[ True,  True],
+                [False, False]])
+        >>> group_advantages(torch.tensor([[1.0, 3.0]]), scale="none")[0]
+        tensor([[-1.,  1.]])
     """
     usable = torch.isfinite(returns) if valid is None else valid & torch.isfinite(returns)
     known = torch.where(usable, returns, 0.0)
@@ -46,9 +60,14 @@ def group_advantages(
 
 
 def degenerate_groups(active: Bool[Tensor, "P A"]) -> Bool[Tensor, " P"]:
-    """Groups that say nothing about the policy: without variance or without two valid branches.
+    """Mark the groups that say nothing about the policy: without variance or without two valid branches.
 
-    Their share (the mean of this) is TRL's `frac_reward_zero_std`.
+    Their share (the mean of the result) is TRL's `frac_reward_zero_std`.
+
+    Examples:
+        >>> _, active = group_advantages(torch.tensor([[1.0, 3.0], [5.0, 5.0]]))
+        >>> degenerate_groups(active)
+        tensor([False,  True])
     """
     return ~active.any(dim=1)
 

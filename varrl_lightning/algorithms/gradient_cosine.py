@@ -11,12 +11,18 @@ from jaxtyping import Float
 from torch import Tensor
 
 CHUNK = 2**20
-"""Entries of the sums that are in double precision at one time."""
+"""Number of entries of a sum that are converted to double precision at one time."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A figure and its standard error."""
+    """An estimated value and its standard error.
+
+    Examples:
+        >>> agreement = Estimate(value=0.3, standard_error=0.1)
+        >>> round(agreement.value / agreement.standard_error)  # how many standard errors it is above zero
+        3
+    """
 
     value: float
     standard_error: float
@@ -24,7 +30,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class BlockSums:
-    """What is kept of the gradients g_i of B batches: enough for their mean cosine, with any one block of batches left out.
+    """Sums over the gradients g_i of B batches: enough for their mean cosine, with any one block of batches left out.
 
     Args:
         gram: inner products of the blocks' sums of g_i / |g_i|.
@@ -32,6 +38,15 @@ class BlockSums:
         signal: (|sum_i g_i|^2 - sum_i |g_i|^2) / ((B - 1) sum_i |g_i|^2): estimates |E g|^2 / E |g|^2, the share of the squared
             length that batches have in common.
         length: sqrt(mean |g_i|^2).
+
+    Examples:
+        Two batches, one in each block, whose gradients have the cosine 0.6:
+
+        >>> sums = BlockSums(torch.tensor([[1.0, 0.6], [0.6, 1.0]]), [1, 1], signal=0.6, length=1.0)
+        >>> round(sums.cosine(), 4)  # (3.2 - 2) / (2 * 1)
+        0.6
+        >>> sums.cosine(without=0)  # one batch has no pair
+        nan
     """
 
     gram: Float[Tensor, "J J"]
@@ -40,7 +55,7 @@ class BlockSums:
     length: float
 
     def cosine(self, without: int | None = None) -> float:
-        """Mean cosine of all pairs of batches, u_i = g_i / |g_i|; NaN of fewer than two.
+        """Return the mean cosine of all pairs of batches, u_i = g_i / |g_i|; NaN for fewer than two.
 
             (|sum_i u_i|^2 - B) / (B (B - 1))
 
@@ -54,25 +69,31 @@ class BlockSums:
         return (squared - n) / (n * (n - 1)) if n > 1 else math.nan
 
     def estimate(self) -> Estimate:
-        """The mean cosine and its standard error; see `jackknife`."""
+        """Return the mean cosine and its standard error; see `jackknife`."""
         kept = [j for j, count in enumerate(self.counts) if count]
         return Estimate(self.cosine(), jackknife([self.cosine(without=j) for j in kept]))
 
     def above(self, other: BlockSums) -> Estimate:
-        """This mean cosine less another one from the same batches, with the standard error of this paired difference."""
+        """Return this mean cosine less that of `other`, of the same batches, with the standard error of the paired difference."""
         both = range(len(self.counts))
         kept = [j for j in both if self.counts[j] or other.counts[j]]
         return Estimate(self.cosine() - other.cosine(), jackknife([self.cosine(j) - other.cosine(j) for j in kept]))
 
 
 def jackknife(without: Sequence[float]) -> float:
-    """Standard error of a figure from its values with one of J blocks left out; NaN of fewer than two.
+    """Return the standard error of a value, given what it becomes with each of J blocks left out; NaN for fewer than two.
 
         sqrt((J - 1) / J * sum_j (value_j - mean of the values)^2)
 
     With a batch in each block it is the delete-one jackknife. Its square is unbiased for what is linear in the batches and too
     large for the rest: where gradients have next to nothing in common, which leaves products of two batches alone, the standard
     error is up to sqrt(2) times the true one, never too small in expectation.
+
+    Examples:
+        >>> round(jackknife([1.0, 0.0, 0.0]), 4)  # sqrt(2/3 * ((2/3)^2 + (1/3)^2 + (1/3)^2))
+        0.6667
+        >>> jackknife([0.5, 0.5, 0.5])
+        0.0
     """
     J = len(without)
     if J < 2:
@@ -82,12 +103,24 @@ def jackknife(without: Sequence[float]) -> float:
 
 
 class GradientSums:
-    """Running sums over batches, whose gradients are given one by one.
+    """Running sums over batches, whose gradients are added one by one.
 
-    Holds `blocks + 1` vectors of the gradient's size, D: 4 (blocks + 1) D bytes, however many batches there are.
+    It holds `blocks + 1` vectors of the gradient's size, D: 4 (blocks + 1) D bytes, however many batches there are.
 
     Args:
         blocks: J; batch i goes to block i mod J.
+
+    Examples:
+        >>> running = GradientSums(blocks=3)
+        >>> for batch, gradient in enumerate([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]]):
+        ...     running.add(batch, torch.tensor(gradient))
+        >>> sums = running.compute()
+        >>> round(sums.cosine(), 4)  # the three pairs have the cosines 1, 0 and 0
+        0.3333
+        >>> sums.cosine(without=2)  # leaves the pair of equal gradients
+        1.0
+        >>> round(sums.estimate().standard_error, 4)  # jackknife([0, 0, 1])
+        0.6667
     """
 
     def __init__(self, blocks: int) -> None:
@@ -103,11 +136,11 @@ class GradientSums:
 
     @property
     def batches(self) -> int:
-        """Those that count."""
+        """Number of batches that count: those with a finite gradient other than zero."""
         return sum(self._counts)
 
     def add(self, batch: int, gradient: Float[Tensor, " D"] | None) -> None:
-        """Count a batch; None and zero stand for no gradient.
+        """Add the gradient of a batch; None and zero stand for no gradient.
 
         Args:
             batch: its number, from 0.
@@ -124,11 +157,11 @@ class GradientSums:
         self._squares += length**2
 
     def compute(self) -> BlockSums:
-        """What they come to."""
+        """Return the sums of the batches added so far."""
         gram = torch.zeros(self.blocks, self.blocks, dtype=torch.float64)
-        some = [j for j, units in enumerate(self._units) if units is not None]
-        if some:
-            gram[torch.tensor(some)[:, None], torch.tensor(some)] = _gram([u for u in self._units if u is not None])
+        filled = [j for j, units in enumerate(self._units) if units is not None]
+        if filled:
+            gram[torch.tensor(filled)[:, None], torch.tensor(filled)] = _gram([u for u in self._units if u is not None])
         B, squares = self.batches, self._squares
         common = math.nan
         if self._sum is not None and B > 1:
@@ -137,7 +170,7 @@ class GradientSums:
 
 
 def _gram(rows: Sequence[Float[Tensor, " D"]]) -> Float[Tensor, "J J"]:
-    """Inner products in double precision: the figures are small differences of them."""
+    """Return the inner products in double precision: the estimates are small differences of them."""
     total = torch.zeros(len(rows), len(rows), dtype=torch.float64, device=rows[0].device)
     for first in range(0, len(rows[0]), CHUNK):
         part = torch.stack([row[first : first + CHUNK] for row in rows]).double()

@@ -12,7 +12,7 @@ from torch import Tensor
 Ratio = Literal["token", "scale_mean", "scale_sum", "bit"]
 
 _MAX_LOG_RATIO = 20.0
-"""exp of it is finite in fp32; beyond it a ratio says nothing and gives no gradient."""
+"""Its exp is finite in fp32; a ratio beyond it says nothing and gives no gradient."""
 
 
 def clipped_surrogate(
@@ -28,7 +28,7 @@ def clipped_surrogate(
     bit_log_prob: Float[Tensor, "R L D"] | None = None,
     old_bit_log_prob: Float[Tensor, "R L D"] | None = None,
 ) -> tuple[Float[Tensor, "R L"], dict[str, Float[Tensor, "R L"]]]:
-    """PPO's clipped surrogate of each token, to be maximised, and where it was clipped.
+    """Compute PPO's clipped surrogate of each token, to be maximised, and where it was clipped.
 
         min(r A, clip(r, 1 - clip_low, 1 + clip_high) A)
 
@@ -52,7 +52,24 @@ def clipped_surrogate(
         bit_log_prob: log-probability of each bit, for `bit`.
 
     Raises:
-        ValueError: when a clip is out of range or what the ratio needs is missing.
+        ValueError: when a clip is out of range or an argument that the ratio needs is missing.
+
+    Examples:
+        Three tokens with the ratios 1.1, 1.5 and 0.5, in a row with A = 1 and in one with A = -1, clipped to [0.8, 1.2]:
+
+        >>> log_prob, old = torch.tensor([[1.1, 1.5, 0.5]] * 2).log(), torch.zeros(2, 3)
+        >>> surrogate, clipped = clipped_surrogate(log_prob, old, torch.tensor([1.0, -1.0]), 0.2, 0.2)
+        >>> surrogate
+        tensor([[ 1.1000,  1.2000,  0.5000],
+                [-1.1000, -1.5000, -0.8000]])
+        >>> clipped["region"]
+        tensor([[0., 1., 0.],
+                [0., 0., 1.]])
+
+        The last two tokens as one action: the ratio 1.5 * 0.5 = 0.75, half of it for each token.
+
+        >>> clipped_surrogate(log_prob[:1], old[:1], torch.ones(1), 0.5, 0.5, ratio="scale_sum", lengths=[1, 2])[0]
+        tensor([[1.1000, 0.3750, 0.3750]])
     """
     if not 0 <= clip_low <= 1:
         raise ValueError(f"clip_low must be in [0, 1], got {clip_low}")
@@ -78,7 +95,12 @@ def clipped_surrogate(
 
 
 def policy_loss(surrogate: Float[Tensor, "R L"], W: Float[Tensor, "R L"]) -> Float[Tensor, ""]:
-    """The loss of a (micro-)batch, to be summed over micro-batches: -sum(W * surrogate), W of `row_weights`."""
+    """Return the loss of a (micro-)batch, to be summed over micro-batches: -sum(W * surrogate), W of `row_weights`.
+
+    Examples:
+        >>> policy_loss(surrogate=torch.tensor([[1.0, 3.0]]), W=torch.tensor([[0.75, 0.25]]))  # -(0.75 + 0.75)
+        tensor(-1.5000)
+    """
     return -(W * surrogate).sum()
 
 
@@ -88,17 +110,24 @@ def kl_penalty(
     log_prob: Float[Tensor, "R L"],
     reference_log_prob: Float[Tensor, "R L"] | None,
 ) -> Float[Tensor, "R L"]:
-    """Penalty of each token for leaving the reference, in nats, differentiable (k1-k3: Schulman's estimators).
+    """Compute the penalty of each token for leaving the reference, in nats, differentiable (k1-k3: Schulman's estimators).
 
         exact:  sum_v pi(v) log(pi(v) / ref(v))    value and gradient are those of KL(pi || ref)
         k1:     d = log pi - log ref               value unbiased; gradient 0 in expectation, NOT the KL's
         k2:     d^2 / 2                            value biased; gradient the KL's in expectation
         k3:     exp(-d) + d - 1                    value unbiased; gradient that of KL(ref || pi), NOT the KL's
 
-    The expectations of k1-k3 are over tokens drawn by pi itself.
+    The expectations of k1-k3 are over tokens sampled from pi itself.
 
     Raises:
-        ValueError: when what the kind needs was not given.
+        ValueError: when an argument that the kind needs is missing.
+
+    Examples:
+        A token with pi = 1/2 and ref = 1/4, so d = log 2 = 0.6931:
+
+        >>> log_prob, reference = torch.tensor([[0.5]]).log(), torch.tensor([[0.25]]).log()
+        >>> [round(kl_penalty(kind, None, log_prob, reference).item(), 4) for kind in ("k1", "k2", "k3")]
+        [0.6931, 0.2402, 0.1931]
     """
     if kind == "exact":
         if exact is None:
@@ -115,12 +144,16 @@ def kl_penalty(
 
 
 def kl_to_old(log_prob: Float[Tensor, "R L"], old_log_prob: Float[Tensor, "R L"]) -> Float[Tensor, "R L"]:
-    """KL(pi || pi_old) of Eq. 5 from tokens that pi_old drew, in nats, >= 0.
+    """Estimate KL(pi || pi_old) of Eq. 5 from tokens sampled from pi_old, in nats, >= 0.
 
         r log r - r + 1,   r = pi / pi_old
 
-    Unbiased in value and gradient. Its gradient, log r * grad r, is 0 at theta = theta_old: it acts from the second
-    update on a rollout on.
+    The estimate is unbiased in value and gradient. Its gradient, log r * grad r, is 0 at theta = theta_old: it acts from the second
+    update on the same rollout.
+
+    Examples:
+        >>> kl_to_old(torch.tensor([[1.0, 2.0]]).log(), torch.zeros(1, 2))  # 0 at r = 1; 2 log 2 - 2 + 1 at r = 2
+        tensor([[0.0000, 0.3863]])
     """
     log_r = (log_prob - old_log_prob.detach()).clamp(max=_MAX_LOG_RATIO)
     r = log_r.exp()
@@ -130,7 +163,7 @@ def kl_to_old(log_prob: Float[Tensor, "R L"], old_log_prob: Float[Tensor, "R L"]
 def truncated_importance(
     log_prob_model: Float[Tensor, "R L"], log_prob_sampler: Float[Tensor, "R L"], maximum: float
 ) -> Float[Tensor, "R L"]:
-    """Weight of each token for having been drawn by the sampler mu and not by the model pi; no gradient.
+    """Compute the weight of each token for being sampled from mu, the sampler, and not from pi, the model; no gradient.
 
         min(c, pi / mu)
 
@@ -139,6 +172,11 @@ def truncated_importance(
 
     Raises:
         ValueError: when maximum is not positive.
+
+    Examples:
+        >>> pi, mu = torch.tensor([[0.2, 0.4, 0.8]]), torch.tensor([[0.4, 0.2, 0.1]])
+        >>> truncated_importance(pi.log(), mu.log(), maximum=4.0)  # 8 becomes 4
+        tensor([[0.5000, 2.0000, 4.0000]])
     """
     if not maximum > 0:
         raise ValueError(f"maximum must be > 0, got {maximum}")
@@ -148,7 +186,7 @@ def truncated_importance(
 def _scale_log_ratio(
     log_ratio: Float[Tensor, "R L"], lengths: Sequence[int] | None, mask: Float[Tensor, "R L"] | None, ratio: Ratio
 ) -> tuple[Float[Tensor, "R L"], Float[Tensor, "R L"]]:
-    """Mean or sum of the active tokens' log-ratios within each scale, and their number; repeated over the scale's tokens."""
+    """Return the mean or sum of the active tokens' log-ratios within each scale, and their number; repeated over its tokens."""
     if lengths is None or sum(lengths) != log_ratio.shape[1]:
         raise ValueError(f"ratio {ratio!r} needs lengths that sum to {log_ratio.shape[1]} tokens, got {lengths}")
     on = torch.ones_like(log_ratio) if mask is None else (mask > 0).to(log_ratio.dtype)

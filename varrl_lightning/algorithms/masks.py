@@ -1,5 +1,6 @@
 """Mask Propagation (section 3.5): from the pixels that decided the reward to the tokens of every scale.
- Cells are fractions of the image: cell i of h covers (i/h, (i+1)/h). Two cells meet when they overlap with positive
+
+Cells are fractions of the image: cell i of h covers (i/h, (i+1)/h). Two cells meet when they overlap with positive
 area, decided in integers, so that 13 cells over 16 are exact. The image's size in pixels is free.
 """
 
@@ -15,7 +16,7 @@ from varrl_lightning.schedule import Schedule
 
 
 def unite_over_continuations(masks: Float[Tensor, "N H W"], K: int, threshold: float = 0.5) -> Bool[Tensor, "R H W"]:
-    """Pixel mask of each branch: where any of its K images is above the threshold.
+    """Return the pixel mask of each branch: where any of its K images is above the threshold.
 
     Args:
         masks: rows in (P, A, K) order, values in [0, 1].
@@ -23,6 +24,15 @@ def unite_over_continuations(masks: Float[Tensor, "N H W"], K: int, threshold: f
 
     Raises:
         ValueError: when K does not divide the rows or the threshold is out of range.
+
+    Examples:
+        One branch with two continuations, whose masks have two pixels each:
+
+        >>> masks = torch.tensor([[[0.9, 0.0]], [[0.0, 0.4]]])
+        >>> unite_over_continuations(masks, K=2)
+        tensor([[[ True, False]]])
+        >>> unite_over_continuations(masks, K=2, threshold=0.3)
+        tensor([[[True, True]]])
     """
     if not 0 <= threshold < 1:
         raise ValueError(f"threshold must be in [0, 1), got {threshold}")
@@ -39,6 +49,15 @@ def fill_missing(
     """Give a mask to the branches whose images showed no region.
 
     group_union: the union of the masks of the group's other branches, all ones when the group has none. ones: all ones.
+
+    Examples:
+        >>> mask, has_regions = torch.tensor([[[True, False], [False, False]]]), torch.tensor([[True, False]])
+        >>> fill_missing(mask, has_regions)
+        tensor([[[ True, False],
+                 [ True, False]]])
+        >>> fill_missing(mask, has_regions, "ones")
+        tensor([[[ True, False],
+                 [ True,  True]]])
     """
     ones = torch.ones_like(mask)
     has = has_regions.reshape(*has_regions.shape, *[1] * (mask.dim() - 2))
@@ -60,11 +79,11 @@ def propagate(
     outside: float = 0.0,
     dilation: int = 0,
 ) -> Float[Tensor, "R L"]:
-    """Weight of each token of scales `[start, stop)` from a pixel mask (section 3.5).
+    """Compute the weight of each token of scales `[start, stop)` from a pixel mask (section 3.5).
 
-    direct: a token is on if its cell meets an on pixel. chained: so it is at the last scale; at every coarser one a
-    token is on if its cell meets an on cell of the next finer scale, which widens the mask wherever grids do not
-    divide. A mask of fractions carries its maximum instead of on and off.
+    direct: a token is on if its cell meets an on pixel. chained: the same at the last scale; at every coarser one a token is on if
+    its cell meets an on cell of the next finer scale, which widens the mask wherever the finer grid is no multiple of the coarser.
+    A mask of fractions carries its maximum instead of on and off.
 
     Args:
         mask: of the finished image, any size, values in [0, 1].
@@ -73,6 +92,18 @@ def propagate(
 
     Raises:
         ValueError: when an argument is out of range; the message names it.
+
+    Examples:
+        The third of six pixels is on. It lies in the left one of two tokens and in the middle one of three. This middle one meets
+        both of the two, so that the chain turns on the right one, too:
+
+        >>> schedule = Schedule(((1, 1), (1, 2), (1, 3)))
+        >>> mask = torch.tensor([[[False, False, True, False, False, False]]])
+        >>> direct, chained = (propagate(mask, schedule, 0, 3, method) for method in ("direct", "chained"))
+        >>> [scale.tolist() for scale in direct[0].split(schedule.lengths)]
+        [[1.0], [1.0, 0.0], [0.0, 1.0, 0.0]]
+        >>> [scale.tolist() for scale in chained[0].split(schedule.lengths)]
+        [[1.0], [1.0, 1.0], [0.0, 1.0, 0.0]]
     """
     if not 0 <= start < stop <= len(schedule):
         raise ValueError(f"scales must satisfy 0 <= start < stop <= {len(schedule)}, got [{start}, {stop})")
@@ -93,9 +124,9 @@ def propagate(
 
 
 def _cover(fine: Shaped[Tensor, "R Hf Wf"], grid: tuple[int, int], dilation: int = 0) -> Shaped[Tensor, "R h w"]:
-    """Maximum of the fine cells that each cell of `grid` meets, rows first, then columns.
+    """Return the maximum of the fine cells that each cell of `grid` meets, rows first, then columns.
 
-    A cell that reaches `dilation` fine cells further on each side sees what it would see of a mask dilated by a square.
+    To reach `dilation` fine cells further on each side is the same as to dilate the fine mask by a square.
     """
     for dim, cells in ((1, grid[0]), (2, grid[1])):
         size = fine.shape[dim]

@@ -25,9 +25,12 @@ class OCRScore:
         completeness: Comp, in [0, 1].
         similarity: Sim, in [0, 1].
         penalty: Pen, in [0, lam].
-        extra_ratio: characters read beyond the wanted ones / wanted characters; for the log, as Pen forgives much of
-            it.
-        in_order: share of the wanted words that are read in the wanted order; for the log, the reward ignores order.
+        extra_ratio: characters read beyond the wanted ones / wanted characters; for the log, because Pen forgives much of it.
+        in_order: share of the wanted words that are read in the wanted order; for the log, because the reward ignores order.
+
+    Examples:
+        >>> ocr_score(["OPEN"], [("open", 0.5)])
+        OCRScore(reward=1.0, completeness=0.5, similarity=0.5, penalty=0.0, extra_ratio=0.0, in_order=1.0)
     """
 
     reward: float
@@ -39,32 +42,50 @@ class OCRScore:
 
 
 def edit_distance(x: str, y: str) -> int:
-    """Levenshtein distance: insertions, deletions and substitutions, each 1."""
+    """Return the Levenshtein distance: insertions, deletions and substitutions count 1 each.
+
+    Examples:
+        >>> edit_distance("kitten", "sitting")  # k to s, e to i, and a g
+        3
+    """
     return Levenshtein.distance(x, y)
 
 
 def ld(x: str, y: str) -> float:
-    """Normalised Levenshtein score (Eq. 11), in (0, 1]: LD = 1 - EditDist / (max(|x|, |y|) + eps)."""
+    """Return the normalised Levenshtein score (Eq. 11), in (0, 1]: LD = 1 - EditDist / (max(|x|, |y|) + eps).
+
+    Examples:
+        >>> round(ld("tea", "tee"), 3)  # one letter of three differs
+        0.667
+    """
     return 1 - edit_distance(x, y) / (max(len(x), len(y)) + _EPSILON)
 
 
 def completeness(wanted: Sequence[str], read: Sequence[Prediction], duplicates: Literal["set", "multiset"] = "set") -> float:
-    """Share of the wanted words that are read exactly, each at the lowest confidence it was read with (Eq. 12).
+    """Return the share of the wanted words that are read exactly, each at the lowest confidence it was read with (Eq. 12).
 
         Comp = 1/N * sum_g 1{g in P} * min_{p_i = g} s_i
 
     Args:
-        duplicates: `set` counts a word that is wanted twice twice, however often it was read; `multiset` no more
-            often than it was read.
+        duplicates: `set` counts a word that is wanted twice twice, however often it was read; `multiset` no more often than it was
+            read.
+
+    Examples:
+        `open` was read twice, once with confidence 0.5; `cafe` was not read exactly:
+
+        >>> completeness(["open", "cafe"], [("open", 0.9), ("open", 0.5), ("cofe", 0.8)])  # (0.5 + 0) / 2
+        0.25
+        >>> completeness(["ha", "ha"], [("ha", 1.0)]), completeness(["ha", "ha"], [("ha", 1.0)], duplicates="multiset")
+        (1.0, 0.5)
     """
     confidences: dict[str, list[float]] = {}
     for word, confidence in read:
         confidences.setdefault(word, []).append(confidence)
     total = 0.0
     for word, times in Counter(wanted).items():
-        found = confidences.get(word, [])
-        counted = times if duplicates == "set" else min(times, len(found))
-        total += counted * min(found, default=0.0)
+        readings = confidences.get(word, [])
+        counted = times if duplicates == "set" else min(times, len(readings))
+        total += counted * min(readings, default=0.0)
     return total / len(wanted)
 
 
@@ -74,12 +95,20 @@ def penalty(
     lam: float = 0.6,
     bag: Literal["symmetric", "max"] = "symmetric",
 ) -> float:
-    """Mismatch of all characters read with all characters wanted, as multisets (Eq. 13).
+    """Return the mismatch of all characters read with all characters wanted, as multisets (Eq. 13).
 
         Pen = lam * BagDist(P, G) / (|P| + |G|)
 
     Args:
         bag: `symmetric` counts the characters too many and those missing; `max` the larger of the two.
+
+    Examples:
+        One letter too many among 2 wanted and 3 read ones; the order of the letters does not matter:
+
+        >>> round(penalty(["ab"], [("cab", 1.0)], lam=0.5), 3)  # 0.5 * 1 / (3 + 2)
+        0.1
+        >>> penalty(["ab"], [("cd", 1.0)], lam=0.5), penalty(["ab"], [("cd", 1.0)], lam=0.5, bag="max")
+        (0.5, 0.25)
     """
     target, actual = Counter("".join(wanted)), Counter("".join(word for word, _ in read))
     extra, missing = (actual - target).total(), (target - actual).total()
@@ -94,16 +123,23 @@ def similarity(
     match: Literal["ld", "ld*conf"] = "ld",
     duplicates: Literal["set", "multiset"] = "set",
 ) -> float:
-    """How close the best match of each wanted word is, times that match's confidence (Eq. 14).
+    """Return how close the best match of each wanted word is, times that match's confidence (Eq. 14).
 
         Sim = 1/N * sum_g LD(g, p_i*) s_i*,   i* = argmax_i LD(g, p_i), the most confident of equals
 
-    By this rule a better read word of low confidence can lower the score: `[open@.1, opem@.99]` is worth less than
-    `[opem@.99]`.
+    By this rule a word that is read better but with low confidence can lower the score; see the example.
 
     Args:
         match: `ld*conf` takes the match that is worth most instead, and is monotone.
         duplicates: with `multiset` the second wanted copy of a word gets its second-best match, and so on.
+
+    Examples:
+        >>> round(similarity(["open"], [("opem", 0.8)]), 3)  # LD = 3/4, times 0.8
+        0.6
+        >>> round(similarity(["open"], [("opem", 0.8), ("open", 0.1)]), 3)  # the exact match counts, at its low confidence
+        0.1
+        >>> round(similarity(["open"], [("opem", 0.8), ("open", 0.1)], match="ld*conf"), 3)
+        0.6
     """
     total = 0.0
     for word, times in Counter(wanted).items():
@@ -124,13 +160,12 @@ def ocr_score(
     duplicates: Literal["set", "multiset"] = "set",
     case: Literal["lower", "keep"] = "lower",
 ) -> OCRScore:
-    """The paper's text-rendering reward (Eq. 15).
+    """Compute the paper's text-rendering reward (Eq. 15).
 
         Reward = Comp + Sim - Pen
 
-    2 for a perfect image, -lam for one without text. Both sides are NFKC-normalised, lower-cased and split on
-    whitespace; a word inherits the confidence of its line. Punctuation stays. Characters are joined without spaces
-    for Pen.
+    It is 2 for a perfect image, -lam for one without text. Both sides are NFKC-normalised, lower-cased and split on whitespace; a
+    word inherits the confidence of its line. Punctuation stays. Pen joins the characters without spaces.
 
     Args:
         ground_truth: the strings to be rendered.
@@ -139,6 +174,15 @@ def ocr_score(
 
     Raises:
         ValueError: when there is no word to be rendered, a confidence is out of range, or lam is negative.
+
+    Examples:
+        >>> ocr_score(["Hot tea"], [("HOT TEA", 1.0)]).reward
+        2.0
+        >>> ocr_score(["Hot tea"], []).reward
+        -0.6
+        >>> score = ocr_score(["Hot tea"], [("hot", 1.0), ("tee", 1.0)])
+        >>> round(score.completeness, 3), round(score.similarity, 3), round(score.penalty, 3)  # 1/2, (1 + 2/3) / 2, 0.6 * 2 / 12
+        (0.5, 0.833, 0.1)
     """
     if not lam >= 0:
         raise ValueError(f"lam must be >= 0, got {lam}")
@@ -173,7 +217,7 @@ def _confidence(value: float) -> float:
 
 
 def _common_subsequence(x: Sequence[str], y: Sequence[str]) -> int:
-    """Length of the longest common subsequence."""
+    """Return the length of the longest common subsequence."""
     previous = [0] * (len(y) + 1)
     for a in x:
         current = [0]

@@ -13,7 +13,7 @@ from varrl_lightning.schedule import Schedule
 
 
 def panw_weights(schedule: Schedule, start: int, stop: int, alpha: float) -> Float[Tensor, " L"]:
-    """k_t of each token of scales `[start, stop)` (Eq. 9).
+    """Return k_t of each token of scales `[start, stop)` (Eq. 9).
 
         k_t = 1 / (h_t * w_t)^alpha
 
@@ -22,13 +22,23 @@ def panw_weights(schedule: Schedule, start: int, stop: int, alpha: float) -> Flo
 
     Raises:
         ValueError: when alpha is negative or the scales are not within the schedule.
+
+    Examples:
+        >>> panw_weights(Schedule(((1, 1), (2, 2))), 0, 2, alpha=1.0)  # 1 token of weight 1, 4 tokens of weight 1/4
+        tensor([1.0000, 0.2500, 0.2500, 0.2500, 0.2500])
     """
     lengths = _span(schedule, start, stop, alpha)
     return torch.tensor([n**-alpha for n in lengths], dtype=torch.float32).repeat_interleave(torch.tensor(lengths))
 
 
 def scale_shares(schedule: Schedule, start: int, stop: int, alpha: float) -> list[float]:
-    """Share of the weight that each scale of `[start, stop)` holds, for the log: n_t k_t / sum_s n_s k_s."""
+    """Return the share of the weight that each scale of `[start, stop)` holds, for the log: n_t k_t / sum_s n_s k_s.
+
+    Examples:
+        >>> schedule = Schedule(((1, 1), (2, 2)))  # 1 and 4 tokens
+        >>> scale_shares(schedule, 0, 2, alpha=0.0), scale_shares(schedule, 0, 2, alpha=1.0)
+        ([0.2, 0.8], [0.5, 0.5])
+    """
     held = [float(n ** (1 - alpha)) for n in _span(schedule, start, stop, alpha)]
     return [share / sum(held) for share in held]
 
@@ -40,7 +50,7 @@ def row_weights(
     normaliser: Literal["branch", "batch", "constant", "none"] = "branch",
     constant: float | None = None,
 ) -> Float[Tensor, "R L"]:
-    """Weight W of each token, such that the policy loss is -sum(W * surrogate) over all rows of the global batch.
+    """Compute the weight W of each token, such that the policy loss is -sum(W * surrogate) over all rows of the global batch.
 
         branch:    k mask / sum_t k mask within a branch, then the mean over the active branches whose mask is not empty
         batch:     k mask / sum of k mask over all active rows
@@ -58,6 +68,17 @@ def row_weights(
 
     Raises:
         ValueError: when constant is missing, not positive, or given for another normaliser.
+
+    Examples:
+        Two rows, the second with one token on. `branch` gives each row half of the weight, `batch` gives each token k / 3:
+
+        >>> k, mask = torch.tensor([1.0, 0.5, 0.5]), torch.tensor([[1.0, 1.0, 1.0], [1.0, 0.0, 0.0]])
+        >>> row_weights(k, mask, torch.tensor([True, True]))
+        tensor([[0.2500, 0.1250, 0.1250],
+                [0.5000, 0.0000, 0.0000]])
+        >>> row_weights(k, mask, torch.tensor([True, True]), "batch")
+        tensor([[0.3333, 0.1667, 0.1667],
+                [0.3333, 0.0000, 0.0000]])
     """
     _check_constant(normaliser, constant)
     weight = torch.where(active[:, None], k * mask, 0.0)

@@ -1,4 +1,4 @@
-"""From logits to tokens: guidance, truncation, and the draw by inverse CDF."""
+"""From logits to tokens: guidance, truncation, and sampling by inverse CDF."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def guided_logits(
     scale: int,
     num_scales: int,
 ) -> Float[Tensor, "*batch V"]:
-    """Logits under classifier-free guidance, in the form that the model family was published with.
+    """Apply classifier-free guidance to logits, in the form that the model family was published with.
 
         constant (Infinity):  strength c + (1 - strength) u                    1 switches it off
         ramp (VAR, Switti):   (1 + t) c - t u,  t = strength * scale / (T-1)   0 switches it off
@@ -26,6 +26,13 @@ def guided_logits(
     Args:
         scale: from 0.
         num_scales: T.
+
+    Examples:
+        >>> c, u = torch.tensor([1.0, 2.0]), torch.tensor([0.0, 1.0])
+        >>> guided_logits(c, u, 3.0, "constant", scale=0, num_scales=5)  # 3 c - 2 u
+        tensor([3., 4.])
+        >>> guided_logits(c, u, 3.0, "ramp", scale=0, num_scales=5), guided_logits(c, u, 3.0, "ramp", scale=4, num_scales=5)
+        (tensor([1., 2.]), tensor([4., 5.]))
     """
     if not 0 <= scale < num_scales:
         raise ValueError(f"scale must be in [0, {num_scales}), got {scale}")
@@ -42,20 +49,29 @@ def truncate(
     temperature: float = 1.0,
     keep: Int[Tensor, "*batch"] | None = None,
 ) -> Float[Tensor, "*batch V"]:
-    """Logits of the distribution that tokens are drawn from: divided by the temperature, -inf off the support.
+    """Return the logits of the distribution that tokens are sampled from: divided by the temperature, -inf off the support.
 
-    The support: the `top_k` likeliest tokens, ties at the k-th included; of these, renormalised, the smallest set
-    whose mass is at least `top_p`, never empty. Works on the last dimension, so bits come as (..., D, 2).
+    The support: the `top_k` likeliest tokens, ties at the k-th included; of these, renormalised, the smallest set whose mass is at
+    least `top_p`, never empty. The last dimension is the vocabulary, so bits come as (..., D, 2).
 
     Args:
         top_k: 0 keeps all.
         top_p: in (0, 1].
         temperature: > 0.
-        keep: a token that is in the support whatever its rank: the one that was drawn, when its log-probability is
-            computed again and rounding or a training step has moved it over the edge.
+        keep: a token that is in the support whatever its rank: the one that was sampled, when its log-probability is computed
+            again and rounding or a training step has moved it over the edge.
 
     Raises:
         ValueError: when an argument is out of range.
+
+    Examples:
+        >>> logits = torch.tensor([0.5, 0.3, 0.2]).log()
+        >>> truncate(logits, top_k=2).softmax(dim=-1)  # 0.5 / 0.8 and 0.3 / 0.8
+        tensor([0.6250, 0.3750, 0.0000])
+        >>> truncate(logits, top_p=0.4).softmax(dim=-1)  # the likeliest token alone reaches 0.4
+        tensor([1., 0., 0.])
+        >>> truncate(logits, top_p=0.4, keep=torch.tensor(2)).isfinite()
+        tensor([ True, False,  True])
     """
     if top_k < 0:
         raise ValueError(f"top_k must be 0 (off) or positive, got {top_k}")
@@ -73,14 +89,21 @@ def truncate(
 
 
 def inverse_cdf(probabilities: Float[Tensor, "*batch V"], uniform: Float[Tensor, "*batch"]) -> Int[Tensor, "*batch"]:
-    """The token that a uniform number in [0, 1) selects.
+    """Return the token that a uniform number in [0, 1) selects.
 
         the first v with  p_0 + ... + p_v > u * sum p
 
-    Never a token of probability 0, also where rounding carries u to the edge.
+    It is never a token of probability 0, also where rounding carries u to the edge.
 
     Args:
         probabilities: >= 0 with a positive sum, which need not be 1.
+
+    Examples:
+        The edges between the three tokens are at u = 0.25 and 0.75:
+
+        >>> probabilities = torch.tensor([0.25, 0.5, 0.25])
+        >>> inverse_cdf(probabilities.expand(4, 3), torch.tensor([0.0, 0.25, 0.74, 0.75]))
+        tensor([0, 1, 1, 2])
     """
     # Sums over large vocabularies lose the tail in fp32. MPS has no fp64.
     wide = torch.float32 if probabilities.device.type == "mps" else torch.float64
@@ -93,7 +116,7 @@ def inverse_cdf(probabilities: Float[Tensor, "*batch V"], uniform: Float[Tensor,
 
 
 def _support(logits: Float[Tensor, "*batch V"], top_k: int, top_p: float) -> Bool[Tensor, "*batch V"] | None:
-    """The tokens that may be drawn; None for all of them."""
+    """Return which tokens may be sampled; None for all of them."""
     support = None
     if 0 < top_k < logits.shape[-1]:
         support = logits >= logits.topk(top_k, dim=-1).values[..., -1:]

@@ -17,11 +17,17 @@ FirstScale = Literal["trained", "shared"]
 
 
 def prefix_stage(T: int, m: int, A: int, K: int, first_scale: FirstScale = "trained") -> Stage:
-    """Scales `[0, m)` for the middle return (Eq. 5, Prefix).
+    """Return the stage of scales `[0, m)` for the middle return (Eq. 5, Prefix).
 
     Args:
-        first_scale: `shared` is the paper's own indices, where actions begin with r_2: r_1 is drawn once per prompt,
+        first_scale: `shared` is what the paper's own indices say, where actions begin with r_2: r_1 is sampled once per prompt,
             shared by the branches and not trained.
+
+    Examples:
+        >>> prefix_stage(T=10, m=6, A=4, K=2)
+        Stage(start=0, stop=6, branches=4, continuations=2, starts=1, name='prefix')
+        >>> prefix_stage(T=10, m=6, A=4, K=2, first_scale="shared").start
+        1
     """
     if not 1 <= m < T:
         raise ValueError(f"a prefix needs m in [1, {T}), got {m}")
@@ -32,14 +38,24 @@ def prefix_stage(T: int, m: int, A: int, K: int, first_scale: FirstScale = "trai
 
 
 def suffix_stage(T: int, m: int, A: int, starts: int = 1) -> Stage:
-    """Scales `[m, T)` for the terminal reward (Eq. 5, Suffix), from `starts` different s_m per prompt."""
+    """Return the stage of scales `[m, T)` for the terminal reward (Eq. 5, Suffix), from `starts` different s_m per prompt.
+
+    Examples:
+        >>> suffix_stage(T=10, m=6, A=4, starts=2)
+        Stage(start=6, stop=10, branches=4, continuations=1, starts=2, name='suffix')
+    """
     if not 1 <= m < T:
         raise ValueError(f"a suffix needs m in [1, {T}), got {m}")
     return Stage(m, T, A, starts=starts, name="suffix")
 
 
 def full_stage(T: int, A: int, first_scale: FirstScale = "trained") -> Stage:
-    """All scales for the terminal reward: plain GRPO."""
+    """Return the stage of all scales for the terminal reward: plain GRPO.
+
+    Examples:
+        >>> full_stage(T=10, A=4)
+        Stage(start=0, stop=10, branches=4, continuations=1, starts=1, name='all')
+    """
     return Stage(_first(first_scale), T, A, name="all")
 
 
@@ -53,7 +69,7 @@ def cycle(
     starts: int = 1,
     first_scale: FirstScale = "trained",
 ) -> tuple[Stage, ...]:
-    """The stages that updates go through, over and over.
+    """Return the stages that updates go through, over and over.
 
     Args:
         m: the middle step, in [1, T]; at T there is nothing to split: one stage of all scales, K ignored.
@@ -62,6 +78,13 @@ def cycle(
 
     Raises:
         ValueError: on an unknown name, a bad count, an empty alternation or an m out of range.
+
+    Examples:
+        >>> stages = cycle(T=10, m=6, group_size=4, num_continuations=2, alternation=["prefix*2", "suffix"])
+        >>> [(stage.name, stage.start, stage.stop) for stage in stages]
+        [('prefix', 0, 6), ('prefix', 0, 6), ('suffix', 6, 10)]
+        >>> [stage.name for stage in cycle(T=10, m=10, group_size=4, num_continuations=2, alternation=["prefix", "suffix"])]
+        ['all']
     """
     if not 1 <= m <= T:
         raise ValueError(f"m must be in [1, {T}], the number of scales, got {m}")
@@ -75,16 +98,24 @@ def cycle(
         "suffix": lambda: suffix_stage(T, m, group_size, starts),
         "all": lambda: full_stage(T, group_size, first_scale),
     }
-    # Only what is named is built, so that a stage that is not used cannot be in error.
+    # Only the stages that are named are built, so that one that is not used cannot be in error.
     built = {name: stages[name]() for name in set(names)}
     return tuple(built[name] for name in names)
 
 
 def spelled_out(stages: Sequence[Stage], T: int) -> tuple[Stage, ...]:
-    """A cycle given stage by stage, for example with several middle steps.
+    """Check a cycle that is given stage by stage, for example with several middle steps, and return it.
 
     Raises:
-        ValueError: when there is none, or one does not fit T scales; names it.
+        ValueError: when there is no stage, or one does not fit T scales; the message names it.
+
+    Examples:
+        >>> middle_steps = [prefix_stage(10, 4, A=4, K=2), prefix_stage(10, 8, A=4, K=2)]
+        >>> [stage.stop for stage in spelled_out(middle_steps, T=10)]
+        [4, 8]
+        >>> spelled_out([Stage(8, 12, branches=4)], T=10)
+        Traceback (most recent call last):
+        ValueError: Stage(start=8, stop=12, branches=4, continuations=1, starts=1, name='all') ends after the last of 10 scales
     """
     if not stages:
         raise ValueError("stages must hold at least one stage, got none")
@@ -101,10 +132,17 @@ def spelled_out(stages: Sequence[Stage], T: int) -> tuple[Stage, ...]:
 def stage_returns(
     rewards: Float[Tensor, "P A K"], stage: Stage, eta: float, valid: Bool[Tensor, "P A K"] | None = None
 ) -> Float[Tensor, "P A"]:
-    """Return of each branch: V_b of Eq. 10, or R itself when there is one continuation; NaN where none is valid.
+    """Compute the return of each branch: V_b of Eq. 10, or R itself when there is one continuation; NaN where none is valid.
 
     Raises:
-        ValueError: when the rewards are not those of the stage.
+        ValueError: when the shape of the rewards is not the stage's (A, K).
+
+    Examples:
+        >>> prefix, suffix = prefix_stage(10, 6, A=2, K=2), suffix_stage(10, 6, A=2)
+        >>> stage_returns(torch.tensor([[[0.0, 2.0], [1.0, 1.0]]]), prefix, eta=1.0)  # log((1 + e^2) / 2), and log e
+        tensor([[1.4338, 1.0000]])
+        >>> stage_returns(torch.tensor([[[0.0], [2.0]]]), suffix, eta=1.0)
+        tensor([[0., 2.]])
     """
     expected = (stage.branches, stage.continuations)
     if rewards.shape[1:] != expected:

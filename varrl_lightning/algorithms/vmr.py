@@ -13,11 +13,11 @@ from varrl_lightning.algorithms.advantages import group_advantages
 
 
 def soft_value(rewards: Float[Tensor, "P A K"], eta: float, valid: Bool[Tensor, "P A K"] | None = None) -> Float[Tensor, "P A"]:
-    """Middle-step soft value of each branch (Eq. 10), over its valid continuations.
+    """Compute the middle-step soft value of each branch (Eq. 10), over its valid continuations.
 
         V_m(s_m) = eta * log(1/K * sum_k exp(R_k / eta))
 
-    In the unit of the rewards. NaN where a branch has no valid continuation.
+    The value is in the unit of the rewards, and NaN where a branch has no valid continuation.
 
     Args:
         rewards: terminal returns of the K continuations of each branch.
@@ -26,6 +26,13 @@ def soft_value(rewards: Float[Tensor, "P A K"], eta: float, valid: Bool[Tensor, 
 
     Raises:
         ValueError: when eta is not positive.
+
+    Examples:
+        Continuations with the returns 0 and 2, from the mean to the best:
+
+        >>> rewards = torch.tensor([[[0.0, 2.0]]])
+        >>> [round(soft_value(rewards, eta).item(), 2) for eta in (100.0, 1.0, 0.01)]  # at eta = 1: log((1 + e^2) / 2)
+        [1.0, 1.43, 1.99]
     """
     if not eta > 0:
         raise ValueError(f"eta must be > 0, got {eta}")
@@ -36,11 +43,15 @@ def soft_value(rewards: Float[Tensor, "P A K"], eta: float, valid: Bool[Tensor, 
 
 
 def vmr_bonus(rewards: Float[Tensor, "P A K"], eta: float, valid: Bool[Tensor, "P A K"] | None = None) -> Float[Tensor, "P A"]:
-    """What the soft value adds to the plain mean, for the log.
+    """Compute what the soft value adds to the plain mean, for the log.
 
         V_m - 1/K * sum_k R_k  >= 0;  for K = 2:  eta * log cosh((R_1 - R_2) / (2 eta))
 
-    NaN where a branch has no valid continuation. Depends on the scale of the rewards, which GRPO's advantages do not.
+    It is NaN where a branch has no valid continuation, and depends on the scale of the rewards, which GRPO's advantages do not.
+
+    Examples:
+        >>> vmr_bonus(torch.tensor([[[0.0, 2.0], [1.0, 1.0]]]), eta=1.0)  # log cosh(1), and log cosh(0)
+        tensor([[0.4338, 0.0000]])
     """
     usable = torch.isfinite(rewards) if valid is None else valid
     mean = torch.where(usable, rewards, 0.0).sum(dim=-1) / usable.sum(dim=-1)
@@ -52,7 +63,7 @@ def combine_rewards(
     valid: Mapping[str, Bool[Tensor, "P A K"]],
     weights: Mapping[str, float],
 ) -> tuple[Float[Tensor, "P A K"], Bool[Tensor, "P A K"]]:
-    """Weighted sum of several rewards, and where it exists.
+    """Compute the weighted sum of several rewards, and where it exists.
 
         R = sum_i w_i R_i,  over the rewards i that apply to the sample, times sum_all |w| / sum_applying |w|
 
@@ -61,6 +72,14 @@ def combine_rewards(
 
     Raises:
         ValueError: when the names differ, or a weight is not finite, or all are 0.
+
+    Examples:
+        Two continuations; the second shows no text to read, so CLIP takes over the weight of OCR:
+
+        >>> rewards = {"ocr": torch.tensor([[[1.0, 0.0]]]), "clip": torch.tensor([[[0.5, 0.5]]])}
+        >>> applies = {"ocr": torch.tensor([[[True, False]]]), "clip": torch.tensor([[[True, True]]])}
+        >>> combine_rewards(rewards, applies, {"ocr": 3.0, "clip": 1.0})  # 3 * 1 + 1 * 0.5, and 1 * 0.5 * (3 + 1) / 1
+        (tensor([[[3.5000, 2.0000]]]), tensor([[[True, True]]]))
     """
     _check_weights(values, weights)
     if valid.keys() != values.keys():
@@ -76,15 +95,24 @@ def combine_rewards(
 
 
 def standardised_sum(values_per_reward: Mapping[str, Float[Tensor, "P A"]], weights: Mapping[str, float]) -> Float[Tensor, "P A"]:
-    """Weighted sum of soft values, each standardised within its group first: the other way to join several rewards.
+    """Compute the weighted sum of soft values, each standardised within its group first: the other way to join several rewards.
 
         sum_i w_i (V_i - mean_group V_i) / std_group V_i
 
-    The rewards' own scales drop out. A reward without variance in a group adds 0 there; one that is NaN at a branch,
-    or known at fewer than two branches of the group, leaves its weight to the others; NaN where none is left.
+    The rewards' own scales drop out. A reward without variance in a group adds 0 there; one that is NaN at a branch, or known at
+    fewer than two branches of the group, leaves its weight to the others. The sum is NaN where no reward is left.
 
     Raises:
         ValueError: as `combine_rewards`.
+
+    Examples:
+        A thousand times the scale, and yet the same weight: each reward gives -1/sqrt(2) to one branch and 1/sqrt(2) to the other:
+
+        >>> values = {"a": torch.tensor([[0.0, 1.0]]), "b": torch.tensor([[1000.0, 0.0]])}
+        >>> standardised_sum(values, {"a": 1.0, "b": 1.0}).abs() < 1e-3
+        tensor([[True, True]])
+        >>> standardised_sum(values, {"a": 3.0, "b": 1.0}).round(decimals=2)  # -+ 2 / sqrt(2)
+        tensor([[-1.4100,  1.4100]])
     """
     _check_weights(values_per_reward, weights)
     scores, known = {}, {}

@@ -1,1 +1,1 @@
-"""Metrics of evaluation, as torchmetrics."""
+"""Metrics for evaluation, as torchmetrics."""

@@ -1,4 +1,4 @@
-"""Means of a score over images: of all, by category, and CLIPScore."""
+"""Means of a score over images: over all, by category, and CLIPScore."""
 
 from __future__ import annotations
 
@@ -19,10 +19,17 @@ Scorer = Callable[[Tensor, Sequence[Prompt]], Scores]
 
 
 def canonical_category(name: str | None, categories: Sequence[str]) -> int:
-    """The place of a category in the list; upper and lower case, `_`, `-` and spaces are alike.
+    """Return the index of a category in the list; upper and lower case, `_`, `-` and spaces are alike.
 
     Raises:
-        ValueError: when it is none of them; names the closest.
+        ValueError: when the name is none of them; the message names the closest.
+
+    Examples:
+        >>> canonical_category("natural_scenery", ["Plants", "Natural Scenery"])
+        1
+        >>> canonical_category("plant", ["Plants", "Natural Scenery"])
+        Traceback (most recent call last):
+        ValueError: no category 'plant'. Did you mean 'Plants'? There are: Plants, Natural Scenery.
     """
     places = {_plain(category): place for place, category in enumerate(categories)}
     if name is not None and _plain(name) in places:
@@ -37,7 +44,7 @@ def _plain(name: str) -> str:
 
 
 class MeanScore(Metric):
-    """Mean of one score per image, over those that have one.
+    """Mean of one score per image, over the images that have one.
 
     Examples:
         >>> metric = MeanScore()
@@ -68,7 +75,7 @@ class MeanScore(Metric):
         self.unscored += (~finite).sum()
 
     def compute(self) -> Float[Tensor, ""]:
-        """In the unit of the score; NaN when no image has one."""
+        """Return the mean, in the unit of the score; NaN when no image has one."""
         return (self.total / self.images).float()
 
 
@@ -77,7 +84,16 @@ class CLIPScore(MeanScore):
 
     Args:
         scorer: gives images their scores, such as the reward `varrl_lightning.rewards.clip_score.CLIPScore()`, whose defaults are
-            the benchmark's; it is no part of the metric's state.
+            the benchmark's; it is not part of the metric's state.
+
+    Examples:
+        Any function from images and prompts to scores will do, here the mean of the pixels:
+
+        >>> metric = CLIPScore(lambda images, prompts: Scores(images.mean(dim=(1, 2, 3))))
+        >>> metric.update(torch.zeros(1, 3, 8, 8), [Prompt("a night")])
+        >>> metric.update(torch.ones(3, 3, 8, 8), [Prompt("a day")] * 3)
+        >>> metric.compute()  # (0 + 1 + 1 + 1) / 4
+        tensor(0.7500)
     """
 
     def __init__(self, scorer: Scorer, **kwargs: Any) -> None:
@@ -87,7 +103,7 @@ class CLIPScore(MeanScore):
 
     @torch.no_grad()
     def update(self, images: Float[Tensor, "N 3 H W"], prompts: Sequence[Prompt]) -> None:  # type: ignore[override]
-        """Score images, RGB in [0, 1], against their prompts' texts and add them."""
+        """Score images, RGB in [0, 1], against their prompts' texts, and add them."""
         super().update(self._scorer[0](images, prompts).values)
 
 
@@ -97,7 +113,7 @@ class CategoryMean(Metric):
     The mean over all images is not the mean of the categories' means unless they are equally large.
 
     Args:
-        categories: their names, in the order of the table; HPSv3's twelve, in the order of the paper's Table 2.
+        categories: their names, in the order of the table; by default HPSv3's twelve, in the order of the paper's Table 2.
 
     Examples:
         >>> metric = CategoryMean(["Plants", "Food"])
@@ -138,7 +154,7 @@ class CategoryMean(Metric):
         self.unscored += (~finite).sum()
 
     def compute(self) -> dict[str, Float[Tensor, ""]]:
-        """`All`, then each category; NaN where no image has a score."""
+        """Return the mean of `All`, then of each category; NaN where no image has a score."""
         means = (self.total / self.images).float()
         overall = (self.total.sum() / self.images.sum()).float()
         return {ALL: overall, **dict(zip(self.categories, means.unbind(), strict=True))}

@@ -1,4 +1,4 @@
-"""How well the wanted words can be read, as the CVTG-2K benchmark counts it."""
+"""How well the wanted words can be read in an image, as the CVTG-2K benchmark counts it."""
 
 from __future__ import annotations
 
@@ -42,13 +42,13 @@ class _MeanOverWords(Metric):
 
     @abstractmethod
     def _count(self, wanted: Sequence[str], read: Sequence[str]) -> tuple[float, int]:
-        """The score of one image's words, summed, and their number."""
+        """Return the sum of the scores of one image's words, and their number."""
 
     def update(self, wanted: Sequence[Sequence[str]], read: Sequence[Sequence[str]]) -> None:
         """Add images: the strings that each should show and those that were read in it; both are lower-cased and split.
 
         Raises:
-            ValueError: when there are not as many of one as of the other.
+            ValueError: when the two do not hold the same number of images.
         """
         if len(wanted) != len(read):
             raise ValueError(f"got the wanted words of {len(wanted)} images and the read words of {len(read)}; expected as many")
@@ -58,7 +58,7 @@ class _MeanOverWords(Metric):
             self.words += words
 
     def compute(self) -> Float[Tensor, ""]:
-        """In [0, 1]; NaN when no word was wanted."""
+        """Return the mean over words, in [0, 1]; NaN when no word was wanted."""
         return (self.score / self.words).float()
 
 
@@ -80,8 +80,8 @@ class NormalizedEditDistance(_MeanOverWords):
     """Mean closeness (Eq. 11) of each wanted word to the most similar word read in its image; higher is better.
 
     Args:
-        match: which word is the most similar: as `difflib` finds it, which is CVTG-2K's definition, or by `levenshtein`, which is
-            never lower.
+        match: how the most similar word is chosen: by `difflib`, which is CVTG-2K's definition, or by `levenshtein`, whose metric
+            is never lower.
 
     Examples:
         >>> metric = NormalizedEditDistance()
