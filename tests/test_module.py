@@ -1,12 +1,11 @@
 from __future__ import annotations
 
 import math
-import subprocess
-import sys
 from collections.abc import Sequence
 
 import pytest
 import torch
+from fresh import Fresh
 from torch import Tensor
 
 from tests.tabular_policy import TabularPolicy
@@ -129,8 +128,8 @@ def test_values_out_of_range_fail_before_anything_runs(options: dict, message: s
         tiny_module(**options)
 
 
-def test_an_unknown_choice_lists_the_known_ones() -> None:
-    """In a process of its own, where no type checker runs in front of the package's own check."""
+def test_an_unknown_choice_lists_the_known_ones(fresh: Fresh) -> None:
+    """In a fresh process, where no type checker runs in front of the package's own check."""
     cases = {
         "score": ("models", "model, sampler, guided, corrected"),
         "ratio": ("tokens", "token, scale_mean, scale_sum, bit"),
@@ -141,8 +140,7 @@ def test_an_unknown_choice_lists_the_known_ones() -> None:
     lines = ["from tests.tiny import tiny_module"]
     for name, (value, _) in cases.items():
         lines += ["try:", f"    tiny_module({name}={value!r})", "except ValueError as error:", "    print(error)"]
-    result = subprocess.run([sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, check=True)
-    said = result.stdout.splitlines()
+    said = fresh("\n".join(lines)).stdout.splitlines()
     assert said == [f"{name} must be one of {choices}, got {value!r}" for name, (value, choices) in cases.items()]
 
 
