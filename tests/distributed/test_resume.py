@@ -39,8 +39,8 @@ USUAL = {
 CHANGES = [("single", "ddp"), ("ddp", "single"), ("fsdp2", "fsdp2"), ("fsdp2_full", "single"), ("ddp", "fsdp2_full")]
 
 
-USUAL_CHANGES = [(*change, place % 2 == 1) for place, change in enumerate(CHANGES)]
-"""Each change, of all weights and of an adapter in turn."""
+USUAL_CHANGES = [(*change, place % 2 == 0) for place, change in enumerate(CHANGES)]
+"""Each change, of an adapter and of all weights in turn."""
 
 
 def run(workers: Start, world_size: int, folder: Path, strategy: str, **options: Any) -> list[dict[str, Any]]:
