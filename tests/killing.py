@@ -34,7 +34,7 @@ model:
   policy: {{class_path: {policy}}}
   reward: {{class_path: {reward}}}
   mask_source: full
-  m: 4
+  m: {m}
   group_size: 2
   num_continuations: 2
   kl_coef: 0.01
@@ -75,14 +75,14 @@ class Notes(Callback):
 
 
 class Run:
-    """One run in its folder."""
+    """One run in its folder; `m` is a middle step of the policy."""
 
-    def __init__(self, folder: Path, steps: int, policy: str, reward: str) -> None:
+    def __init__(self, folder: Path, steps: int, policy: str, reward: str, m: int = 4) -> None:
         folder.mkdir(parents=True)
         self.folder, self.checkpoints, self.notes = folder, folder / "run" / "checkpoints", folder / "notes"
         for name, words in (("train", WORDS[:5]), ("validation", WORDS[5:])):
             (folder / f"{name}.jsonl").write_text("".join(json.dumps({"text": f'"{word}"'}) + "\n" for word in words))
-        config = CONFIG.format(folder=folder, steps=steps, every=EVERY, policy=policy, reward=reward)
+        config = CONFIG.format(folder=folder, steps=steps, every=EVERY, policy=policy, reward=reward, m=m)
         (folder / "config.yaml").write_text(config)
         self.starts, self.ended = 0, False
 

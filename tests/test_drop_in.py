@@ -6,8 +6,6 @@ import csv
 import io
 import logging
 import re
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +14,7 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+from fresh import Fresh
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import (
     Callback,
@@ -396,7 +395,7 @@ def main_of(arguments: list[str]) -> int:
         return main()
 
 
-def test_a_run_of_the_command_line_is_loaded_in_a_plain_script(cli_run: tuple[Path, list[str]]) -> None:
+def test_a_run_of_the_command_line_is_loaded_in_a_plain_script(cli_run: tuple[Path, list[str]], fresh: Fresh) -> None:
     folder, _ = cli_run
     checkpoint = folder / "checkpoints" / "last.ckpt"
     script = f"""
@@ -404,7 +403,7 @@ from varrl_lightning import VARGRPO
 module = VARGRPO.load_from_checkpoint({str(checkpoint)!r})
 print(module.seed, module.rollouts_done, module.grpo.objective.score.kind, module.policy.transformer.head.lora_A.default.weight.sum().item())
 """
-    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=True)
+    result = fresh(script)
     saved = torch.load(checkpoint, weights_only=True)["state_dict"]
     assert result.stdout.split()[:3] == ["3", "1", "guided"]
     assert float(result.stdout.split()[3]) == pytest.approx(saved["policy.transformer.head.lora_A.default.weight"].sum().item())

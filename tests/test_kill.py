@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.killing import Run
+from tests.tiny import M
 from varrl_lightning.__main__ import main
 from varrl_lightning.figures.tables import Metrics
 
@@ -39,7 +40,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     """A run of the command line, of two steps."""
     for name in ("PL_GLOBAL_SEED", "PL_SEED_WORKERS"):  # seed_everything leaves them in the environment
         monkeypatch.setenv(name, "0")
-    return Run(tmp_path / "runs", steps=2, policy="tests.tiny.tiny_policy", reward="tests.tiny.LeftBright")
+    return Run(tmp_path / "runs", steps=2, policy="tests.tiny.tiny_policy", reward="tests.tiny.LeftBright", m=M)
 
 
 def fit(run: Run, *options: str) -> int:

@@ -14,10 +14,10 @@ import pytest
 import torch
 import yaml
 from jsonargparse import ArgumentParser, dict_to_namespace
-from test_recipes import TINY, innermost
 from tiny import PROMPTS, TinyPolicy, tiny_loader, tiny_module, tiny_policy, tiny_trainer
 from torch import Tensor, nn
 
+from tests.families import RECIPE_ARGUMENTS, innermost
 from varrl_lightning.__main__ import main
 from varrl_lightning.configuration.files import shipped_configs
 from varrl_lightning.errors import MemoryFullError
@@ -138,10 +138,10 @@ def test_the_process_grows_by_what_was_foretold() -> None:
         assert found[f"{phase} foretold"] == pytest.approx(found[f"{phase} resident"], rel=0.15)
 
 
-@pytest.mark.parametrize("family", sorted(TINY))
+@pytest.mark.parametrize("family", sorted(RECIPE_ARGUMENTS))
 def test_every_family_can_be_simulated_and_nothing_fake_stays_behind(family: str, tmp_path: Path) -> None:
     spec = yaml.safe_load(shipped_configs()[f"{family}_ocr.yaml"].read_text())["model"]["policy"]
-    innermost(spec).update(TINY[family](tmp_path), dtype="float32")
+    innermost(spec).update(RECIPE_ARGUMENTS[family](tmp_path), dtype="float32")
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--policy", type=VARPolicy)
     policy = parser.instantiate(parser.parse_object({"policy": spec})).policy

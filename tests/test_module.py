@@ -1,12 +1,11 @@
 from __future__ import annotations
 
 import math
-import subprocess
-import sys
 from collections.abc import Sequence
 
 import pytest
 import torch
+from fresh import Fresh
 from torch import Tensor
 
 from tests.tabular_policy import TabularPolicy
@@ -17,7 +16,6 @@ from varrl_lightning.grpo.grpo import GRPO, MicroBatch
 from varrl_lightning.module import VARGRPO
 from varrl_lightning.prompts.batches import as_prompts
 from varrl_lightning.schedule import Schedule
-from varrl_lightning.training.counters import RunCounters
 from varrl_lightning.types import Prompt, Sampling, SamplingChanges, Score, Scores, Stage
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*does not have many workers.*", "ignore:You defined a `validation_step`")
@@ -140,8 +138,8 @@ def test_values_out_of_range_fail_before_anything_runs(options: dict, message: s
         tiny_module(**options)
 
 
-def test_an_unknown_choice_lists_the_known_ones() -> None:
-    """In a process of its own, where no type checker runs in front of the package's own check."""
+def test_an_unknown_choice_lists_the_known_ones(fresh: Fresh) -> None:
+    """In a fresh process, where no type checker runs in front of the package's own check."""
     cases = {
         "score": ("models", "model, sampler, guided, corrected"),
         "ratio": ("tokens", "token, scale_mean, scale_sum, bit"),
@@ -150,8 +148,7 @@ def test_an_unknown_choice_lists_the_known_ones() -> None:
     lines = ["from tests.tiny import tiny_module"]
     for name, (value, _) in cases.items():
         lines += ["try:", f"    tiny_module({name}={value!r})", "except ValueError as error:", "    print(error)"]
-    result = subprocess.run([sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, check=True)
-    said = result.stdout.splitlines()
+    said = fresh("\n".join(lines)).stdout.splitlines()
     assert said == [f"{name} must be one of {choices}, got {value!r}" for name, (value, choices) in cases.items()]
 
 

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from fresh import Fresh
 
 ROOT = Path(__file__).parent.parent
 PLUGIN = ROOT / "plugins" / "varrl-brightness"
@@ -33,13 +34,12 @@ def run(command: list[str], **environment: str) -> str:
 
 
 @pytest.mark.skipif(importlib.util.find_spec("setuptools") is None, reason="builds with setuptools, which torch brings")
-def test_the_plugin_is_installed_by_pip_and_found_by_name(tmp_path: Path) -> None:
+def test_the_plugin_is_installed_by_pip_and_found_by_name(tmp_path: Path, fresh: Fresh) -> None:
     source, target = tmp_path / "source", tmp_path / "site"
     shutil.copytree(PLUGIN, source)  # building leaves files beside the source
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--no-build-isolation"]
     run([*pip, "--target", str(target), str(source)])
-    printed = run([sys.executable, "-c", USE], PYTHONPATH=str(target))
-    assert printed.splitlines() == ["varrl_brightness 0.1.0", "[0.25, 1.0]"]
+    assert fresh(USE, path=target).stdout.splitlines() == ["varrl_brightness 0.1.0", "[0.25, 1.0]"]
 
 
 def test_the_plugin_is_two_files() -> None:

@@ -4,130 +4,25 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import yaml
-from parity import rules
-from parity.make_infinity import state as infinity_weights
-from parity.seeded import seeded
-from safetensors.torch import save_file
-from torch import Tensor, nn
-from transformers import LlamaConfig, LlamaForCausalLM
 
+from tests.families import RECIPE_ARGUMENTS, RECIPE_PROMPTS, RECIPE_VALIDATION, innermost
 from varrl_lightning.__main__ import main
 from varrl_lightning.configuration.files import shipped_configs
-from varrl_lightning.policies.llm_prefix import LLMPrefixPolicy
-from varrl_lightning.policies.tokenflow import NEGATIVE
-from varrl_lightning.text_encoders import EncodedTexts
 
-PARITY = Path(__file__).parent / "parity" / "data"
 OWN = {"quickstart.yaml", "pretrain_tokenizer.yaml", "pretrain_details.yaml", "pretrain_words.yaml"}
 OWN |= {"paper.yaml", "vanilla_grpo.yaml", "vanilla_panw.yaml", "prefix_only.yaml", "comparison.yaml"}
 RECIPES = sorted(set(shipped_configs()) - OWN)
-WORDS = ("OPEN", "SALE", "EXIT", "MENU")
-PROMPTS = [{"text": f'a sign "{word}"', "label": label} for label, word in enumerate(WORDS)]
-VALIDATION = {"text": 'a sign "SHOP"', "label": 5}
-TEXTS = ["", *(prompt["text"] for prompt in PROMPTS), VALIDATION["text"]]
 DRAWN = 'a sign "OPEN"'
 
 
-class Features(nn.Module):
-    """Made-up features of a text, of an encoder's widths."""
-
-    def __init__(self, text: tuple[int, int], pooled: int | None = None) -> None:
-        super().__init__()
-        self.text, self.pooled = text, pooled
-
-    def forward(self, texts: Sequence[str]) -> dict[str, Tensor]:
-        (text,) = texts
-        found = {"text": seeded(text, self.text)[None], "mask": torch.ones(1, self.text[0], dtype=torch.bool)}
-        return found if self.pooled is None else found | {"pooled": seeded(f"{text} ", (self.pooled,))[None]}
-
-
-def read(name: str) -> dict[str, Any]:
-    found: dict[str, Any] = torch.load(PARITY / f"{name}.pt", weights_only=True)
-    return found
-
-
-def files(folder: Path, data: dict[str, Any]) -> dict[str, Any]:
-    for name, seed in (("transformer", rules.TRANSFORMER), ("tokenizer", rules.TOKENIZER)):
-        torch.save(rules.weights(data["layouts"][name], seed), folder / f"{name}.pth")
-    return {"path": str(folder / "transformer.pth"), "tokenizer": str(folder / "tokenizer.pth")}
-
-
-def encoded(folder: Path, encoder: nn.Module) -> str:
-    EncodedTexts.save(encoder, TEXTS, folder / "texts.safetensors")
-    return str(folder / "texts.safetensors")
-
-
-def var(folder: Path) -> dict[str, Any]:
-    data = read("var_l2norm")
-    return files(folder, data)
-
-
-def switti(folder: Path) -> dict[str, Any]:
-    data = read("switti_default")
-    sizes = {name: data["config"][name] for name in ("num_heads", "rope_theta", "rope_size")}
-    return files(folder, data) | sizes | {"text_encoder": encoded(folder, Features((77, 2048), 1280))}
-
-
-def infinity(variant: str) -> Callable[[Path], dict[str, Any]]:
-    def write(folder: Path) -> dict[str, Any]:
-        data = read(variant)
-        torch.save(infinity_weights(data["shapes"]), folder / "transformer.pth")
-        torch.save({"vae": infinity_weights(data["vae_shapes"])}, folder / "vae.pth")
-        width = data["shapes"]["text_norm.weight"][0]
-        return {
-            "path": str(folder / "transformer.pth"),
-            "tokenizer": str(folder / "vae.pth"),
-            "text_encoder": encoded(folder, Features((5, width))),
-            "pixels": "0.06M",
-            "level_embedding": "first" if data["variant"]["first_block_only"] else "every",
-        }
-
-    return write
-
-
-def tokenflow(folder: Path) -> dict[str, Any]:
-    data = read("tokenflow_plain")
-    ids = {text: [5 + i, 7, 9, 11] for i, text in enumerate([*TEXTS, NEGATIVE])}
-    sizes = {name: data["config"][name] for name in ("rope_theta", "rms_norm_eps")}
-    start = {"image_token_start": data["config"]["text_tokens"], "schedule": list(data["config"]["sides"])}
-    return files(folder, data) | {"text_encoder": ids} | sizes | start
-
-
-def llm_prefix(folder: Path) -> dict[str, Any]:
-    sizes = {"vocab_size": 30, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
-    torch.manual_seed(0)
-    config = LlamaConfig(**sizes)
-    tokenizer = read("var_plain")["layouts"]["tokenizer"]
-    save_file(rules.weights(tokenizer, rules.TOKENIZER), folder / "visual.safetensors")
-    policy = LLMPrefixPolicy.from_backbone(LlamaForCausalLM(config), folder / "visual.safetensors", {}, schedule=[1, 2, 3, 4, 6])
-    save_file(policy.published(policy.transformer.state_dict()), folder / "llm.safetensors")
-    config.save_pretrained(folder)
-    return {
-        "path": str(folder / "llm.safetensors"),
-        "tokenizer": str(folder / "visual.safetensors"),
-        "backbone": str(folder),
-        "text_encoder": {text: [1 + i, 2] for i, text in enumerate(TEXTS)},
-        "schedule": [1, 2, 3, 4, 6],
-    }
-
-
-TINY: dict[str, Callable[[Path], dict[str, Any]]] = {
-    "var_d16": var,
-    "switti": switti,
-    "infinity_2b": infinity("infinity_published_2b"),
-    "infinity_8b": infinity("infinity_published_8b"),
-    "tokenflow": tokenflow,
-    "llm_prefix": llm_prefix,
-}
-
-
+TRAINED = [*(f"{name}_ocr.yaml" for name in RECIPE_ARGUMENTS), "var_d16_hpsv3.yaml", "llm_prefix_ocr_8gpus.yaml"]
+"""One recipe a family, one whose reward is a service, and one that trains all weights of a family that else has an adapter."""
 SCALED = {f"{name}_ocr_{gpus}gpus.yaml": gpus for name in ("infinity_2b", "llm_prefix") for gpus in (8, 64)}
 
 
@@ -135,21 +30,15 @@ def family(recipe: str) -> str:
     return re.sub(r"_(ocr|hpsv3)(_\d+gpus)?\.yaml$", "", recipe)
 
 
-def innermost(policy: dict[str, Any]) -> dict[str, Any]:
-    """The arguments of the family's own class, inside of those of an adapter."""
-    arguments: dict[str, Any] = policy["init_args"]
-    return innermost(arguments["policy"]) if "policy" in arguments else arguments
-
-
 def shrunk(recipe: str, folder: Path) -> Path:
     """The recipe on a tiny model, on the CPU, for two steps: one prefix and one suffix update."""
     config = yaml.safe_load(shipped_configs()[recipe].read_text())
-    innermost(config["model"]["policy"]).update(TINY[family(recipe)](folder), dtype="float32")
+    innermost(config["model"]["policy"]).update(RECIPE_ARGUMENTS[family(recipe)](folder), dtype="float32")
     config["model"] |= {"m": 2, "group_size": 2, "alternation": ["prefix", "suffix"], "micro_batch_size": 2, "images_at_once": 4}
     if recipe.endswith("_hpsv3.yaml"):  # a service with 16 GB of weights
         config["model"]["reward"] = "tiny.LeftBright"
-    (folder / "prompts.jsonl").write_text("".join(json.dumps(prompt) + "\n" for prompt in PROMPTS))
-    (folder / "more.jsonl").write_text(json.dumps(VALIDATION) + "\n")
+    (folder / "prompts.jsonl").write_text("".join(json.dumps(prompt) + "\n" for prompt in RECIPE_PROMPTS))
+    (folder / "more.jsonl").write_text(json.dumps(RECIPE_VALIDATION) + "\n")
     config["data"] = {"train": str(folder / "prompts.jsonl"), "validation": str(folder / "more.jsonl"), "batch_size": 2}
     config["trainer"] |= {"accelerator": "cpu", "precision": "32-true", "max_steps": 2, "enable_progress_bar": False}
     config["trainer"] |= {"val_check_interval": None, "default_root_dir": str(folder / "run")}
@@ -159,8 +48,17 @@ def shrunk(recipe: str, folder: Path) -> Path:
     return path
 
 
+def written(recipe: str) -> dict[str, Any]:
+    found: dict[str, Any] = yaml.safe_load(shipped_configs()[recipe].read_text())
+    return found
+
+
+def without(settings: dict[str, Any], *names: str) -> dict[str, Any]:
+    return {name: value for name, value in settings.items() if name not in names}
+
+
 def test_every_family_has_both_recipes() -> None:
-    assert {f"{name}_{kind}.yaml" for name in TINY for kind in ("ocr", "hpsv3")} | SCALED.keys() == set(RECIPES)
+    assert {f"{name}_{kind}.yaml" for name in RECIPE_ARGUMENTS for kind in ("ocr", "hpsv3")} | SCALED.keys() == set(RECIPES)
 
 
 @pytest.mark.parametrize("recipe", SCALED)
@@ -188,8 +86,25 @@ def test_a_recipe_is_accepted_as_it_is(recipe: str, capsys: pytest.CaptureFixtur
     assert {name: found[name] for name in innermost(written["model"]["policy"])} == innermost(written["model"]["policy"])
 
 
+@pytest.mark.parametrize("recipe", sorted(set(RECIPES) - set(TRAINED)))
+def test_a_recipe_that_is_not_trained_says_nothing_new(recipe: str) -> None:
+    """Its reward and mask are those of one that is, the rest of its model another's; what a machine is asked for is left out."""
+    ours, whole = written(recipe), f"{family(recipe)}_ocr_8gpus.yaml"
+    alike = written(whole if recipe in SCALED and whole in TRAINED else f"{family(recipe)}_ocr.yaml")
+    if recipe.endswith("_hpsv3.yaml"):
+        service = written("var_d16_hpsv3.yaml")["model"]
+        assert {name: ours["model"][name] for name in ("reward", "mask_source")} == {
+            name: service[name] for name in ("reward", "mask_source")
+        }
+        ours["model"], alike["model"] = (without(x["model"], "reward", "mask_source") for x in (ours, alike))
+    assert ours["model"] == alike["model"]
+    machine = ("devices", "num_nodes", "strategy")
+    assert without(ours["trainer"], *machine) == without(alike["trainer"], *machine)
+    assert without(ours, "model", "data", "trainer") == without(alike, "model", "data", "trainer")
+
+
 @pytest.mark.filterwarnings("ignore:You defined a `validation_step`")
-@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("recipe", TRAINED)
 def test_a_recipe_trains_and_its_policy_draws(recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert main(["fit", "--config", str(shrunk(recipe, tmp_path))]) == 0

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
-import subprocess
-import sys
 import time
 from collections import Counter
 from pathlib import Path
 
 import pytest
 import yaml
+from fresh import Fresh
 
 from varrl_lightning.prompts.files import check_disjoint, load_prompts
 from varrl_lightning.prompts.files import generate as module
@@ -120,13 +120,13 @@ def test_excluded_words_never_come() -> None:
 # --- arguments --------------------------------------------------------------------------------------------------------------
 
 
-def test_the_same_everywhere() -> None:
+def test_the_same_everywhere(fresh: Fresh) -> None:
     """Also in a process that hashes text differently."""
     code = "import hashlib; from varrl_lightning.prompts.generate import text_prompts as t; "
     code += "print(hashlib.md5(repr(t(300, seed=3)).encode()).hexdigest())"
     here = hashlib.md5(repr(text_prompts(300, seed=3)).encode()).hexdigest()
-    there = subprocess.run([sys.executable, "-c", code], env={"PYTHONHASHSEED": "7"}, capture_output=True, text=True, check=True)
-    assert there.stdout.strip() == here
+    assert os.environ.get("PYTHONHASHSEED") != "7"
+    assert fresh(code).stdout.strip() == here
 
 
 def test_a_seed_gives_other_prompts() -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,25 +17,33 @@ class Pool:
 
     def __call__(self, job: str, **arguments: Any) -> list[Any]:
         """See `Workers`."""
-        return self._of(arguments)(job, **arguments)
+        return self._of(job, arguments)(job, **arguments)
 
     def outcomes(self, job: str, **arguments: Any) -> list[tuple[Any, str | None]]:
         """See `Workers`."""
-        return self._of(arguments).outcomes(job, **arguments)
+        return self._of(job, arguments).outcomes(job, **arguments)
 
     def stop(self) -> None:
         """End all of them."""
         for workers in self._kinds.values():
             workers.stop()
 
-    def _of(self, arguments: dict[str, Any]) -> Workers:
-        return self._kinds["stage" in arguments or str(arguments.get("strategy")).startswith("zero")]
+    def _of(self, job: str, arguments: dict[str, Any]) -> Workers:
+        of_deepspeed = "jobs_deepspeed" in f"{job} {arguments.get('by')}"
+        return self._kinds[of_deepspeed or str(arguments.get("strategy")).startswith("zero")]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def workers() -> Iterator[Callable[[int], Pool]]:
-    """Workers of a world size; started once for a file of tests, on their first job."""
+    """Workers of a world size; started once for all files of tests, on their first job."""
     started: dict[int, Pool] = {}
     yield lambda world_size: started.setdefault(world_size, Pool(world_size))
     for pool in started.values():
         pool.stop()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what runs on several processes; the hook is called with the tests of all folders."""
+    for item in items:
+        if item.path.is_relative_to(Path(__file__).parent):
+            item.add_marker("distributed")

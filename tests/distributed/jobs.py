@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import logging
+import os
 import time
 import warnings
 from collections.abc import Sequence
@@ -57,7 +59,11 @@ def train(
 
 
 def named(strategy: str | None) -> Any:
-    """A strategy by its name; ZeRO with nothing too small to be sharded."""
+    """A strategy by its name; ZeRO with nothing too small to be sharded, and FSDP2 that gathers as late as can be."""
+    if strategy == "fsdp2_lean":
+        from varrl_lightning.strategies.fsdp2 import FSDP2Strategy
+
+        return FSDP2Strategy(sampling="sharded", accumulate="shard")
     if strategy is None or not strategy.startswith("zero"):
         return strategy or "auto"
     from varrl_lightning.strategies.deepspeed import ZeROStrategy
@@ -65,9 +71,9 @@ def named(strategy: str | None) -> Any:
     return ZeROStrategy(stage=int(strategy[-1]), persistence=0)  # type: ignore[arg-type]
 
 
-def full_weights(trained: VARGRPO) -> dict[str, Tensor]:
-    """The trained weights by name, whole."""
-    parameters = {name: p for name, p in trained.policy.named_parameters() if p.requires_grad}
+def full_weights(trained: Any, frozen: bool = False) -> dict[str, Tensor]:
+    """The trained weights by name, whole; those of a frozen base as well."""
+    parameters = {name: p for name, p in trained.policy.named_parameters() if frozen or p.requires_grad}
     with contextlib.ExitStack() as stack:
         if any(hasattr(p, "ds_id") for p in parameters.values()):
             import deepspeed
@@ -77,34 +83,32 @@ def full_weights(trained: VARGRPO) -> dict[str, Tensor]:
         return {name: p.detach().clone() for name, p in whole.items()}
 
 
+def furthest(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
+    """The largest difference of two weights of the same name."""
+    assert one.keys() == other.keys()
+    return max((float((one[name] - other[name]).abs().max()) for name in one), default=0.0)
+
+
 class FailsOnRank1(LeftBright):
-    """Raises on one rank alone, in one rollout."""
+    """On one rank alone, is late in the rollout before `rollout`, and raises in `rollout`."""
 
     def __init__(self, module: list[VARGRPO], rollout: int) -> None:
         self.module, self.rollout = module, rollout
 
     def __call__(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
         module = self.module[0]
+        if module.parallel.rank == 1 and module.rollouts_done == self.rollout - 1:
+            time.sleep(0.5)
         if module.parallel.rank == 1 and module.rollouts_done == self.rollout:
             raise KeyError("font")
         return super().__call__(images, prompts)
 
 
-class SlowOnRank1(FailsOnRank1):
-    """Is late on one rank alone, in one rollout."""
-
-    def __call__(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
-        module = self.module[0]
-        if module.parallel.rank == 1 and module.rollouts_done == self.rollout:
-            time.sleep(2)
-        return LeftBright.__call__(self, images, prompts)
-
-
-def disturbed(strategy: str, kind: str) -> dict[str, Any]:
-    """What comes of a run in whose third rollout the reward raises, or is slow, on rank 1."""
+def disturbed(strategy: str) -> dict[str, Any]:
+    """What comes of a run whose reward is late on rank 1 in the second rollout, and raises there in the third."""
     quiet()
     found: list[VARGRPO] = []
-    trained = module(reward=(FailsOnRank1 if kind == "raises" else SlowOnRank1)(found, 2))
+    trained = module(reward=FailsOnRank1(found, 2))
     found.append(trained)
     trainer = tiny_trainer(devices=2, strategy=named(strategy), max_steps=4, use_distributed_sampler=False)
     error = ""
@@ -113,3 +117,22 @@ def disturbed(strategy: str, kind: str) -> dict[str, Any]:
     except RankError as caught:
         error = str(caught)
     return {"error": error, "rollouts": trained.rollouts_done, "weights": full_weights(trained)}
+
+
+def command(folder: str, arguments: Sequence[str]) -> None:
+    """A command of the command line, in a folder."""
+    from varrl_lightning.__main__ import main
+
+    os.chdir(folder)
+    status = main(list(arguments))
+    assert status == 0, f"ended with {status}"
+
+
+def refused(by: str, **arguments: Any) -> str:
+    """What the job `by` raises on every process before a step is taken, so that none waits for another and all can go on."""
+    module, _, function = by.partition(":")
+    try:
+        getattr(importlib.import_module(module), function)(**arguments)
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return "nothing was raised"

@@ -11,9 +11,9 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
-from tiny import WORDS, LeftBright, tiny_module, tiny_policy, tiny_trainer
 from torch import Tensor
 
+from tests.tiny import WORDS, LeftBright, tiny_module, tiny_policy, tiny_trainer
 from varrl_lightning.data import PromptDataModule
 from varrl_lightning.errors import RanksDisagreeError
 from varrl_lightning.module import VARGRPO

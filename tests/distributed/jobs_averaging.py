@@ -59,7 +59,7 @@ def _used_when_gathered(module: VARGRPO) -> str:
 def _fit(strategy: str | None, world_size: int, lora: bool, steps: int, path: str | None = None) -> tuple[VARGRPO, Any]:
     module = jobs.module(lora=lora, ema_decay=0.6, guards={"check_ranks_every_n_steps": 2})
     trainer = tiny_trainer(
-        devices=world_size, strategy=_strategy(strategy), max_steps=steps, use_distributed_sampler=False, num_sanity_val_steps=0
+        devices=world_size, strategy=jobs.named(strategy), max_steps=steps, use_distributed_sampler=False, num_sanity_val_steps=0
     )
     trainer.fit(module, tiny_loader(PROMPTS[:2]), ckpt_path=path)  # the same in each step: where a loader goes on is another matter
     return module, trainer
@@ -70,15 +70,7 @@ def refused(strategy: str, lora: bool) -> str:
     jobs.quiet()
     module = jobs.module(lora=lora, ema_decay=0.6)
     try:
-        tiny_trainer(devices=2, strategy=_strategy(strategy), max_steps=1).fit(module, tiny_loader())
+        tiny_trainer(devices=2, strategy=jobs.named(strategy), max_steps=1).fit(module, tiny_loader())
     except ValueError as error:
         return str(error)
     return f"trained {module.updates_done} updates"
-
-
-def _strategy(name: str | None) -> Any:
-    if name is None or not name.startswith("zero"):
-        return name or "auto"
-    from varrl_lightning.strategies.deepspeed import ZeROStrategy
-
-    return ZeROStrategy(stage=int(name[-1]))  # type: ignore[arg-type]

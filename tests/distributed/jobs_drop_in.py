@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
 from tests.distributed.jobs import full_weights, module, quiet
-from tests.tiny import WORDS, tiny_trainer, weights
+from tests.tiny import WORDS, M, tiny_trainer, weights
 from varrl_lightning.module import VARGRPO
 from varrl_lightning.prompts.batches import as_prompts
 
@@ -66,7 +66,7 @@ def alone(batches: Sequence[Sequence[str]]) -> Tensor:
 def sharded(folder: Path) -> Tensor:
     """The whole trained weights of a run under FSDP2 that saves a folder."""
     quiet()
-    trained = VARGRPO(SPEC, reward="tests.tiny.LeftBright", mask_source="full", m=4, group_size=2)
+    trained = VARGRPO(SPEC, reward="tests.tiny.LeftBright", mask_source="full", m=M, group_size=2)
     trainer = tiny_trainer(devices=2, strategy="fsdp2", max_steps=2)
     trainer.fit(trained, columns())
     trainer.save_checkpoint(folder, weights_only=False)

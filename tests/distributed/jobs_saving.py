@@ -13,7 +13,6 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
-from torch import Tensor
 
 from tests.distributed import jobs
 from tests.tiny import tiny_trainer
@@ -37,25 +36,16 @@ class Event(Callback):
             self.happening(trainer.global_rank)
 
 
-def named(strategy: str) -> Any:
-    """A strategy by its name; ZeRO with nothing too small to be sharded."""
-    if not strategy.startswith("zero"):
-        return strategy
-    from varrl_lightning.strategies.deepspeed import ZeROStrategy
-
-    return ZeROStrategy(stage=int(strategy[-1]), persistence=0)
-
-
 def fit(
     strategy: str, folder: str, event: Event | None = None, ckpt_path: str | None = None, logger: Any = False, **options: Any
 ) -> dict[str, Any]:
-    """What came of a run: weights, steps done, the exception and its status."""
+    """What came of a run: steps done, the exception and its status."""
     jobs.quiet()
     module = jobs.module(group_size=2, **options)
     callbacks = [SafeStop(), *([event] if event else []), Checkpoints(every_n_steps=1)]
     fit = tiny_trainer(
         devices=int(os.environ.get("WORLD_SIZE", "1")),
-        strategy=named(strategy),
+        strategy=jobs.named(strategy),
         max_steps=STEPS,
         max_epochs=-1,
         default_root_dir=folder,
@@ -77,7 +67,6 @@ def fit(
         "error": type(error).__name__,
         "message": str(error),
         "status": getattr(error, "code", None),
-        "weights": jobs.full_weights(module) if error is None and not strategy.startswith("zero") else {},
     }
 
 
@@ -156,7 +145,3 @@ def steps_of(path: Path) -> int:
         path = next(iter((*path.glob("meta.pt"), *path.glob("checkpoint/*model_states.pt"))))
     checkpoint: dict[str, Any] = torch.load(path, weights_only=False)
     return int(checkpoint["varrl"]["rollouts_done"])
-
-
-def furthest(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
-    return max((float((one[name] - other[name]).abs().max()) for name in one), default=0.0)

@@ -24,7 +24,7 @@ FIT = "tests.distributed.jobs_agreement:fit"
                 "alpha": "alpha: 0.6 on rank 0; 0.7 on rank 1",
                 "eta": "eta: 1.0 on rank 0; 2.0 on rank 1",
                 "clip_high": "clip_high: 0.28 on rank 0; 0.5 on rank 1",
-                "reward": "reward left: tiny.LeftBright, weight 1.0 on rank 0; tiny.LeftBright, weight 0.5 on rank 1",
+                "reward": "reward left: tests.tiny.LeftBright, weight 1.0 on rank 0; tests.tiny.LeftBright, weight 0.5 on rank 1",
                 "micro_batch_size": "micro_batch_size: None on rank 0; 2 on rank 1",
                 "every": "guards.check_ranks_every_n_steps: 2 on rank 0; 3 on rank 1",
             },
@@ -42,10 +42,23 @@ FIT = "tests.distributed.jobs_agreement:fit"
             },
             0,
         ),
-        ({"m": "stages.0.stop: 4 on rank 0; 3 on rank 1", "m ": "stages.1.start: 4 on rank 0; 3 on rank 1"}, 0),
-        ({"prompts": "prompts: ", "tokenizer": "policy.tokenizer.", "reference": "reference."}, 0),
-        ({"weight": "policy.transformer.blocks.1.qkv.weight: float32 [48, 16] "}, 4),
-        ({"later counter": "bad_steps: 0 on rank 0; 1 on rank 1"}, 4),
+        (
+            {
+                "m": "stages.0.stop: 2 on rank 0; 3 on rank 1",
+                "m ": "stages.1.start: 2 on rank 0; 3 on rank 1",
+                "prompts": "prompts: ",
+                "tokenizer": "policy.tokenizer.",
+                "reference": "reference.",
+            },
+            0,
+        ),
+        (
+            {
+                "weight": "policy.transformer.blocks.1.qkv.weight: float32 [48, 16] ",
+                "later counter": "bad_steps: 0 on rank 0; 1 on rank 1",
+            },
+            4,
+        ),
     ],
     ids=lambda faults: next(iter(faults)) if isinstance(faults, dict) else "",
 )

@@ -6,14 +6,18 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import cache
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
-from tests.distributed.workers import WorkerError, Workers
+from tests.distributed import jobs_deepspeed
+from tests.distributed.cases import usually
+from tests.distributed.jobs import furthest
+from tests.distributed.workers import Workers
 from varrl_lightning.policies.lora import is_adapter
 from varrl_lightning.strategies import deepspeed as zero
 from varrl_lightning.strategies import zero_folders
@@ -22,45 +26,22 @@ pytest.importorskip("deepspeed")
 
 BOUND = 1e-6
 JOBS = "tests.distributed.jobs_deepspeed"
+STRATEGIES = ("zero1", "zero2", "zero3")
 Start = Callable[[int], Workers]
 
 
-def furthest(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
-    assert one.keys() == other.keys()
-    return max(float((one[name] - other[name]).abs().max()) for name in one)
-
-
-@pytest.mark.parametrize("stage", [1, 2, 3])
-def test_an_adapter_in_two_micro_batches(workers: Start, stage: int) -> None:
-    options: dict[str, Any] = {"lora": True, "micro_batch_size": 2}
-    alone = workers(1)(f"{JOBS}:train", stage=0, processes=1, **options)[0]
-    ranks = workers(2)(f"{JOBS}:train", stage=stage, processes=2, **options)
-    assert furthest(ranks[0]["weights"], ranks[1]["weights"]) == 0
-    assert furthest(ranks[0]["weights"], alone["weights"]) <= BOUND
-    assert ranks[0]["counters"] == alone["counters"] == (5, 5, 0, 5)
-    for name in ("loss", "grad_norm", "kl"):
-        assert ranks[0]["metrics"][name] == pytest.approx(alone["metrics"][name], rel=1e-4, abs=1e-6)
-
-
-@pytest.mark.parametrize(("stage", "kind"), [(1, "loss"), (2, "gradient"), (3, "loss"), (3, "gradient")])
-def test_a_step_that_is_not_finite_changes_nothing_and_counts(workers: Start, stage: int, kind: str) -> None:
-    alone = workers(1)(f"{JOBS}:bad_step", stage=0, processes=1, kind=kind)[0]
-    for rank in workers(2)(f"{JOBS}:bad_step", stage=stage, processes=2, kind=kind):
-        assert rank["unchanged"]
-        assert rank["counters"] == alone["counters"] == (3, 3, 1, 3)
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_step_that_is_not_finite_changes_nothing_and_counts(workers: Start, strategy: str) -> None:
+    alone = _bad_steps_alone()
+    for rank in workers(2)(f"{JOBS}:bad_steps", strategy=strategy, processes=2):
+        assert rank["changed"] == [False, True, False, True]
+        assert rank["counters"] == alone["counters"] == (5, 5, 2, 5)
         assert furthest(rank["weights"], alone["weights"]) <= BOUND
 
 
-@pytest.mark.parametrize(
-    ("family", "lora"),
-    [("var", False), ("switti", True), ("infinity", False), ("infinity", True), ("tokenflow", True), ("llm_prefix", False)],
-)
-def test_every_family_under_zero3(workers: Start, family: str, lora: bool) -> None:
-    options: dict[str, Any] = {"family": family, "lora": lora}
-    alone = workers(1)(f"{JOBS}:update", stage=0, processes=1, **options)[0]
-    ranks = workers(2)(f"{JOBS}:update", stage=3, processes=2, **options)
-    assert ranks[0]["norms"] == pytest.approx(alone["norms"], rel=1e-4)
-    assert furthest(ranks[0]["weights"], alone["weights"]) <= BOUND
+@cache
+def _bad_steps_alone() -> dict[str, Any]:
+    return jobs_deepspeed.bad_steps(None, 1)
 
 
 def test_zero3_leaves_a_process_its_shards(workers: Start) -> None:
@@ -70,44 +51,64 @@ def test_zero3_leaves_a_process_its_shards(workers: Start) -> None:
         assert rank["within_sampling"]
 
 
-@pytest.mark.parametrize("stage", [2, 3])
-def test_validation_and_test_are_those_of_one_process(workers: Start, stage: int) -> None:
-    alone = workers(1)(f"{JOBS}:evaluated", stage=0, processes=1)[0]
+@pytest.mark.parametrize("strategy", ["zero2", "zero3"])
+def test_validation_and_test_are_those_of_one_process(workers: Start, strategy: str) -> None:
+    alone = _evaluated_alone()
     assert {"val/reward", "test/reward", "test/greedy/reward"} <= alone.keys()
-    for rank in workers(2)(f"{JOBS}:evaluated", stage=stage, processes=2):
+    for rank in workers(2)(f"{JOBS}:evaluated", strategy=strategy, processes=2):
         assert rank == pytest.approx(alone, rel=1e-4, abs=1e-6)
+
+
+@cache
+def _evaluated_alone() -> dict[str, float]:
+    return jobs_deepspeed.evaluated(None, 1)
 
 
 # --- checkpoints --------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("stage", "lora"), [(1, False), (2, True), (3, False), (3, True)])
-def test_a_resumed_run_is_the_one_that_never_stopped(workers: Start, stage: int, lora: bool, tmp_path: Path) -> None:
-    whole = workers(2)(f"{JOBS}:save", stage=stage, processes=2, folder=str(tmp_path), lora=lora)[0]
-    resumed = workers(2)(f"{JOBS}:resume", stage=stage, processes=2, path=str(tmp_path / "step=3.ckpt"), lora=lora)[0]
-    assert furthest(resumed, whole) == 0
+@cache
+def _alone(lora: bool, folder: Path) -> dict[str, Any]:
+    return jobs_deepspeed.save(None, 1, str(folder), lora=lora, micro_batch_size=2)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "lora"),
+    usually([("zero1", True), ("zero2", False), ("zero3", False), ("zero3", True)], of=product(STRATEGIES, (False, True))),
+)
+def test_a_run_is_that_of_one_process_and_goes_on_as_if_it_never_stopped(
+    workers: Start, strategy: str, lora: bool, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """In two micro-batches. Without an adapter, on one process as well, once the checkpoint is converted."""
+    options: dict[str, Any] = {"strategy": strategy, "lora": lora, "micro_batch_size": 2}
+    alone = _alone(lora, tmp_path_factory.getbasetemp() / f"alone_{lora}")
+    whole, other = workers(2)(f"{JOBS}:save", processes=2, folder=str(tmp_path), **options)
+    assert furthest(whole["weights"], other["weights"]) == 0
+    assert furthest(whole["weights"], alone["weights"]) <= BOUND
+    assert whole["counters"] == alone["counters"] == (6, 6, 0, 6)
+    for name in ("loss", "grad_norm", "kl"):
+        assert whole["metrics"][name] == pytest.approx(alone["metrics"][name], rel=1e-4, abs=1e-6)
+    resumed = workers(2)(f"{JOBS}:resume", processes=2, path=str(tmp_path / "step=3.ckpt"), **options)[0]
+    assert furthest(resumed, whole["weights"]) == 0
     found = zero_folders.read_zero_folder(tmp_path / "step=6.ckpt")
     assert found["varrl"]["rollouts_done"] == found["global_step"] == 6
     assert all(map(is_adapter, found["state_dict"])) == lora
     state = {name.removeprefix("policy."): x for name, x in found["state_dict"].items()}
-    assert furthest(state, whole) == 0
+    assert furthest(state, whole["weights"]) == 0
     if lora:
         part = next((tmp_path / "step=6.ckpt").rglob("*mp_rank_00_model_states.pt"))
         written = torch.load(part, weights_only=False)
         assert all(map(is_adapter, written["module"] or ()))
         assert not written["frozen_param_fragments"], "the base is in the checkpoint"
-
-
-@pytest.mark.parametrize("stage", [2, 3])
-def test_another_number_of_processes_needs_a_conversion(workers: Start, stage: int, tmp_path: Path) -> None:
-    whole = workers(2)(f"{JOBS}:save", stage=stage, processes=2, folder=str(tmp_path))[0]
-    options: dict[str, Any] = {"stage": stage, "processes": 1, "path": str(tmp_path / "step=3.ckpt")}
-    with pytest.raises(WorkerError, match=r"was written by 2 processes and there are 1 now. Convert it once") as caught:
-        workers(1)(f"{JOBS}:resume", **options)
-    command = next(line for line in str(caught.value).splitlines() if "Convert it" in line).partition("resume again: python ")[2]
+        return
+    # Another number of processes needs a conversion.
+    options |= {"processes": 1, "path": str(tmp_path / "step=3.ckpt")}
+    said = workers(1)("tests.distributed.jobs:refused", by=f"{JOBS}:resume", **options)[0]
+    assert "was written by 2 processes and there are 1 now. Convert it once" in said
+    command = next(line for line in said.splitlines() if "Convert it" in line).partition("resume again: python ")[2]
     environment = os.environ | {"DS_ACCELERATOR": "cpu"}
     subprocess.run([sys.executable, *command.split()], check=True, capture_output=True, env=environment, timeout=120)
-    assert furthest(workers(1)(f"{JOBS}:resume", **options)[0], whole) <= BOUND
+    assert furthest(workers(1)(f"{JOBS}:resume", **options)[0], whole["weights"]) <= BOUND
 
 
 def test_no_folder_of_deepspeeds(tmp_path: Path) -> None:
@@ -118,11 +119,20 @@ def test_no_folder_of_deepspeeds(tmp_path: Path) -> None:
 # --- what is said -------------------------------------------------------------------------------------------------------------
 
 
-def test_what_deepspeeds_own_configuration_must_not_say(workers: Start) -> None:
-    with pytest.raises(WorkerError, match=r"DeepSpeed's gradient_clipping is 0.5, but max_grad_norm of the model is 2.0"):
-        workers(2)(f"{JOBS}:own_settings", max_grad_norm=2.0, zero={}, gradient_clipping=0.5)
-    with pytest.raises(WorkerError, match=r"DeepSpeed's offload_optimizer steps again with the last gradient"):
-        workers(2)(f"{JOBS}:own_settings", max_grad_norm=2.0, zero={"offload_optimizer": {"device": "cpu"}})
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"zero": {}, "gradient_clipping": 0.5}, "DeepSpeed's gradient_clipping is 0.5, but max_grad_norm of the model is 2.0"),
+        (
+            {"zero": {"offload_optimizer": {"device": "cpu"}}},
+            "DeepSpeed's offload_optimizer steps again with the last gradient",
+        ),
+    ],
+    ids=["clipping", "offload"],
+)
+def test_what_deepspeeds_own_configuration_must_not_say(workers: Start, settings: dict[str, Any], message: str) -> None:
+    for said in workers(2)("tests.distributed.jobs:refused", by=f"{JOBS}:own_settings", max_grad_norm=2.0, **settings):
+        assert message in said
 
 
 def test_without_deepspeed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -134,4 +144,4 @@ def test_without_deepspeed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_names(workers: Start) -> None:
-    assert workers(1)(f"{JOBS}:names")[0] == {"zero1": 1, "zero2": 2, "zero3": 3}
+    assert workers(2)(f"{JOBS}:names")[0] == {"zero1": 1, "zero2": 2, "zero3": 3}

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
+from itertools import product
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from tests.distributed import jobs
+from tests.distributed.cases import usually
+from tests.distributed.jobs import furthest
 from tests.distributed.workers import Workers
 
 STRATEGIES = ("ddp", "fsdp2", "zero1", "zero2", "zero3")
@@ -23,14 +25,26 @@ CASES: dict[str, dict[str, Any]] = {
 }
 FURTHER: dict[str, dict[str, Any]] = {
     "branches that processes do not divide": {"batch_size": 1, "group_size": 3},
-    "prompts that processes do not divide": {"batch_size": 3, "micro_batch_size": 2},
-    "an adapter": {"lora": True},
-    "drawn in parts": {"images_at_once": 3},
-    "two updates a rollout": {"updates_per_rollout": 2, "steps": 10},
-    "weighed and scaled over the batch": {"normalise": {"tokens": "batch", "advantages": "batch"}},
+    "prompts that processes do not divide, drawn in parts": {"batch_size": 3, "micro_batch_size": 2, "images_at_once": 3},
+    "two updates a rollout of an adapter, weighed and scaled over the batch": {
+        "lora": True,
+        "updates_per_rollout": 2,
+        "steps": 10,
+        "normaliser": "batch",
+        "advantage_scale": "batch",
+    },
     "a mask source": {"mask_source": "disagreement"},
 }
 """Only under DDP: the strategies do not differ in these."""
+
+
+ONE, FOUR, FEWER, FEWER_FOUR = CASES
+USUAL = [
+    (strategy, case)
+    for place, strategy in enumerate(STRATEGIES)
+    for case in ((ONE, FEWER_FOUR) if place % 2 == 0 else (FOUR, FEWER))
+]
+"""Each strategy with one and with several micro-batches, and with and without a prompt for each process."""
 
 
 def _deepspeed(strategy: str) -> None:
@@ -43,18 +57,13 @@ def _alone(options: tuple[tuple[str, Any], ...]) -> dict[str, Any]:
     return jobs.train(None, 1, **dict(options))
 
 
-def _furthest(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
-    assert one.keys() == other.keys()
-    return max(float((one[name] - other[name]).abs().max()) for name in one)
-
-
 def _check(workers: Callable[[int], Workers], strategy: str, options: dict[str, Any]) -> None:
     alone = _alone(tuple(options.items()))
     ranks = workers(2)("tests.distributed.jobs:train", strategy=strategy, world_size=2, **options)
     begun = jobs.full_weights(jobs.module(lora=options.get("lora", False)))
-    assert _furthest(begun, alone["weights"]) > 100 * BOUND, "nothing was learnt"
-    assert _furthest(ranks[0]["weights"], ranks[1]["weights"]) == 0
-    assert _furthest(alone["weights"], ranks[0]["weights"]) <= BOUND
+    assert furthest(begun, alone["weights"]) > 100 * BOUND, "nothing was learnt"
+    assert furthest(ranks[0]["weights"], ranks[1]["weights"]) == 0
+    assert furthest(alone["weights"], ranks[0]["weights"]) <= BOUND
     for rank in ranks:
         assert rank["counters"] == alone["counters"]
         for name, value in alone["metrics"].items():
@@ -63,8 +72,7 @@ def _check(workers: Callable[[int], Workers], strategy: str, options: dict[str, 
                 assert rank["metrics"][name] == pytest.approx(value, abs=1e-5, rel=1e-4, nan_ok=True), name
 
 
-@pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize(("strategy", "case"), usually(USUAL, of=product(STRATEGIES, CASES)))
 def test_two_processes_are_as_one(workers: Callable[[int], Workers], strategy: str, case: str) -> None:
     _deepspeed(strategy)
     _check(workers, strategy, CASES[case])
@@ -76,28 +84,25 @@ def test_whatever_is_shared_out(workers: Callable[[int], Workers], case: str) ->
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-@pytest.mark.parametrize("kind", ["raises", "slow"])
-def test_a_rank_whose_reward_fails_or_is_slow(workers: Callable[[int], Workers], strategy: str, kind: str) -> None:
-    """All stop with the same words, or all go on; nobody waits, nobody has other weights."""
+def test_a_rank_whose_reward_is_slow_and_then_fails(workers: Callable[[int], Workers], strategy: str) -> None:
+    """All wait, and later all stop with the same words; nobody waits for ever, nobody has other weights."""
     _deepspeed(strategy)
-    ranks = workers(2)("tests.distributed.jobs:disturbed", strategy=strategy, kind=kind)
+    ranks = workers(2)("tests.distributed.jobs:disturbed", strategy=strategy)
     said = "rank 1: RewardError: the reward 'FailsOnRank1' raised KeyError: 'font'"
-    assert [rank["error"].split(" on ")[0].startswith(said[:60]) for rank in ranks] == [kind == "raises"] * 2
-    assert [rank["rollouts"] for rank in ranks] == [2 if kind == "raises" else 4] * 2
-    assert _furthest(ranks[0]["weights"], ranks[1]["weights"]) == 0
+    for rank in ranks:
+        assert rank["error"].split(" on ")[0].startswith(said[:60])
+        assert rank["rollouts"] == 2
+    assert furthest(ranks[0]["weights"], ranks[1]["weights"]) == 0
 
 
 def test_a_group_that_is_split_is_not_compared_by_its_images(workers: Callable[[int], Workers]) -> None:
-    outcomes = workers(2).outcomes(
-        "tests.distributed.jobs:train", strategy="ddp", world_size=2, batch_size=1, mask_source="disagreement"
-    )
-    for _, error in outcomes:
-        assert error is not None
-        assert "the groups of 1 prompts are split over 2 processes. Make the prompts per update a multiple of that." in error
+    options: dict[str, Any] = {"strategy": "ddp", "batch_size": 1, "mask_source": "disagreement"}
+    for said in workers(2)("tests.distributed.jobs:refused", by="tests.distributed.jobs:train", world_size=2, **options):
+        assert "the groups of 1 prompts are split over 2 processes. Make the prompts per update a multiple of that." in said
 
 
 def test_the_bound_would_show_a_difference() -> None:
     """A micro-batch that is left out, as some engines do, is far beyond it."""
     whole, half = (_alone((("batch_size", size),)) for size in (2, 1))
-    assert _furthest(whole["weights"], half["weights"]) > 100 * BOUND
+    assert furthest(whole["weights"], half["weights"]) > 100 * BOUND
     assert torch.isfinite(torch.tensor(whole["metrics"]["loss"]))

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -15,10 +14,11 @@ import torch
 import yaml
 from torch import Tensor
 
-from tests.distributed.workers import ROOT
+from tests.distributed.jobs import furthest
+from tests.distributed.workers import ROOT, Workers, free_port
+from tests.tiny import M
 
 PROMPTS = [{"text": f'"{word}"'} for word in ("STONE", "RIVER", "BREAD", "CLOUD")]
-FIT = ("varrl_lightning", "fit", "--config", "config.yaml")
 
 
 @pytest.fixture
@@ -26,10 +26,10 @@ def folder(tmp_path: Path) -> Path:
     (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(prompt) + "\n" for prompt in PROMPTS))
     config = {
         "model": {
-            "policy": {"class_path": "tiny.tiny_policy"},
-            "reward": "tiny.LeftBright",
+            "policy": {"class_path": "tests.tiny.tiny_policy"},
+            "reward": "tests.tiny.LeftBright",
             "mask_source": "full",
-            "m": 4,
+            "m": M,
             "group_size": 2,
             "kl_coef": 0.01,
             "optimizer": {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.1, "momentum": 0.9}},
@@ -41,16 +41,19 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def environment(more: Mapping[str, object] = {}) -> dict[str, str]:
-    path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
-    return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path} | {name: str(value) for name, value in more.items()}
+def slurm(rank: int, world_size: int, port: int) -> Mapping[str, object]:
+    """What srun sets for each of its tasks, on as many nodes."""
+    job = {"SLURM_JOB_ID": 7, "SLURM_JOB_NAME": "varrl", "SLURM_NTASKS": 2, "SLURM_NTASKS_PER_NODE": 1, "SLURM_NNODES": 2}
+    job |= {"SLURM_JOB_NODELIST": "127.0.0.1", "SLURM_NODELIST": "127.0.0.1", "MASTER_PORT": port, "MASTER_ADDR": "127.0.0.1"}
+    return job | {"SLURM_PROCID": rank, "SLURM_LOCALID": 0, "SLURM_NODEID": rank}
 
 
-def run(folder: Path, commands: Sequence[Sequence[str]], environments: Sequence[Mapping[str, str]]) -> list[str]:
+def run(folder: Path, *commands: Sequence[str]) -> list[str]:
     """Start all at the same time, wait for all, and give what each has printed."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     started = [
-        subprocess.Popen(command, cwd=folder, env=dict(env), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        for command, env in zip(commands, environments, strict=True)
+        subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        for command in commands
     ]
     try:
         printed = [process.communicate(timeout=200)[0] for process in started]
@@ -61,44 +64,33 @@ def run(folder: Path, commands: Sequence[Sequence[str]], environments: Sequence[
     return printed
 
 
-def port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        found: int = probe.getsockname()[1]
-    return found
-
-
 def weights(run: Path) -> dict[str, Tensor]:
     held: dict[str, Tensor] = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
     return held
 
 
-def test_every_way_to_start_comes_to_the_same(folder: Path) -> None:
-    fit = [sys.executable, "-m", *FIT]
-    run(folder, [fit], [environment()])
+def test_every_way_to_start_comes_to_the_same(workers: Callable[[int], Workers], folder: Path) -> None:
+    python, fit = [sys.executable, "-m"], ["fit", "--config", "config.yaml"]
+    workers(1)("tests.distributed.jobs:command", folder=str(folder), arguments=fit)
     alone = weights(folder / "run")
     ddp = ["--trainer.strategy", "ddp"]
 
     itself = [*fit, *ddp, "--trainer.devices", "2", "--trainer.default_root_dir", "itself"]
-    printed = run(folder, [itself], [environment()])[0]
+    printed = run(folder, [*python, "varrl_lightning", *itself])[0]
     assert "prefix: 4 branches over 2 ranks: 2 branches, 4 images on each (1 whole groups)." in " ".join(printed.split())
 
     nodes = ["--trainer.num_nodes", "2", "--trainer.devices", "1"]
-    rendezvous = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1", "--master-addr=127.0.0.1"]
-    common = f"--master-port={port()}"
-    torchrun = [
-        [*rendezvous, common, f"--node-rank={node}", "-m", *FIT, *ddp, *nodes, "--trainer.default_root_dir", "torchrun"]
-        for node in range(2)
-    ]
-    run(folder, torchrun, [environment()] * 2)
+    rendezvous = ["torch.distributed.run", "--nnodes=2", "--nproc-per-node=1", "--master-addr=127.0.0.1"]
+    rendezvous.append(f"--master-port={free_port()}")
+    torchrun = ["-m", "varrl_lightning", *fit, *ddp, *nodes, "--trainer.default_root_dir", "torchrun"]
+    run(folder, *([*python, *rendezvous, f"--node-rank={node}", *torchrun] for node in range(2)))
 
-    # What srun sets for each of its tasks.
-    job = {"SLURM_JOB_ID": 7, "SLURM_JOB_NAME": "varrl", "SLURM_NTASKS": 2, "SLURM_NTASKS_PER_NODE": 1, "SLURM_NNODES": 2}
-    job |= {"SLURM_JOB_NODELIST": "127.0.0.1", "SLURM_NODELIST": "127.0.0.1", "MASTER_PORT": port(), "MASTER_ADDR": "127.0.0.1"}
-    tasks = [environment(job | {"SLURM_PROCID": task, "SLURM_LOCALID": 0, "SLURM_NODEID": task}) for task in range(2)]
-    run(folder, [[*fit, *ddp, *nodes, "--trainer.default_root_dir", "slurm"]] * 2, tasks)
+    tasks = Workers(2, environment=slurm)
+    try:
+        options = [*ddp, *nodes, "--trainer.default_root_dir", "slurm"]
+        tasks("tests.distributed.jobs:command", folder=str(folder), arguments=[*fit, *options])
+    finally:
+        tasks.stop()
 
     for way in ("itself", "torchrun", "slurm"):
-        found = weights(folder / way)
-        furthest = max(float((found[name] - alone[name]).abs().max()) for name in alone)
-        assert furthest <= 1e-6, way
+        assert furthest(weights(folder / way), alone) <= 1e-6, way

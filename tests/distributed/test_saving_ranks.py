@@ -11,10 +11,10 @@ import pytest
 
 from tests.callbacks.running import prompts_file
 from tests.distributed import jobs_saving
+from tests.distributed.cases import usually
 from tests.distributed.workers import Workers
 from tests.tiny import WORDS
 
-STRATEGIES = ("ddp", "fsdp2", "zero3")
 Launch = Callable[[int], Workers]
 
 
@@ -29,32 +29,31 @@ def leftovers(folder: Path) -> set[str]:
     return set(os.listdir(folder)) - {"last.ckpt", (folder / "last.ckpt").resolve().name}
 
 
-@pytest.mark.parametrize(("strategy", "on"), [("ddp", 0), ("ddp", 1), ("fsdp2", 1), ("zero3", 0)])
-def test_a_signal_to_one_rank_stops_all_after_the_same_step(workers: Launch, tmp_path: Path, strategy: str, on: int) -> None:
-    folder = prepared(tmp_path, strategy)
-    for rank in workers(2)("tests.distributed.jobs_saving:signalled", strategy=strategy, folder=str(tmp_path), on=on):
-        assert (rank["error"], rank["status"], rank["steps"]) == ("StopSignal", 128 + signal.SIGTERM, 2)
-    assert jobs_saving.steps_of(folder / "last.ckpt") == 2
-    assert not leftovers(folder)
-
-
-@pytest.mark.parametrize("strategy", STRATEGIES)
-def test_what_is_saved_is_resumed(workers: Launch, tmp_path: Path, strategy: str) -> None:
+@pytest.mark.parametrize(("strategy", "on"), [("ddp", 0), ("fsdp2", 1), ("zero3", 0)])
+def test_a_signal_to_one_rank_stops_all_after_the_same_step_and_they_go_on(
+    workers: Launch, tmp_path: Path, strategy: str, on: int
+) -> None:
     """A sharded checkpoint is a link to a folder; the strategy loads what it leads to."""
     folder = prepared(tmp_path, strategy)
     last = folder / "last.ckpt"
-    workers(2)("tests.distributed.jobs_saving:signalled", strategy=strategy, folder=str(tmp_path), on=0)
+    for rank in workers(2)("tests.distributed.jobs_saving:signalled", strategy=strategy, folder=str(tmp_path), on=on):
+        assert (rank["error"], rank["status"], rank["steps"]) == ("StopSignal", 128 + signal.SIGTERM, 2)
+    assert jobs_saving.steps_of(last) == 2
+    assert not leftovers(folder)
     assert last.is_symlink() == (strategy != "ddp")
     resumed = workers(2)("tests.distributed.jobs_saving:fit", strategy=strategy, folder=str(tmp_path), ckpt_path=str(last))
     assert [rank["steps"] for rank in resumed] == [4, 4]
     assert jobs_saving.steps_of(last) == 4
     assert not leftovers(folder)
-    if strategy in ("ddp", "fsdp2"):
-        straight = workers(2)("tests.distributed.jobs_saving:fit", strategy=strategy, folder=str(tmp_path))
-        assert jobs_saving.furthest(straight[0]["weights"], resumed[0]["weights"]) <= 1e-6
 
 
-@pytest.mark.parametrize(("strategy", "on"), [("ddp", 0), ("fsdp2", 0), ("fsdp2", 1), ("zero1", 0), ("zero3", 1)])
+@pytest.mark.parametrize(
+    ("strategy", "on"),
+    usually(
+        [("ddp", 0), ("fsdp2", 1), ("zero1", 0), ("zero3", 1)],
+        of=[("ddp", 0), ("fsdp2", 0), ("fsdp2", 1), ("zero1", 0), ("zero3", 1)],
+    ),
+)
 def test_a_rank_without_room_leaves_the_checkpoint_before_and_nobody_waits(
     workers: Launch, tmp_path: Path, strategy: str, on: int
 ) -> None:
@@ -68,7 +67,7 @@ def test_a_rank_without_room_leaves_the_checkpoint_before_and_nobody_waits(
     assert not leftovers(folder)
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+@pytest.mark.parametrize("strategy", ["fsdp2", pytest.param("ddp", marks=pytest.mark.slow)])
 def test_what_not_all_ranks_are_known_to_raise_is_not_saved(workers: Launch, tmp_path: Path, strategy: str) -> None:
     folder = prepared(tmp_path, strategy)
     ranks = workers(2)("tests.distributed.jobs_saving:failed", strategy=strategy, folder=str(tmp_path))
@@ -76,7 +75,7 @@ def test_what_not_all_ranks_are_known_to_raise_is_not_saved(workers: Launch, tmp
     assert jobs_saving.steps_of(folder / "last.ckpt") == 2  # by the save before the step
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp2", "zero3"])
+@pytest.mark.parametrize("strategy", ["fsdp2", "zero3", pytest.param("ddp", marks=pytest.mark.slow)])
 def test_a_reward_that_fails_on_one_rank_is_saved_by_all(workers: Launch, tmp_path: Path, strategy: str) -> None:
     folder = prepared(tmp_path, strategy)
     ranks = workers(2)("tests.distributed.jobs_saving:reward_failed", strategy=strategy, folder=str(tmp_path))

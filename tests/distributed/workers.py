@@ -1,30 +1,40 @@
 """Processes that stay for a whole test session and do what they are told together, so that each start is paid for once.
 
-    python -m tests.distributed.workers RANK WORLD_SIZE PORT     is one of them; it reads jobs and writes answers as pickles.
-
-A job is a function of the tests, named `module:function`, which every process calls with the same arguments.
+All are forks of one server, which has imported the package. A job is a function of the tests, named `module:function`, which every
+process calls with the same arguments.
 """
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import multiprocessing
 import os
 import pickle
-import queue
 import signal
 import socket
-import subprocess
-import sys
-import threading
 import traceback
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from multiprocessing.connection import Connection
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 ROOT = Path(__file__).parents[2]
+Environment = Callable[[int, int, int], Mapping[str, object]]
+"""The environment variables that tell a process of its group, from its rank, the number of processes and a free port."""
 
 
 class WorkerError(RuntimeError):
     """A worker raised; the message holds every rank's traceback."""
+
+
+def torchrun(rank: int, world_size: int, port: int) -> Mapping[str, object]:
+    """What torchrun sets on one node."""
+    settings = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world_size, "LOCAL_WORLD_SIZE": world_size, "GROUP_RANK": 0}
+    settings |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "tests", "NODE_RANK": 0}
+    return settings if world_size > 1 else {}
 
 
 class Workers:
@@ -32,12 +42,13 @@ class Workers:
 
     Args:
         timeout: seconds that a job may take before all are killed.
+        environment: how each is told its rank.
     """
 
-    def __init__(self, world_size: int, timeout: float = 240.0) -> None:
-        self.world_size, self.timeout = world_size, timeout
-        self._processes: list[subprocess.Popen[bytes]] = []
-        self._answers: list[queue.Queue[Any]] = []
+    def __init__(self, world_size: int, timeout: float = 240.0, environment: Environment = torchrun) -> None:
+        self.world_size, self.timeout, self.environment = world_size, timeout, environment
+        self._processes: list[ForkServerProcess] = []
+        self._lines: list[Connection] = []
 
     def __call__(self, job: str, **arguments: Any) -> list[Any]:
         """What each rank returned.
@@ -56,82 +67,110 @@ class Workers:
         if not self._processes:
             self._start()
         try:
-            for process in self._processes:
-                assert process.stdin is not None
-                pickle.dump((job, arguments), process.stdin)
-                process.stdin.flush()
-            return [self._answer(rank) for rank in range(self.world_size)]
+            for line in self._lines:
+                line.send_bytes(pickle.dumps((job, arguments)))
+            results = [self._answer(rank) for rank in range(self.world_size)]
         except BaseException:
             self.stop()  # a process that failed half-way leaves the others in a collective call
             raise
+        if any(error for _, error in results):
+            self.stop()  # nor is it known what a job has left that did not come to its end
+        return results
 
     def stop(self) -> None:
         """End all processes."""
-        for process in self._processes:
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-            for stream in (process.stdin, process.stdout):
-                assert stream is not None
-                stream.close()
-        self._processes, self._answers = [], []
+        for process, line in zip(self._processes, self._lines, strict=True):
+            process.kill()
+            process.join()
+            process.close()
+            line.close()
+        self._processes, self._lines = [], []
 
     def _answer(self, rank: int) -> tuple[Any, str | None]:
+        if not self._lines[rank].poll(self.timeout):
+            raise WorkerError(f"rank {rank} of {self.world_size} gave no answer in {self.timeout:g} s")
         try:
-            answer = self._answers[rank].get(timeout=self.timeout)
-        except queue.Empty:
-            raise WorkerError(f"rank {rank} of {self.world_size} gave no answer in {self.timeout:g} s") from None
-        if answer is None:
-            raise WorkerError(f"rank {rank} of {self.world_size} ended")
-        value, error = answer
+            value, error = pickle.loads(self._lines[rank].recv_bytes())
+        except EOFError:
+            raise WorkerError(f"rank {rank} of {self.world_size} ended") from None
         return value, error
 
     def _start(self) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+        context = _server()
+        port = free_port()
         for rank in range(self.world_size):
-            command = [sys.executable, "-m", "tests.distributed.workers", str(rank), str(self.world_size), str(port)]
-            path = os.pathsep.join([str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])
-            environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path}
-            process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT, env=environment)
-            assert process.stdout is not None
-            answers: queue.Queue[Any] = queue.Queue()
-            threading.Thread(target=_listen, args=(process.stdout, answers), daemon=True).start()
+            here, there = context.Pipe()
+            settings = {name: str(value) for name, value in self.environment(rank, self.world_size, port).items()}
+            process = context.Process(target=work, args=(there, settings), daemon=True)
+            process.start()
+            there.close()
             self._processes.append(process)
-            self._answers.append(answers)
+            self._lines.append(here)
 
 
-def _listen(stream: BinaryIO, answers: queue.Queue[Any]) -> None:
-    """Put each answer into the queue, None at the end."""
+def free_port() -> int:
+    """A port of this machine that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port
+
+
+def _server() -> Any:
+    """The server whose forks the workers are; it keeps the environment that it is begun with."""
+    from multiprocessing import forkserver
+
+    context = multiprocessing.get_context("forkserver")
+    path = os.pathsep.join([str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])
+    settings = {"OMP_NUM_THREADS": "1", "PYTHONPATH": path}
+    former = {name: os.environ.get(name) for name in settings}
+    context.set_forkserver_preload(["pytest", "tests.distributed.jobs"])
+    os.environ.update(settings)
     try:
-        while True:
-            answers.put(pickle.load(stream))
-    except (EOFError, OSError, ValueError, pickle.UnpicklingError):
-        answers.put(None)
+        forkserver.ensure_running()
+    finally:
+        restore(former)
+    return context
 
 
-def main(rank: int, world_size: int, port: int) -> None:
-    """Do jobs until the input ends."""
-    answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # whatever else is printed goes to stderr
-    settings = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world_size, "LOCAL_WORLD_SIZE": world_size, "GROUP_RANK": 0}
-    settings |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "tests", "NODE_RANK": 0}
-    if world_size > 1:
-        os.environ.update({name: str(value) for name, value in settings.items()})
+def restore(environment: Mapping[str, str | None]) -> None:
+    """Give these variables the values, or none, that they had."""
+    for name, value in environment.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
+
+
+def work(line: Connection, settings: Mapping[str, str]) -> None:
+    """Do jobs until the other side has gone."""
+    os.chdir(ROOT)
+    os.environ.update(settings)
     while True:
         try:
-            job, arguments = pickle.load(sys.stdin.buffer)
+            job, arguments = pickle.loads(line.recv_bytes())
         except EOFError:
             return
         module, _, function = job.partition(":")
         answer: tuple[Any, str | None]
-        try:
-            answer = getattr(importlib.import_module(module), function)(**arguments), None
-        except BaseException:  # SystemExit as well: it is what a stopped run raises
-            answer = None, traceback.format_exc()
-        pickle.dump(answer, answers)
-        answers.flush()
+        with _as_it_was():
+            try:
+                answer = getattr(importlib.import_module(module), function)(**arguments), None
+            except BaseException:  # SystemExit as well: it is what a stopped run raises
+                answer = None, traceback.format_exc()
+        line.send_bytes(pickle.dumps(answer))
 
 
-if __name__ == "__main__":
-    main(*map(int, sys.argv[1:]))
+@contextlib.contextmanager
+def _as_it_was() -> Iterator[None]:
+    """What a job changes of its process is not there for the next; the process group and what DeepSpeed changes are."""
+    environment, folder = dict(os.environ), Path.cwd()
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)}
+    try:
+        with warnings.catch_warnings():
+            yield
+    finally:
+        restore(dict.fromkeys(os.environ) | environment)
+        os.chdir(folder)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)

@@ -8,15 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from parity.rules import TOKENIZER, TRANSFORMER
-from parity.rules import weights as parity_weights
 from tiny import PROMPTS, LeftBright, M, tiny_loader, tiny_module, tiny_policy, tiny_trainer, weights
 from torch import Tensor
 
+from tests.families import load_var
 from varrl_lightning.grpo.rollout import prompt_keys, sample_tree
 from varrl_lightning.mask_sources.base import MaskSource
 from varrl_lightning.mask_sources.saliency import Saliency, SaliencyError, last_latent
-from varrl_lightning.policies.var import ImageNetVARPolicy
 from varrl_lightning.schedule import Schedule
 from varrl_lightning.types import Prompt, Rollout, Sampling, Scores, Stage
 
@@ -184,13 +182,9 @@ def test_a_coarse_latent_is_enlarged_to_the_image() -> None:
     torch.testing.assert_close(maps, expected.expand(2, 2, 8))
 
 
-def test_through_the_decoder_of_var(tmp_path: Path) -> None:
+def test_through_the_decoder_of_var(weights_folder: Path) -> None:
     """A latent of few cells, each drawn as a block of pixels by convolutions: what a quarter hangs on is mostly there."""
-    data = torch.load(Path(__file__).parent.parent / "parity" / "data" / "var_l2norm.pt", weights_only=True)
-    for name, seed in (("transformer", TRANSFORMER), ("tokenizer", TOKENIZER)):
-        torch.save(parity_weights(data["layouts"][name], seed), tmp_path / f"{name}.pth")
-    heads = data["config"]["num_heads"]
-    policy = ImageNetVARPolicy.from_pretrained(tmp_path / "transformer.pth", tmp_path / "tokenizer.pth", num_heads=heads)
+    policy = load_var(weights_folder)
     found = drawn(policy, prompts=[Prompt("hen", label=7)])
     height, width = found.images.shape[-2:]
     latent = last_latent(found, policy, slice(1, 3))

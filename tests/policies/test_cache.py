@@ -11,17 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import test_llm_prefix
-import test_lora_on_families as families
-import test_switti
 import torch
-from parity import rules
-from tiny import PROMPTS, tiny_loader, tiny_module, tiny_policy, tiny_trainer
+from tiny import PROMPTS, tiny_loader, tiny_module, tiny_trainer
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from tests import families
+from tests.families import Made
 from varrl_lightning.policies import cache as module
 from varrl_lightning.policies.base import VARPolicy
 from varrl_lightning.policies.cache import Cache, Past, Room, appended
@@ -31,46 +29,22 @@ from varrl_lightning.policies.state import Cond, State
 from varrl_lightning.schedule import Schedule
 from varrl_lightning.types import Sampling
 
-Made = tuple[VARPolicy, Cond]
-
-
-def lettering(folder: Path) -> Made:
-    policy = tiny_policy()
-    return policy, policy.encode_prompts(PROMPTS[:2])
-
-
-def autoregressive_switti(folder: Path) -> Made:
-    case = test_switti.reference("ar")
-    torch.save(test_switti.public_weights("ar"), folder / "switti.pth")
-    torch.save(rules.weights(case["layouts"]["tokenizer"], rules.TOKENIZER), folder / "vqvae.pth")
-    known = {name: case["config"][name] for name in ("num_heads", "rope_theta", "rope_size")}
-    files = (folder / "switti.pth", folder / "vqvae.pth")
-    policy = test_switti.SwittiPolicy.from_pretrained(*files, test_switti.MadeUpFeatures(), **known)
-    return policy, policy.encode_prompts(test_switti.prompts("ar"))
-
-
-def prefix(folder: Path) -> Made:
-    """Texts of several lengths, fewer heads of keys than of queries."""
-    policy = test_llm_prefix.tiny_policy()
-    return policy, policy.encode_prompts(test_llm_prefix.PROMPTS)
-
-
 FAMILIES: dict[str, Callable[[Path], Made]] = {
-    "lettering": lettering,
+    "lettering": families.lettering,
     "var": families.var,
     "infinity": families.infinity,
     "switti": families.switti,
-    "switti_ar": autoregressive_switti,
+    "switti_ar": families.autoregressive_switti,
     "tokenflow": families.tokenflow,
-    "llm_prefix": prefix,
+    "llm_prefix": families.llm_prefix,
 }
 
 
 @pytest.fixture(scope="module")
-def make(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, bool], Made]:
+def make(weights_folder: Path) -> Callable[[str, bool], Made]:
     @cache
     def made(family: str, adapted: bool) -> Made:
-        policy, cond = FAMILIES[family](tmp_path_factory.mktemp(family))
+        policy, cond = FAMILIES[family](weights_folder)
         return families.disturbed(policy) if adapted else policy, cond
 
     return made

@@ -10,11 +10,13 @@ from typing import Any
 
 import pytest
 import torch
-from parity.make_infinity import LENS, NEGATIVE_LENS, SEED, TEXT_CHANNELS, packed, state
+from parity.make_infinity import SEED, TEXT_CHANNELS, state
 from parity.seeded import seeded
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
 
+from tests.families import DATA, Texts, read, recorded_scales, write_infinity
+from tests.families import INFINITY_PROMPTS as PROMPTS
+from tests.families import load_infinity as build
 from varrl_lightning.policies.infinity import InfinityPolicy
 from varrl_lightning.policies.infinity_schedules import PUBLISHED, rotary_angles
 from varrl_lightning.policies.infinity_transformer import InfinityTransformer
@@ -22,60 +24,18 @@ from varrl_lightning.schedule import Schedule
 from varrl_lightning.tokenizers.bsq import BSQTokenizer
 from varrl_lightning.types import Prompt, Sampling, Score
 
-DATA = Path(__file__).parent.parent / "parity" / "data"
 VARIANTS = sorted(path.stem.removeprefix("infinity_") for path in DATA.glob("infinity_*.pt"))
 GUIDED = Score("sampler", Sampling(cfg=3.0, temperature=0.5))
-PROMPTS = [Prompt("five pieces", negative="seven pieces"), Prompt("nine pieces", negative="three pieces")]
 POSITIVE = [replace(prompt, negative=None) for prompt in PROMPTS]
 
 
-class Texts(nn.Module):
-    """The features that the public code was given, in place of T5."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        texts = [p.text for p in PROMPTS] + [p.negative for p in PROMPTS]
-        features = [*packed("text", LENS)[0].split(LENS), *packed("negative", NEGATIVE_LENS)[0].split(NEGATIVE_LENS)]
-        self.features = dict(zip(texts, features, strict=True))
-
-    def forward(self, texts: Sequence[str]) -> dict[str, Tensor]:
-        found = [self.features[text] for text in texts]
-        # What is padded must not be seen, so it is no zero.
-        return {
-            "text": pad_sequence(found, batch_first=True, padding_value=7.0),
-            "mask": pad_sequence([torch.ones(len(x), dtype=torch.bool) for x in found], batch_first=True),
-        }
-
-
 def load(variant: str) -> dict[str, Any]:
-    data: dict[str, Any] = torch.load(DATA / f"infinity_{variant}.pt", weights_only=True)
-    return data
-
-
-def write(folder: Path, data: dict[str, Any]) -> tuple[Path, Path]:
-    """The two files as they are published."""
-    torch.save(state(data["shapes"]), folder / "transformer.pth")
-    torch.save({"vae": state(data["vae_shapes"])}, folder / "vae.pth")
-    return folder / "transformer.pth", folder / "vae.pth"
-
-
-def build(folder: Path, data: dict[str, Any], **options: Any) -> InfinityPolicy:
-    variant = data["variant"]
-    known = {
-        "num_heads": None if variant["extra"].get("cos_attn", True) else variant["heads"],
-        "rope_normalisation": variant["rope"],
-        "level_embedding": "first" if variant["first_block_only"] else "every",
-    }
-    return InfinityPolicy.from_pretrained(*write(folder, data), Texts(), **(known | options))
-
-
-def short(policy: InfinityPolicy, data: dict[str, Any]) -> Schedule:
-    return Schedule(tuple(tuple(grid) for grid in data["grids"]), (policy.stride, policy.stride))
+    return read(f"infinity_{variant}")
 
 
 def conditions(policy: InfinityPolicy, data: dict[str, Any], prompts: list[Prompt] = POSITIVE) -> Any:
     """Prompts on the few scales that were recorded."""
-    return replace(policy.encode_prompts(prompts), schedule=short(policy, data))
+    return replace(policy.encode_prompts(prompts), schedule=recorded_scales(policy, data))
 
 
 def logits_of(policy: InfinityPolicy, inputs: dict[str, Tensor], tokens: list[Tensor], stop: int, schedule: Schedule) -> Tensor:
@@ -92,15 +52,13 @@ def relative(found: Tensor, wanted: Tensor) -> float:
 
 
 @pytest.fixture(scope="module", params=VARIANTS)
-def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], InfinityPolicy]:
-    data = load(request.param)
-    return data, build(tmp_path_factory.mktemp("weights"), data)
+def case(request: pytest.FixtureRequest, weights_folder: Path) -> tuple[dict[str, Any], InfinityPolicy]:
+    return load(request.param), build(weights_folder, request.param)
 
 
 @pytest.fixture(scope="module")
-def small(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], InfinityPolicy]:
-    data = load("published_2b")
-    return data, build(tmp_path_factory.mktemp("weights"), data)
+def small(weights_folder: Path) -> tuple[dict[str, Any], InfinityPolicy]:
+    return load("published_2b"), build(weights_folder, "published_2b")
 
 
 def test_all_variants_are_there() -> None:
@@ -202,7 +160,7 @@ def test_keys_and_values_are_kept_while_scales_follow(small: tuple[dict[str, Any
 
 def test_pictures(case: tuple[dict[str, Any], InfinityPolicy]) -> None:
     data, policy = case
-    schedule = short(policy, data)
+    schedule = recorded_scales(policy, data)
     with torch.no_grad():
         images = policy.decode(long(data["tokens"]), schedule)
     assert images.shape == (2, 3, *schedule.image_size)
@@ -213,10 +171,10 @@ def test_pictures(case: tuple[dict[str, Any], InfinityPolicy]) -> None:
 
 @pytest.mark.parametrize("variant", ["published_2b", "published_8b", "rms", "plain_deep_head"])
 @pytest.mark.parametrize("weights", ["float32", "bfloat16"])
-def test_bf16(variant: str, weights: str, tmp_path: Path) -> None:
+def test_bf16(variant: str, weights: str, weights_folder: Path) -> None:
     """Logits within 2 % of the largest; the latent and what is added to it stay fp32, and draws still agree with their scores."""
     data = load(variant)
-    policy = build(tmp_path, data, dtype=weights)
+    policy = build(weights_folder, variant, dtype=weights)
     cond, tokens = conditions(policy, data), long(data["tokens"])
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=weights == "float32"):
         logits = logits_of(policy, cond.tensors, tokens, len(tokens), cond.schedule)
@@ -231,10 +189,10 @@ def test_bf16(variant: str, weights: str, tmp_path: Path) -> None:
         torch.testing.assert_close(found, drawn, rtol=0, atol=1e-5 * policy.bits)
 
 
-def test_checkpointing_changes_no_gradient(small: tuple[dict[str, Any], InfinityPolicy], tmp_path: Path) -> None:
+def test_checkpointing_changes_no_gradient(small: tuple[dict[str, Any], InfinityPolicy], weights_folder: Path) -> None:
     data, kept = small
     tokens, gradients = long(data["tokens"])[:3], []
-    for policy in (kept, build(tmp_path, data, gradient_checkpointing=True)):
+    for policy in (kept, build(weights_folder, "published_2b", gradient_checkpointing=True)):
         policy.zero_grad()
         runs: list[int] = []
         hook = policy.transformer.chunks[0][0].sa.register_forward_hook(lambda *_, runs=runs: runs.append(1))
@@ -341,7 +299,7 @@ def test_shards(small: tuple[dict[str, Any], InfinityPolicy], tmp_path: Path) ->
 
 def test_loading_is_strict(tmp_path: Path) -> None:
     data = load("published_2b")
-    tokenizer = BSQTokenizer.from_pretrained(write(tmp_path, data)[1])
+    tokenizer = BSQTokenizer.from_pretrained(write_infinity(tmp_path, data)[1])
     tensors = state(data["shapes"])
 
     def refused(changed: dict[str, Tensor]) -> str:
@@ -360,19 +318,19 @@ def test_loading_is_strict(tmp_path: Path) -> None:
 def test_the_tokenizer_must_fit(tmp_path: Path) -> None:
     for folder, variant in (("a", "published_2b"), ("b", "published_8b")):
         (tmp_path / folder).mkdir()
-        write(tmp_path / folder, load(variant))
+        write_infinity(tmp_path / folder, load(variant))
     with pytest.raises(ValueError, match="has 8 bits, but the tokenizer's have 4, or 16 for 2 x 2 places"):
-        InfinityPolicy.from_pretrained(tmp_path / "a" / "transformer.pth", tmp_path / "b" / "vae.pth")
+        InfinityPolicy.from_pretrained(tmp_path / "a" / "transformer.pth", tmp_path / "b" / "tokenizer.pth")
 
 
-def test_heads_that_no_tensor_tells_have_to_be_said(tmp_path: Path) -> None:
+def test_heads_that_no_tensor_tells_have_to_be_said(weights_folder: Path) -> None:
     for variant, heads, message in (
         ("swiglu", None, "say num_heads"),
         ("swiglu", 3, "must divide the width 64"),
         ("published_2b", 4, "has 2 heads; leave num_heads out"),
     ):
         with pytest.raises(ValueError, match=message):
-            build(tmp_path, load(variant), num_heads=heads)
+            build(weights_folder, variant, num_heads=heads)
 
 
 def test_the_other_published_shape_of_attention_scales(small: tuple[dict[str, Any], InfinityPolicy], tmp_path: Path) -> None:
@@ -399,9 +357,9 @@ def test_keywords_are_checked(small: tuple[dict[str, Any], InfinityPolicy]) -> N
         InfinityPolicy.from_pretrained("no such file", "no such file", dtype="int8")
 
 
-def test_default_sampling_follows_the_published_demos(tmp_path: Path) -> None:
-    assert build(tmp_path, load("published_2b")).default_sampling == Sampling(cfg=4.0, top_p=0.97, temperature=0.5)
-    assert build(tmp_path, load("published_8b")).default_sampling == Sampling(cfg=4.0, top_p=0.97, temperature=1.0)
+def test_default_sampling_follows_the_published_demos(weights_folder: Path) -> None:
+    assert build(weights_folder, "published_2b").default_sampling == Sampling(cfg=4.0, top_p=0.97, temperature=0.5)
+    assert build(weights_folder, "published_8b").default_sampling == Sampling(cfg=4.0, top_p=0.97, temperature=1.0)
 
 
 # --- schedules and prompts ----------------------------------------------------------------------------------------------------
@@ -421,9 +379,9 @@ def test_published_schedules(small: tuple[dict[str, Any], InfinityPolicy]) -> No
 
 
 @pytest.mark.parametrize(("pixels", "side"), [("0.06M", 256), ("0.25M", 512), ("0.60M", 768), ("1M", 1024)])
-def test_default_resolution(pixels: str, side: int, tmp_path: Path) -> None:
+def test_default_resolution(pixels: str, side: int, weights_folder: Path) -> None:
     for variant in ("published_2b", "published_8b"):
-        policy = build(tmp_path, load(variant), pixels=pixels)
+        policy = build(weights_folder, variant, pixels=pixels)
         assert policy.schedule().image_size == (side, side)
         assert policy.initial_latent(1, policy.schedule()).shape[-1] == side // policy.tokenizer.stride
 

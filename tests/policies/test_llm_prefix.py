@@ -3,58 +3,30 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from fresh import Fresh
 from parity.seeded import seeded_state
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, Qwen2Config
+from transformers import AutoModelForCausalLM, GPT2Config, Qwen2Config
 
+from tests.families import LLM_CONFIGS as CONFIGS
+from tests.families import LLM_IDS as IDS
+from tests.families import LLM_PROMPTS as PROMPTS
+from tests.families import LLM_SIDES as SIDES
+from tests.families import LLM_SIZES as SIZES
+from tests.families import llm_tokenizer as tiny_tokenizer
+from tests.families import load_llm_prefix as tiny_policy
+from tests.families import plain_llm as plain_model
 from varrl_lightning.policies.language_model import causal
 from varrl_lightning.policies.llm_prefix import LLMPrefixPolicy
 from varrl_lightning.schedule import NEXTFLOW_1024, Schedule
-from varrl_lightning.tokenizers.tokenflow_vq import TokenFlowVQ
 from varrl_lightning.tokenizers.vqvae import VQVAE
 from varrl_lightning.types import Prompt, Sampling, Score
-
-SIZES: dict[str, Any] = {
-    "vocab_size": 30,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 64,
-    "initializer_range": 0.3,
-}
-CONFIGS = {"llama": LlamaConfig, "qwen2": Qwen2Config}
-SIDES = (1, 2, 3, 4)
-IDS = {"": [], "a cow": [7, 8], "a cow in the rain": [7, 8, 9, 10, 11], "snow": [12]}
-PROMPTS = [Prompt(text) for text in ("a cow", "a cow in the rain", "snow")]
-
-
-def tiny_tokenizer() -> TokenFlowVQ:
-    tokenizer = TokenFlowVQ(24, (6, 4), 8, (32, 32), 1, (32, 32), 1, (64, 1, 2, 4))
-    tokenizer.load_state_dict(seeded_state({name: x.shape for name, x in tokenizer.state_dict().items()}, seed=3))
-    return tokenizer
-
-
-def plain_model(kind: str, seed: int = 0) -> Any:
-    torch.manual_seed(seed)
-    return AutoModelForCausalLM.from_config(CONFIGS[kind](**SIZES))
-
-
-def tiny_policy(kind: str = "qwen2", **options: Any) -> LLMPrefixPolicy:
-    options = {"text_encoder": IDS, "schedule": SIDES} | options
-    policy = LLMPrefixPolicy.from_backbone(plain_model(kind), tiny_tokenizer(), **options)
-    fresh = {name: x for name, x in policy.transformer.state_dict().items() if not name.startswith("backbone.")}
-    policy.transformer.load_state_dict(seeded_state({n: x.shape for n, x in fresh.items()}), strict=False)
-    return policy
 
 
 @pytest.fixture(params=sorted(CONFIGS))
@@ -318,9 +290,8 @@ def test_backbones_of_another_kind_are_refused() -> None:
         LLMPrefixPolicy.from_backbone(sliding, tiny_tokenizer(), schedule=SIDES)
 
 
-def test_nothing_imports_transformers_before_a_model_is_built() -> None:
+def test_nothing_imports_transformers_before_a_model_is_built(fresh: Fresh) -> None:
     code = (
         "import sys, varrl_lightning.policies.tokenflow, varrl_lightning.policies.llm_prefix; print('transformers' in sys.modules)"
     )
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert out.stdout.strip() == "False"
+    assert fresh(code).stdout.strip() == "False"

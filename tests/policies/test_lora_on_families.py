@@ -3,64 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-import test_infinity
-import test_switti
-import test_tokenflow
-import test_var
 import torch
-from parity import rules
-from torch import Tensor
 
+from tests.families import Made, disturbed, infinity, same, switti, tokenflow, var
 from varrl_lightning.policies.base import VARPolicy
-from varrl_lightning.policies.lora import AdapterOff, adapter_off, add_lora, merged_tensors
+from varrl_lightning.policies.lora import AdapterOff, adapter_off, merged_tensors
 from varrl_lightning.policies.state import Cond, State
-from varrl_lightning.types import Prompt, Sampling, Score
+from varrl_lightning.types import Sampling, Score
 
 SAMPLING = Sampling(cfg=2.0)
-Made = tuple[VARPolicy, Cond]
-
-
-def var(folder: Path, **options: Any) -> Made:
-    data = torch.load(test_var.DATA / "var_l2norm.pt", weights_only=True)
-    files = test_var.write(folder, data)
-    policy = test_var.ImageNetVARPolicy.from_pretrained(*files, num_heads=data["config"]["num_heads"], **options)
-    return policy, policy.encode_prompts(test_var.PROMPTS)
-
-
-def infinity(folder: Path, **options: Any) -> Made:
-    data = test_infinity.load("published_8b")
-    policy = test_infinity.build(folder, data, **options)
-    return policy, replace(policy.encode_prompts(test_infinity.PROMPTS), schedule=test_infinity.short(policy, data))
-
-
-def switti(folder: Path, **options: Any) -> Made:
-    data = test_switti.reference("default")
-    torch.save(test_switti.public_weights("default"), folder / "switti.pth")
-    torch.save(rules.weights(data["layouts"]["tokenizer"], rules.TOKENIZER), folder / "vqvae.pth")
-    names = ("num_heads", "rope_theta", "rope_size")
-    known = {name: data["config"][name] for name in names} | {"autoregressive": data["config"]["use_ar"]}
-    files = (folder / "switti.pth", folder / "vqvae.pth")
-    policy = test_switti.SwittiPolicy.from_pretrained(*files, test_switti.MadeUpFeatures(), **known, **options)
-    return policy, policy.encode_prompts([Prompt("a cat"), Prompt("a dog", negative="a cat")])
-
-
-def tokenflow(folder: Path, **options: Any) -> Made:
-    policy = test_tokenflow.load(folder, test_tokenflow.stored("grouped"), **options)
-    return policy, policy.encode_prompts(test_tokenflow.PROMPTS)
-
-
-def disturbed(policy: VARPolicy) -> VARPolicy:
-    """Adapted, as after some training."""
-    torch.manual_seed(0)
-    for name, parameter in add_lora(policy, rank=2, alpha=4.0).transformer.named_parameters():
-        if "lora_B" in name:
-            parameter.data = 0.02 * torch.randn_like(parameter)
-    return policy
 
 
 def forked(policy: VARPolicy, cond: Cond) -> State:
@@ -69,15 +24,11 @@ def forked(policy: VARPolicy, cond: Cond) -> State:
     return policy.sample(state.fork(2), len(cond.schedule))
 
 
-def same(a: list[Tensor], b: list[Tensor]) -> bool:
-    return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
-
-
 @pytest.mark.parametrize("options", [{}, {"gradient_checkpointing": True}, {"dtype": "bfloat16"}], ids=["", "checkpointed", "bf16"])
 @pytest.mark.parametrize("make", [var, infinity, switti, tokenflow])
-def test_an_adapter_on(make: Callable[..., Made], options: dict[str, Any], tmp_path: Path) -> None:
-    base, cond = make(tmp_path, **options)
-    policy = disturbed(make(tmp_path, **options)[0])
+def test_an_adapter_on(make: Callable[..., Made], options: dict[str, Any], weights_folder: Path) -> None:
+    base, cond = make(weights_folder, **options)
+    policy = disturbed(make(weights_folder, **options)[0])
     drawn, stop = forked(base, cond), len(cond.schedule)
     with adapter_off(policy):
         assert same(forked(policy, cond).log_probs, drawn.log_probs)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,8 @@ from parity import rules
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from tests.families import Files, load_switti, once, write
+from tests.families import switti_data as reference
 from varrl_lightning.commands.export import export_policy
 from varrl_lightning.policies.switti import PUBLISHED, SwittiPolicy, crop_numbers, guidance_window
 from varrl_lightning.policies.switti_transformer import CropFrequencies, SwittiTransformer
@@ -21,23 +23,8 @@ from varrl_lightning.text_encoders import EncodedTexts
 from varrl_lightning.tokenizers.vqvae import VQVAE
 from varrl_lightning.types import Prompt, Sampling, Score
 
-DATA = Path(__file__).parent.parent / "parity" / "data"
 VARIANTS = ("default", "ar", "no_crop", "ar_absolute", "gelu", "other_rope")
 AUTOREGRESSIVE = {"ar", "ar_absolute"}
-
-
-class MadeUpFeatures(nn.Module):
-    """In place of CLIP."""
-
-    def forward(self, texts: Sequence[str]) -> dict[str, Tensor]:
-        found = [rules.encoded(text) for text in texts]
-        return {name: torch.stack([x[name] for x in found]) for name in found[0]}
-
-
-@cache
-def reference(variant: str) -> dict[str, Any]:
-    found: dict[str, Any] = torch.load(DATA / f"switti_{variant}.pt", weights_only=True)
-    return found
 
 
 @cache
@@ -45,32 +32,14 @@ def public_weights(variant: str) -> dict[str, Tensor]:
     return rules.weights(reference(variant)["layouts"]["transformer"], rules.TRANSFORMER)
 
 
-@pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Path, Path]]:
-    """The transformer's and the tokenizer's file of a variant."""
-
-    @cache
-    def write(variant: str) -> tuple[Path, Path]:
-        folder = tmp_path_factory.mktemp(variant)
-        torch.save(public_weights(variant), folder / "switti.pth")
-        torch.save(rules.weights(reference(variant)["layouts"]["tokenizer"], rules.TOKENIZER), folder / "vqvae.pth")
-        return folder / "switti.pth", folder / "vqvae.pth"
-
-    return write
+@pytest.fixture
+def files(weights_folder: Path) -> Files:
+    return once(weights_folder, "switti_default", write)
 
 
 @pytest.fixture
-def load(files: Callable[[str], tuple[Path, Path]]) -> Callable[..., SwittiPolicy]:
-    def loaded(variant: str, **options: Any) -> SwittiPolicy:
-        config = reference(variant)["config"]
-        keywords = {
-            "num_heads": config["num_heads"],
-            "rope_theta": config["rope_theta"],
-            "rope_size": config["rope_size"],
-        }
-        return SwittiPolicy.from_pretrained(*files(variant), MadeUpFeatures(), **(keywords | options))
-
-    return loaded
+def load(weights_folder: Path) -> Callable[..., SwittiPolicy]:
+    return partial(load_switti, weights_folder)
 
 
 def prompts(variant: str) -> list[Prompt]:
@@ -460,8 +429,8 @@ def test_words_behind_the_mask_are_not_seen(load: Callable[..., SwittiPolicy]) -
     assert not torch.allclose(all_logits(policy, cond.tensors | {"text": text}, tokens), before)
 
 
-def test_a_prompt_without_a_text_encoder_says_what_to_pass(files: Callable[[str], tuple[Path, Path]]) -> None:
-    policy = SwittiPolicy.from_pretrained(*files("default"), num_heads=4)
+def test_a_prompt_without_a_text_encoder_says_what_to_pass(files: Files) -> None:
+    policy = SwittiPolicy.from_pretrained(*files, num_heads=4)
     with pytest.raises(ValueError, match=r"'a cat' has to be encoded, .* pass text_encoder .* ClipPair .* EncodedTexts"):
         policy.encode_prompts([Prompt("a cat")])
 
@@ -471,23 +440,21 @@ def test_another_size_is_refused(load: Callable[..., SwittiPolicy]) -> None:
         load("default").encode_prompts([Prompt("a cat", size=(512, 512))])
 
 
-def test_a_text_encoder_of_another_family_is_refused(files: Callable[[str], tuple[Path, Path]]) -> None:
+def test_a_text_encoder_of_another_family_is_refused(files: Files) -> None:
     class Words(nn.Module):
         def forward(self, texts: Sequence[str]) -> dict[str, Tensor]:
             return {name: torch.stack([rules.encoded(text)[name] for text in texts]) for name in ("text", "mask")}
 
-    policy = SwittiPolicy.from_pretrained(*files("default"), Words(), num_heads=4)
+    policy = SwittiPolicy.from_pretrained(*files, Words(), num_heads=4)
     with pytest.raises(
         ValueError, match="Switti reads text, pooled, mask of a text, but the text encoder gives text, mask; use ClipPair"
     ):
         policy.encode_prompts([Prompt("a cat")])
 
 
-def test_features_from_a_file_stand_in_for_clip(
-    files: Callable[[str], tuple[Path, Path]], load: Callable[..., SwittiPolicy]
-) -> None:
+def test_features_from_a_file_stand_in_for_clip(files: Files, load: Callable[..., SwittiPolicy]) -> None:
     texts = EncodedTexts({text: rules.encoded(text) for text in ("a cat", "")})
-    policy = SwittiPolicy.from_pretrained(*files("default"), texts, num_heads=4)
+    policy = SwittiPolicy.from_pretrained(*files, texts, num_heads=4)
     found, wanted = (p.encode_prompts([Prompt("a cat")]) for p in (policy, load("default")))
     for name, x in wanted.tensors.items():
         assert torch.equal(found.tensors[name], x)

@@ -7,53 +7,31 @@ from typing import Any
 
 import pytest
 import torch
-from parity.rules import TOKENIZER, TRANSFORMER, abridged, weights
+from parity.rules import abridged
 from torch import Tensor
 from torch.nn import functional as F
 
+from tests.families import TOKENFLOW_PROMPTS as PROMPTS
+from tests.families import TOKENFLOW_TEXTS as TEXTS
+from tests.families import load_tokenflow as load
+from tests.families import read, tokenflow_of, write_tokenflow
 from varrl_lightning.policies.tokenflow import NEGATIVE, TokenFlowPolicy
 from varrl_lightning.schedule import Schedule, square
 from varrl_lightning.tokenizers.tokenflow_vq import TOKENFLOW_256, TokenFlowVQ
 from varrl_lightning.types import Prompt, Sampling, Score
 
-DATA = Path(__file__).parent.parent / "parity" / "data"
 VARIANTS = ("plain", "grouped")
 LOGITS = 1e-5
 """Of the largest logit."""
-TEXTS = ("a portrait", "a cow", "northern lights over a range")
-PROMPTS = [Prompt(text) for text in TEXTS]
-
-
-def write(folder: Path, data: dict[str, Any]) -> tuple[Path, Path]:
-    """The two files, the tokenizer's nested as it is published."""
-    config, transformer = data["config"], weights(data["layouts"]["transformer"], TRANSFORMER)
-    transformer["image_token_start"] = torch.tensor(config["text_tokens"])
-    transformer["image_token_end"] = torch.tensor(config["text_tokens"] + config["vocab_size"] - 1)
-    torch.save(transformer, folder / "transformer.pth")
-    tokenizer = weights(data["layouts"]["tokenizer"], TOKENIZER)
-    tokenizer |= {"decoder_vqkd.norm.weight": torch.ones(3), "quantize.codebook_used": torch.zeros(5)}
-    torch.save({"ema": tokenizer, "steps": 7}, folder / "tokenizer.pt")
-    return folder / "transformer.pth", folder / "tokenizer.pt"
-
-
-def load(folder: Path, data: dict[str, Any], **options: Any) -> TokenFlowPolicy:
-    transformer, tokenizer = write(folder, data)
-    config = data["config"]
-    ids = dict(zip(TEXTS, data["texts"], strict=True)) | {NEGATIVE: data["negative"]}
-    options = {"text_encoder": ids, "schedule": config["sides"]} | options
-    options |= {name: config[name] for name in ("rope_theta", "rms_norm_eps")}
-    return TokenFlowPolicy.from_pretrained(transformer, tokenizer, **options)
 
 
 def stored(variant: str) -> dict[str, Any]:
-    found: dict[str, Any] = torch.load(DATA / f"tokenflow_{variant}.pt", weights_only=True)
-    return found
+    return read(f"tokenflow_{variant}")
 
 
 @pytest.fixture(scope="module", params=VARIANTS)
-def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], TokenFlowPolicy]:
-    data = stored(request.param)
-    return data, load(tmp_path_factory.mktemp("weights"), data)
+def case(request: pytest.FixtureRequest, weights_folder: Path) -> tuple[dict[str, Any], TokenFlowPolicy]:
+    return stored(request.param), load(weights_folder, request.param)
 
 
 def relative(found: Tensor, wanted: Tensor) -> float:
@@ -168,8 +146,8 @@ def test_what_padding_holds_has_no_influence(case: tuple[dict[str, Any], TokenFl
         torch.testing.assert_close(logits_of(policy, other, tokens, 3), logits_of(policy, cond.tensors, tokens, 3), atol=0, rtol=0)
 
 
-def test_bfloat16_weights_keep_their_rotary_frequencies(tmp_path: Path) -> None:
-    policy = load(tmp_path, stored("plain"), dtype="bfloat16")
+def test_bfloat16_weights_keep_their_rotary_frequencies(weights_folder: Path) -> None:
+    policy = load(weights_folder, "plain", dtype="bfloat16")
     assert {p.dtype for p in policy.parameters()} == {torch.bfloat16}
     x = torch.zeros(1, 1, 1)
     cos, _ = policy.to(torch.bfloat16).transformer._rotary[0](x, torch.tensor([[101]]))
@@ -178,9 +156,9 @@ def test_bfloat16_weights_keep_their_rotary_frequencies(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("autocast", [False, True])
-def test_half_precision_stays_near_full(tmp_path: Path, autocast: bool) -> None:
+def test_half_precision_stays_near_full(weights_folder: Path, autocast: bool) -> None:
     data = stored("grouped")
-    policy = load(tmp_path, data, dtype="float32" if autocast else "bfloat16")
+    policy = load(weights_folder, "grouped", dtype="float32" if autocast else "bfloat16")
     tokens, cond = data["sampling"][-1]["tokens"], policy.encode_prompts(PROMPTS)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         found = logits_of(policy, cond.tensors, tokens, len(tokens)).float()
@@ -194,24 +172,24 @@ def test_loading_names_what_does_not_fit(tmp_path: Path) -> None:
     with pytest.raises(
         ValueError, match=r"(?s)missing model.layers.2.mlp.down_proj.weight.*unexpected model.layers.1.extra.weight"
     ):
-        load(tmp_path, data)
+        tokenflow_of(write_tokenflow(tmp_path, data), data)
 
 
 def test_a_foreign_file_is_refused(tmp_path: Path) -> None:
     data = stored("plain")
     del data["layouts"]["transformer"]["shapes"]["model.pos_1LC"]
     with pytest.raises(ValueError, match=r"no TokenFlow-t2i checkpoint: it has no model.pos_1LC"):
-        load(tmp_path, data)
+        tokenflow_of(write_tokenflow(tmp_path, data), data)
 
 
-def test_another_schedule_is_refused(tmp_path: Path) -> None:
+def test_another_schedule_is_refused(weights_folder: Path) -> None:
     with pytest.raises(ValueError, match=r"trained on 3 scales of 21 tokens in all.*has 9 of 817"):
-        load(tmp_path, stored("plain"), schedule=TOKENFLOW_256)
+        load(weights_folder, "plain", schedule=TOKENFLOW_256)
 
 
-def test_visual_tokens_must_fit_the_vocabulary(tmp_path: Path) -> None:
+def test_visual_tokens_must_fit_the_vocabulary(weights_folder: Path) -> None:
     with pytest.raises(ValueError, match="48 visual tokens from id 21 on do not fit a vocabulary of 68"):
-        load(tmp_path, stored("plain"), image_token_start=21)
+        load(weights_folder, "plain", image_token_start=21)
 
 
 class Words:
@@ -234,15 +212,15 @@ class Words:
 
 
 @pytest.mark.parametrize("adds_begin", [False, True])
-def test_a_prompt_begins_once_and_is_cut_off(tmp_path: Path, adds_begin: bool) -> None:
-    policy = load(tmp_path, stored("plain"), text_encoder=Words(adds_begin), max_text_tokens=4)
+def test_a_prompt_begins_once_and_is_cut_off(weights_folder: Path, adds_begin: bool) -> None:
+    policy = load(weights_folder, "plain", text_encoder=Words(adds_begin), max_text_tokens=4)
     assert policy.prefix_ids("a cow") == [1, 6, 8, 3, 4]
     assert policy.prefix_ids("a cow in the rain") == [1, 6, 8, 7, 3, 4]
 
 
 def test_the_tokenizer_says_where_visual_tokens_begin(tmp_path: Path) -> None:
     data = stored("plain")
-    transformer, tokenizer = write(tmp_path, data)
+    transformer, tokenizer = write_tokenflow(tmp_path, data)
     tensors = torch.load(transformer, weights_only=True)
     del tensors["image_token_start"]
     torch.save(tensors, transformer)
@@ -253,8 +231,8 @@ def test_the_tokenizer_says_where_visual_tokens_begin(tmp_path: Path) -> None:
         TokenFlowPolicy.from_pretrained(transformer, vq, schedule=schedule)
 
 
-def test_prompts_may_have_their_own_negative(tmp_path: Path) -> None:
-    policy = load(tmp_path, stored("plain"), text_encoder=Words(True))
+def test_prompts_may_have_their_own_negative(weights_folder: Path) -> None:
+    policy = load(weights_folder, "plain", text_encoder=Words(True))
     ours = policy.encode_prompts([Prompt("a cow", negative="mud"), Prompt("a cow")])
     own, default = ours.unconditional["ids"]
     assert own[ours.unconditional["mask"][0]].tolist() == [1, 8, 3, 4]

@@ -7,37 +7,34 @@ from typing import Any
 
 import pytest
 import torch
-from parity.rules import TOKENIZER, TRANSFORMER, abridged, layout, picture, weights, window
+from parity.rules import TRANSFORMER, abridged, layout, picture, weights, window
 from torch import Tensor
 
+from tests.families import DATA, Files, load_var, once, read, write
+from tests.families import VAR_PROMPTS as PROMPTS
 from varrl_lightning.policies.var import IMAGENET, ImageNetVARPolicy
 from varrl_lightning.schedule import VAR_256, VAR_512
 from varrl_lightning.types import Prompt, Sampling, Score
 
-DATA = Path(__file__).parent.parent / "parity" / "data"
 VARIANTS = sorted(path.stem for path in DATA.glob("var_*.pt"))
 LOGITS = 1e-5
 """Of the largest logit."""
-PROMPTS = [Prompt("goldfish", id="a", label=3), Prompt("hen", id="b", label=7)]
-
-
-def write(folder: Path, data: dict[str, Any]) -> tuple[Path, Path]:
-    """The two files as they are published."""
-    for name, seed in (("transformer", TRANSFORMER), ("tokenizer", TOKENIZER)):
-        torch.save(weights(data["layouts"][name], seed), folder / f"{name}.pth")
-    return folder / "transformer.pth", folder / "tokenizer.pth"
 
 
 @pytest.fixture(scope="module", params=VARIANTS)
-def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], ImageNetVARPolicy]:
-    data = torch.load(DATA / f"{request.param}.pt", weights_only=True)
-    transformer, tokenizer = write(tmp_path_factory.mktemp("weights"), data)
-    return data, ImageNetVARPolicy.from_pretrained(transformer, tokenizer, num_heads=data["config"]["num_heads"])
+def case(request: pytest.FixtureRequest, weights_folder: Path) -> tuple[dict[str, Any], ImageNetVARPolicy]:
+    return read(request.param), load_var(weights_folder, request.param.removeprefix("var_"))
 
 
 @pytest.fixture
-def files(tmp_path: Path) -> tuple[Path, Path]:
-    return write(tmp_path, torch.load(DATA / "var_l2norm.pt", weights_only=True))
+def files(weights_folder: Path) -> Files:
+    return once(weights_folder, "var_l2norm", write)
+
+
+@pytest.fixture
+def own_files(tmp_path: Path) -> Files:
+    """Files that a test may change."""
+    return write(tmp_path, read("var_l2norm"))
 
 
 def relative(found: Tensor, wanted: Tensor) -> float:
@@ -131,23 +128,23 @@ def test_export_has_the_published_names_and_values(case: tuple[dict[str, Any], I
     assert layout(exported)["computed"].keys() == data["layouts"]["transformer"]["computed"].keys()
 
 
-def test_sizes_of_the_published_models_are_read(files: tuple[Path, Path]) -> None:
+def test_sizes_of_the_published_models_are_read(own_files: Files) -> None:
     """Without the stored levels the number of positions tells 256 from 512 pixels, and anything else must be said."""
-    _, tokenizer = files
-    tensors = torch.load(files[0], weights_only=True)
+    _, tokenizer = own_files
+    tensors = torch.load(own_files[0], weights_only=True)
     levels = tensors.pop("lvl_1L")
     for known in (VAR_256, VAR_512):
         tensors["pos_1LC"] = torch.zeros(1, known.offsets[-1], 64)
         tensors["lvl_embed.weight"] = torch.zeros(10, 64)
-        torch.save(tensors, files[0])
-        assert ImageNetVARPolicy.from_pretrained(files[0], tokenizer).schedule() == known
+        torch.save(tensors, own_files[0])
+        assert ImageNetVARPolicy.from_pretrained(own_files[0], tokenizer).schedule() == known
     tensors["pos_1LC"] = torch.zeros(1, levels.numel(), 64)
-    torch.save(tensors, files[0])
+    torch.save(tensors, own_files[0])
     with pytest.raises(ValueError, match=r"66 positions, which fits no published VAR; give `sides`"):
-        ImageNetVARPolicy.from_pretrained(files[0], tokenizer)
+        ImageNetVARPolicy.from_pretrained(own_files[0], tokenizer)
 
 
-def test_conditions_are_not_dropped(files: tuple[Path, Path]) -> None:
+def test_conditions_are_not_dropped(files: Files) -> None:
     """The public forward pass drops conditions at random even in evaluation, which moved logits by up to 4."""
     policy = ImageNetVARPolicy.from_pretrained(*files)
     cond = policy.encode_prompts(PROMPTS)
@@ -168,13 +165,13 @@ def test_conditions_are_not_dropped(files: tuple[Path, Path]) -> None:
         (Prompt("hen", size=(512, 512)), r"pictures of \(96, 96\) pixels only, got \(512, 512\)"),
     ],
 )
-def test_prompts_it_cannot_draw(files: tuple[Path, Path], prompt: Prompt, message: str) -> None:
+def test_prompts_it_cannot_draw(files: Files, prompt: Prompt, message: str) -> None:
     policy = ImageNetVARPolicy.from_pretrained(*files)
     with pytest.raises(ValueError, match=message):
         policy.encode_prompts([prompt])
 
 
-def test_a_class_is_named_or_numbered(files: tuple[Path, Path]) -> None:
+def test_a_class_is_named_or_numbered(files: Files) -> None:
     policy = ImageNetVARPolicy.from_pretrained(*files)
     cond = policy.encode_prompts([Prompt("Goldfish "), Prompt("anything", label=1)])
     assert cond.tensors["label"].tolist() == [1, 1]
@@ -188,8 +185,8 @@ def test_a_class_is_named_or_numbered(files: tuple[Path, Path]) -> None:
     assert (names[0], names[207], names[999]) == ("tench", "golden retriever", "toilet tissue")
 
 
-def test_wrong_files_are_named(files: tuple[Path, Path]) -> None:
-    transformer, tokenizer = files
+def test_wrong_files_are_named(own_files: Files) -> None:
+    transformer, tokenizer = own_files
     with pytest.raises(ValueError, match=r"is no transformer of VAR's layout: it has no head.weight"):
         ImageNetVARPolicy.from_pretrained(tokenizer, tokenizer)
     with pytest.raises(ValueError, match=r"is no VQ-VAE of VAR's layout: it has no quantize.embedding.weight"):
@@ -200,12 +197,12 @@ def test_wrong_files_are_named(files: tuple[Path, Path]) -> None:
         ImageNetVARPolicy.from_pretrained(transformer, tokenizer, dtype="fp32")
 
 
-def test_a_tokenizer_of_other_sizes_is_refused(files: tuple[Path, Path]) -> None:
-    tensors = torch.load(files[1], weights_only=True)
+def test_a_tokenizer_of_other_sizes_is_refused(own_files: Files) -> None:
+    tensors = torch.load(own_files[1], weights_only=True)
     tensors["quantize.embedding.weight"] = tensors["quantize.embedding.weight"][:60].clone()
-    torch.save(tensors, files[1])
+    torch.save(tensors, own_files[1])
     with pytest.raises(ValueError, match="trained on 64 codes of 8 channels, but the tokenizer has 60 of 8"):
-        ImageNetVARPolicy.from_pretrained(*files)
+        ImageNetVARPolicy.from_pretrained(*own_files)
 
 
 @pytest.mark.parametrize("fork_at", [0, 2, 4])
@@ -226,7 +223,7 @@ def test_drawn_and_taught_log_probs_agree_after_a_fork(
     torch.testing.assert_close(decoded, policy.decode_latent(state.latent), atol=1e-5, rtol=0)
 
 
-def test_keys_and_values_are_kept_in_bf16_under_autocast(files: tuple[Path, Path]) -> None:
+def test_keys_and_values_are_kept_in_bf16_under_autocast(files: Files) -> None:
     policy = ImageNetVARPolicy.from_pretrained(*files)
     with torch.autocast("cpu", torch.bfloat16):
         state = policy.sample(policy.begin(policy.encode_prompts(PROMPTS), Sampling(), torch.tensor([5, 6])), 2)
@@ -234,7 +231,7 @@ def test_keys_and_values_are_kept_in_bf16_under_autocast(files: tuple[Path, Path
 
 
 @pytest.mark.parametrize("form", ["weights", "autocast"])
-def test_bf16(files: tuple[Path, Path], form: str) -> None:
+def test_bf16(files: Files, form: str) -> None:
     """Drawn and taught log-probabilities differ by rounding, and both from fp32 by bf16's three digits."""
     exact = ImageNetVARPolicy.from_pretrained(*files)
     policy = ImageNetVARPolicy.from_pretrained(*files, dtype="bfloat16" if form == "weights" else "float32")
@@ -249,7 +246,7 @@ def test_bf16(files: tuple[Path, Path], form: str) -> None:
     assert 1e-5 < (taught - wanted).abs().max() < 0.15
 
 
-def test_checkpointing_changes_no_gradient(files: tuple[Path, Path]) -> None:
+def test_checkpointing_changes_no_gradient(files: Files) -> None:
     gradients = []
     for checkpointing in (False, True):
         policy = ImageNetVARPolicy.from_pretrained(*files, gradient_checkpointing=checkpointing)
@@ -264,8 +261,8 @@ def test_checkpointing_changes_no_gradient(files: tuple[Path, Path]) -> None:
 
 @pytest.mark.parametrize("of", ["transformer", "tokenizer"])
 @pytest.mark.parametrize("change", ["missing", "extra", "renamed", "misshaped"])
-def test_a_file_that_does_not_fit_is_refused(files: tuple[Path, Path], of: str, change: str) -> None:
-    path = files[0] if of == "transformer" else files[1]
+def test_a_file_that_does_not_fit_is_refused(own_files: Files, of: str, change: str) -> None:
+    path = own_files[0] if of == "transformer" else own_files[1]
     name = "blocks.1.attn.proj.weight" if of == "transformer" else "decoder.mid.block_1.conv1.weight"
     tensors = torch.load(path, weights_only=True)
     tensor = tensors.pop(name)
@@ -283,4 +280,4 @@ def test_a_file_that_does_not_fit_is_refused(files: tuple[Path, Path], of: str, 
         "misshaped": rf"misshaped {name}: \[\d+, .* in the file, \[\d+, .* in the model",
     }
     with pytest.raises(ValueError, match=expected[change]):
-        ImageNetVARPolicy.from_pretrained(*files)
+        ImageNetVARPolicy.from_pretrained(*own_files)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import statistics
-import subprocess
-import sys
 from collections.abc import Sequence
 
 import numpy as np
 import pytest
 import torch
+from fresh import Fresh
 from lines import drawn
 from numpy.typing import NDArray
 
@@ -181,18 +180,13 @@ def test_no_images_no_scores() -> None:
     assert scores.components["ned"].shape == (0,)
 
 
-def without_type_checks(code: str) -> str:
-    """What Python says at the end, in a process where annotations are not enforced."""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=True)
-    return done.stdout
-
-
-def test_impossible_options() -> None:
+def test_impossible_options(fresh: Fresh) -> None:
+    """In a fresh process, where annotations are not enforced."""
     options = ["lam=-1", "match='x'", "bag='x'", "duplicates='x'", "case='x'", "without_words='x'", "confidence='x'"]
     code = "from varrl_lightning.rewards.ocr import OCRReward\n" + "".join(
         f"try: OCRReward({option})\nexcept ValueError as error: print(error)\n" for option in options
     )
-    assert without_type_checks(code).splitlines() == [
+    assert fresh(code).stdout.splitlines() == [
         "lam must be >= 0, got -1",
         "match must be one of 'ld', 'ld*conf', got 'x'",
         "bag must be one of 'symmetric', 'max', got 'x'",

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import pickle
-import subprocess
-import sys
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import pytest
 import torch
+from fresh import Fresh
 from lines import drawn, ink
 
 from varrl_lightning.rewards.ocr_engines import OCREngine, RapidOCREngine, Word, one_of
@@ -114,7 +113,7 @@ def test_an_engine_survives_pickling_and_forking(detect: bool) -> None:
     assert b"InferenceSession" not in pickle.dumps(engine)
 
 
-def test_an_engine_that_was_used_works_in_a_forked_process() -> None:
+def test_an_engine_that_was_used_works_in_a_forked_process(fresh: Fresh) -> None:
     """onnxruntime's threads do not survive a fork: the session has to be opened anew, or this hangs."""
     # In a process of its own: forking this one, full of torch's threads, is not safe.
     code = (
@@ -128,19 +127,19 @@ def test_an_engine_that_was_used_works_in_a_forked_process() -> None:
         "pid or os._exit(0 if fresh and text == 'BIRD' else 1);"
         "sys.exit(0 if status == 0 and not fresh else 1)"
     )
-    done = subprocess.run([sys.executable, "-c", code, FOLDER], timeout=300, capture_output=True, text=True, check=False)
+    done = fresh(code, FOLDER)
     assert done.returncode == 0, done.stderr
 
 
-def test_the_engine_is_quiet() -> None:
+def test_the_engine_is_quiet(fresh: Fresh) -> None:
     # In a process of its own: rapidocr's log handler keeps the stderr that it found on import.
     code = (
         "import sys; sys.path.insert(0, sys.argv[1]);"
         "from lines import drawn; from varrl_lightning.rewards.ocr_engines import RapidOCREngine;"
         "RapidOCREngine(threads=1).read([drawn(('BIRD', 4, 3)), drawn(height=64)])"
     )
-    done = subprocess.run([sys.executable, "-c", code, FOLDER], timeout=300, capture_output=True, text=True, check=True)
-    assert done.stdout + done.stderr == ""
+    done = fresh(code, FOLDER)
+    assert (done.returncode, done.stdout + done.stderr) == (0, "")
 
 
 def test_threads_default_to_those_of_torch() -> None:

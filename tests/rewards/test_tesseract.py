@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
-import os
 import pickle
-import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from fresh import Fresh
 from lines import drawn, ink
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
@@ -142,7 +141,7 @@ def test_pickling(engine: TesseractEngine) -> None:
 
 
 @needs_tesseract
-def test_forking_in_silence() -> None:
+def test_forking_in_silence(fresh: Fresh) -> None:
     # In a process of its own: forking this one, full of torch's threads, is not safe.
     code = (
         "import os, sys; sys.path.insert(0, sys.argv[1]);"
@@ -156,7 +155,7 @@ def test_forking_in_silence() -> None:
         "pid or os._exit(0 if fresh and text == 'BIRD' else 1);"
         "sys.exit(0 if status == 0 and not fresh else 1)"
     )
-    done = subprocess.run([sys.executable, "-c", code, FOLDER], timeout=300, capture_output=True, text=True, check=False)
+    done = fresh(code, FOLDER)
     assert (done.returncode, done.stdout + done.stderr) == (0, "")
 
 
@@ -243,6 +242,6 @@ def test_impossible_options() -> None:
         TesseractEngine(min_side=0)
 
 
-def test_nothing_is_imported_before_it_is_used() -> None:
+def test_nothing_is_imported_before_it_is_used(fresh: Fresh) -> None:
     code = "import sys, varrl_lightning.rewards.tesseract; sys.exit('tesserocr' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], timeout=300, check=False, env=dict(os.environ)).returncode == 0
+    assert fresh(code).returncode == 0

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import copy
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from fresh import Fresh
 from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 from tiny_encoders import write_clip, write_t5
@@ -182,9 +181,9 @@ def test_missing_weights_are_not_filled_with_random_ones(tmp_path: Path) -> None
         T5Text.from_pretrained(folder)
 
 
-def test_importing_the_encoders_does_not_import_transformers() -> None:
+def test_importing_the_encoders_does_not_import_transformers(fresh: Fresh) -> None:
     code = "import sys, varrl_lightning.text_encoders; sys.exit('transformers' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    assert fresh(code).returncode == 0
 
 
 # --- encoded beforehand ---------------------------------------------------------------------------------------------------
