@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from typing import Any, Literal
 
 import lightning as L
 from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.rank_zero import WarningCache
 from torch import Tensor
 
 from varrl_lightning.policies.averaging import check_average
 from varrl_lightning.policies.base import VARPolicy
 from varrl_lightning.policies.lora import adapter_settings, base_tensors, has_adapter, is_adapter
 from varrl_lightning.policies.state import Anchor
+from varrl_lightning.weights.fingerprint import SAMPLED, fingerprint
 from varrl_lightning.weights.loading import differences
 
-DIGESTED = 4096
-"""Entries of a tensor that tell it from another."""
+_WARNED = WarningCache()
+"""What was said: a checkpoint is looked at twice, before a run and within it."""
 
 
 class Resuming(L.LightningModule):
@@ -63,7 +64,7 @@ class Resuming(L.LightningModule):
             "world_size": 1 if self._trainer is None else self.trainer.world_size,
             "adapter": adapter_settings(self.policy),
             "ema_decay": self.ema_decay,
-            "reference": self._frozen_digest,
+            "frozen_weights": self._frozen_digest,
             "reference_path": self._frozen_source,
         }
 
@@ -85,12 +86,8 @@ class Resuming(L.LightningModule):
             )
         check_average(saved.get("ema_decay"), self.ema_decay)
         fitting = self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING
-        mine = self._frozen_digest if adapter or fitting else None
-        if None not in (saved["reference"], mine) and saved["reference"] != mine:
-            raise ValueError(
-                f"the {'base' if adapter else 'reference'}'s weights differ from those that the run began with ({mine} against "
-                f"{saved['reference']}); give the same base weights as then: {saved.get('reference_path') or 'from no file'}"
-            )
+        if adapter or fitting:
+            _check_frozen_weights(saved, self._frozen_digest, "base" if adapter else "reference")
         if adapter and "state_dict" in checkpoint:  # DeepSpeed's engine loads weights by itself
             if problems := differences(checkpoint["state_dict"], self.saved_tensors()):
                 raise ValueError("the checkpoint does not fit the policy's adapter:\n  " + "\n  ".join(problems))
@@ -109,20 +106,31 @@ class Resuming(L.LightningModule):
         return source
 
     def _digest_of_frozen(self) -> str | None:
-        """A hash of the frozen weights as they were given, before a Trainer's precision: the adapter's base, else the reference."""
+        """A fingerprint of the adapter's base, else of the reference, as they were given, before a Trainer's precision."""
         if has_adapter(self.policy):
-            return weights_digest(base_tensors(self.policy))
-        return weights_digest(self.reference.transformer.state_dict()) if isinstance(self.reference, VARPolicy) else None
+            return fingerprint(base_tensors(self.policy), SAMPLED)
+        if isinstance(self.reference, VARPolicy):
+            return fingerprint(self.reference.transformer.state_dict(), SAMPLED)
+        return None
 
 
-def weights_digest(tensors: Mapping[str, Tensor]) -> str:
-    """A short hash of named weights, to tell two models apart: of names, shapes and some thousand entries of each tensor."""
-    digest = hashlib.sha256()
-    for name, value in sorted(tensors.items()):
-        step = max(1, value.numel() // DIGESTED)
-        digest.update(f"{name} {tuple(value.shape)}".encode())
-        digest.update(value.detach().flatten()[::step].cpu().float().numpy().tobytes())
-    return digest.hexdigest()[:16]
+def _check_frozen_weights(saved: Mapping[str, Any], mine: str | None, what: str) -> None:
+    """Refuse a checkpoint whose run began with other frozen weights; warn where that cannot be told.
+
+    Args:
+        what: a name for the frozen weights, `base` or `reference`.
+    """
+    theirs, source = saved.get("frozen_weights"), saved.get("reference_path") or "from no file"
+    if None not in (theirs, mine) and theirs != mine:
+        raise ValueError(
+            f"the {what}'s weights differ from those that the run began with ({mine} against {theirs}); give the same base weights "
+            f"as then: {source}"
+        )
+    if theirs is None and saved.get("reference") is not None:  # version 0.1 wrote another kind of hash under this key
+        _WARNED.warn(
+            f"the checkpoint was written by version 0.1, so that its {what}'s weights cannot be compared with those of this "
+            f"configuration; make sure that they are the same as then: {source}"
+        )
 
 
 def _described(adapter: dict[str, float] | None, absent: str, present: str) -> str:

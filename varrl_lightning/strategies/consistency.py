@@ -10,24 +10,19 @@ from itertools import chain
 from typing import Any
 
 import lightning as L
-import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from varrl_lightning.data import TrainingBatches
 from varrl_lightning.errors import RanksDisagreeError
 from varrl_lightning.policies.base import VARPolicy
 from varrl_lightning.policies.lora import is_adapter
 from varrl_lightning.strategies.base import Parallel
+from varrl_lightning.weights.fingerprint import SAMPLED, checksums
 
 SHOWN = 10
 """Differences that a message lists."""
 LONG = 60
 """Characters of a value that a message shows."""
-CHUNK, CHUNK_IN_CACHE = 2**23, 2**18
-"""Entries of a tensor that are summed at one time: 128 MiB of intermediate values; on a CPU, what its cache holds."""
-SAMPLED = 2**16
-"""Entries by which a tensor as it was given is told from another."""
 _COUNTERS = ("rollouts_done", "updates_done", "bad_steps", "bad_steps_in_a_row")
 _SETTINGS = (
     *("seed", "eval_seed", "eta", "alpha", "updates_per_rollout", "max_grad_norm", "max_bad_steps"),
@@ -35,7 +30,6 @@ _SETTINGS = (
 )
 _OF_THE_TRAINER = ("max_steps", "max_epochs", "precision", "num_training_batches")
 _PACKAGES = ("torch", "lightning")
-_WORDS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int32, 16: torch.int32}
 
 
 class RankConsistency:
@@ -127,53 +121,6 @@ def differences(facts: Sequence[Mapping[str, str]]) -> list[str]:
     return problems
 
 
-def checksums(tensors: Mapping[str, Tensor], entries: int | None = None) -> dict[str, str]:
-    """Fletcher's checksum of each tensor that this process holds whole; sharded ones are left out.
-
-        sum_i w_i,  sum_i (i + 1) w_i     modulo 2^64, over the bit patterns w of its entries
-
-    Two tensors of fewer than 2^31 entries that differ in one entry, or in any two, never have the same checksum: |w_i - w_i'| <
-    2^32, so that neither sum can wrap back. More differences than that meet by chance, about once in 2^64.
-
-    Args:
-        entries: about how many entries of each tensor to take, evenly spaced; None for all.
-    """
-    whole = {name: x.to_local() if isinstance(x, DTensor) else x for name, x in tensors.items() if _is_whole(x)}
-    sums = [_fletcher(x.detach().flatten()[:: max(1, x.numel() // entries) if entries else 1]) for x in whole.values()]
-    if not sums:
-        return {}
-    devices = {s.device for s in sums}
-    # One transfer from each device, rather than one a tensor.
-    found = {device: iter(torch.stack([s for s in sums if s.device == device]).tolist()) for device in devices}
-    marks = {name: next(found[s.device]) for name, s in zip(whole, sums, strict=True)}
-    return {name: f"{_kind(whole[name])} {a % 2**64:016x}{b % 2**64:016x}" for name, (a, b) in marks.items()}
-
-
-def _fletcher(x: Tensor) -> Tensor:
-    if x.is_complex():
-        x = torch.view_as_real(x)
-    words = x.contiguous().view(torch.int8 if x.dtype == torch.bool else _WORDS[x.element_size()]).flatten()
-    size = CHUNK_IN_CACHE if x.device.type == "cpu" else CHUNK
-    places = torch.arange(1, min(size, words.numel()) + 1, device=x.device)
-    sums = torch.zeros(2, dtype=torch.int64, device=x.device)
-    for first in range(0, words.numel(), size):
-        part = words[first : first + size].long()
-        total = part.sum()
-        sums += torch.stack((total, (part * places[: part.numel()]).sum() + first * total))
-    return sums
-
-
-def _kind(x: Tensor) -> str:
-    return f"{str(x.dtype).removeprefix('torch.')} {list(x.shape)}"
-
-
-def _is_whole(x: Tensor) -> bool:
-    if isinstance(x, DTensor):
-        return all(placement.is_replicate() for placement in x.placements)
-    # ZeRO-3 leaves an empty tensor in the place of a weight; what is on meta has no values yet.
-    return not hasattr(x, "ds_id") and not x.is_meta
-
-
 def _own(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     return chain(module.named_parameters(), module.named_buffers())
 
@@ -182,7 +129,7 @@ def _tensors(module: Any, frozen: bool) -> Iterator[tuple[str, Tensor]]:
     """Of the module's own tree, and of what it hides from it: the reference, and frozen parts of the policy."""
     yield from ((name, x) for name, x in _own(module) if frozen or x.requires_grad)
     if frozen:
-        parts = {f"policy.{name}": part for name, part in module.policy._frozen[0].items()}
+        parts = {f"policy.{name}": part for name, part in module.policy.frozen_parts.items()}
         if isinstance(module.reference, VARPolicy):
             parts["reference"] = module.reference.transformer
         for name, part in parts.items():
