@@ -17,7 +17,7 @@ from torch import Tensor
 from varrl_lightning.data import PromptDataModule
 from varrl_lightning.errors import RanksDisagreeError
 from varrl_lightning.module import VARGRPO
-from varrl_lightning.strategies import agreement
+from varrl_lightning.strategies import consistency
 
 Change = Callable[[VARGRPO], None]
 
@@ -103,20 +103,20 @@ def fit(faults: list[str], folder: Path, steps: int = 5) -> tuple[str | None, in
     data = PromptDataModule(file, batch_size=2, seed=int("order" in faults))
     trainer = tiny_trainer(max_steps=steps + ("max_steps" in faults), strategy="ddp", devices=2, callbacks=callbacks)
     compared: list[str] = []
-    compare, version = agreement._compare, agreement.version
+    compare, version = consistency._compare, consistency.version
 
     def counted(facts: Any, parallel: Any, when: str) -> None:
         compared.append(when)
         compare(facts, parallel, when)
 
-    agreement._compare = counted
+    consistency._compare = counted
     if "version" in faults:
-        agreement.version = lambda name: "9.9" if name == "torch" else version(name)  # type: ignore[assignment]
+        consistency.version = lambda name: "9.9" if name == "torch" else version(name)  # type: ignore[assignment]
     message = None
     try:
         trainer.fit(module, datamodule=data)
     except RanksDisagreeError as error:
         message = str(error)
     finally:
-        agreement._compare, agreement.version = compare, version
+        consistency._compare, consistency.version = compare, version
     return message, module.rollouts_done, len(compared)

@@ -20,6 +20,7 @@ from rich.table import Table
 
 from varrl_lightning.callbacks.evaluation_prompts import evaluate_by_size, evaluation_prompts
 from varrl_lightning.callbacks.run_folder import dry, run_folder, say, shown
+from varrl_lightning.configuration.atomic_write import replace_text
 from varrl_lightning.evaluation.evaluate import Evaluation
 from varrl_lightning.figures.draw import draw_figures
 from varrl_lightning.types import Prompt
@@ -71,8 +72,7 @@ class Summary(Callback):
         if trainer.is_global_zero:
             summary = self._summary(pl_module, after, len(prompts))
             run = run_folder(trainer)
-            run.mkdir(parents=True, exist_ok=True)
-            (run / "summary.json").write_text(json.dumps(summary, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+            replace_text(run / "summary.json", json.dumps(summary, indent=2, allow_nan=False) + "\n")
             pictures = draw_figures(run)
             show(summary, run, pictures)
 

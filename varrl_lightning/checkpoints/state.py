@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import lightning as L
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities.rank_zero import WarningCache
+from lightning_utilities.core.rank_zero import WarningCache
 from torch import Tensor
 
 from varrl_lightning.policies.averaging import check_average
