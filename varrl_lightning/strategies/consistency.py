@@ -20,9 +20,9 @@ from varrl_lightning.strategies.base import Parallel
 from varrl_lightning.weights.fingerprint import SAMPLED, checksums
 
 SHOWN = 10
-"""Differences that a message lists."""
+"""The most differences that a message lists."""
 LONG = 60
-"""Characters of a value that a message shows."""
+"""The most characters of a value that a message shows."""
 _COUNTERS = ("rollouts_done", "updates_done", "bad_steps", "bad_steps_in_a_row")
 _SETTINGS = (
     *("seed", "eval_seed", "eta", "alpha", "updates_per_rollout", "max_grad_norm", "max_bad_steps"),
@@ -57,7 +57,7 @@ class RankConsistency:
         self._agreed = None
         if parallel.world_size > 1:
             # Adapters begin at random, by each process's own generator; a strategy makes one of them.
-            given = {name: x for name, x in _own(module) if name.startswith("policy.") and not is_adapter(name)}
+            given = {name: x for name, x in _parameters_and_buffers(module) if name.startswith("policy.") and not is_adapter(name)}
             _compare(checksums(given, SAMPLED), parallel, "before training")
 
     def before_step(self, module: Any, trainer: L.Trainer, parallel: Parallel) -> None:
@@ -114,54 +114,54 @@ def differences(facts: Sequence[Mapping[str, str]]) -> list[str]:
     problems = []
     for name in dict.fromkeys(chain.from_iterable(facts)):
         ranks: dict[str, list[int]] = {}
-        for rank, own in enumerate(facts):
-            ranks.setdefault(own.get(name, "absent"), []).append(rank)
+        for rank, facts_of_rank in enumerate(facts):
+            ranks.setdefault(facts_of_rank.get(name, "absent"), []).append(rank)
         if len(ranks) > 1:
-            problems.append(f"{name}: " + "; ".join(f"{_short(value)} on {_listed(held)}" for value, held in ranks.items()))
+            problems.append(f"{name}: " + "; ".join(f"{_abbreviated(x)} on {_ranks_in_words(held)}" for x, held in ranks.items()))
     return problems
 
 
-def _own(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+def _parameters_and_buffers(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     return chain(module.named_parameters(), module.named_buffers())
 
 
 def _tensors(module: Any, frozen: bool) -> Iterator[tuple[str, Tensor]]:
-    """Of the module's own tree, and of what it hides from it: the reference, and frozen parts of the policy."""
-    yield from ((name, x) for name, x in _own(module) if frozen or x.requires_grad)
+    """Parameters and buffers of the module's tree, and of what lies outside it: the reference, and frozen parts of the policy."""
+    yield from ((name, x) for name, x in _parameters_and_buffers(module) if frozen or x.requires_grad)
     if frozen:
         parts = {f"policy.{name}": part for name, part in module.policy.frozen_parts.items()}
         if isinstance(module.reference, VARPolicy):
             parts["reference"] = module.reference.transformer
         for name, part in parts.items():
-            yield from ((f"{name}.{inner}", x) for inner, x in _own(part))
+            yield from ((f"{name}.{inner}", x) for inner, x in _parameters_and_buffers(part))
 
 
 def _stages(module: Any) -> dict[str, str]:
-    found = {"stage": module.stage.name, "alternation": ", ".join(stage.name for stage in module.cycle)}
+    stages = {"stage": module.stage.name, "alternation": ", ".join(stage.name for stage in module.cycle)}
     for i, stage in enumerate(dict.fromkeys(module.cycle)):
-        found |= _fields(stage, f"stages.{i}")
-    return found
+        stages |= _fields(stage, f"stages.{i}")
+    return stages
 
 
 def _configuration(module: Any) -> dict[str, str]:
     settings = {name: str(getattr(module, name, None)) for name in _SETTINGS}
     for part in (module.credit_options, module.objective):
         settings |= _fields(part)
-    settings |= {f"reward {name}": f"{_name(t.reward)}, weight {t.weight}" for name, t in module.rewards.terms.items()}
-    return settings | {"mask_source": _name(module.mask_source)}
+    settings |= {f"reward {name}": f"{_class_name(t.reward)}, weight {t.weight}" for name, t in module.rewards.terms.items()}
+    return settings | {"mask_source": _class_name(module.mask_source)}
 
 
 def _fields(value: Any, name: str = "") -> dict[str, str]:
     """The fields of a dataclass, and of those in it, by their paths."""
     if not is_dataclass(value):
         return {name: str(value)}
-    found: dict[str, str] = {}
+    values: dict[str, str] = {}
     for field in fields(value):
-        found |= _fields(getattr(value, field.name), f"{name}.{field.name}" if name else field.name)
-    return found
+        values |= _fields(getattr(value, field.name), f"{name}.{field.name}" if name else field.name)
+    return values
 
 
-def _name(x: Any) -> str:
+def _class_name(x: Any) -> str:
     return f"{type(x).__module__}.{type(x).__qualname__}"
 
 
@@ -177,7 +177,7 @@ def _optimizer(trainer: L.Trainer) -> dict[str, str]:
 
 
 def _prompt_order(trainer: L.Trainer, frozen: bool) -> dict[str, str]:
-    """Where training is in its prompts, and which they are; nothing of a foreign loader, whose ranks may differ."""
+    """Where training is in its prompts, and which they are; empty for a foreign loader, whose ranks may differ."""
     loader: Any = trainer.train_dataloader
     if not isinstance(loader, TrainingBatches):
         return {}
@@ -204,12 +204,12 @@ def _digest(lines: Iterable[str]) -> str:
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
 
 
-def _short(value: str) -> str:
+def _abbreviated(value: str) -> str:
     return value if len(value) <= LONG else f"{value[: LONG // 2]}... (hash {_digest([value])})"
 
 
-def _listed(ranks: Sequence[int]) -> str:
-    """`rank 3`, `ranks 0-2, 5`."""
+def _ranks_in_words(ranks: Sequence[int]) -> str:
+    """Ranks as a message names them: `rank 3`, `ranks 0-2, 5`."""
     runs: list[list[int]] = []
     for rank in ranks:
         if runs and rank == runs[-1][-1] + 1:
