@@ -47,7 +47,7 @@ class Checkpoints(ModelCheckpoint):
         return type(self).__qualname__
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Settle the folder; remove what killed saves have left in it."""
+        """Choose the folder; remove what killed saves have left in it."""
         self.dirpath = str(checkpoint_path(trainer, "last").parent)
         super().setup(trainer, pl_module, stage)
         if stage == "fit" and trainer.is_global_zero and not dry(trainer):
@@ -150,7 +150,7 @@ class Checkpoints(ModelCheckpoint):
         return {"best": self.best}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Compare with the best value of the resumed run."""
+        """Restore the best value."""
         self.best = state_dict["best"]
 
 

@@ -19,7 +19,7 @@ _SHOWN = {"reward": "reward", "word_accuracy": "word accuracy", "val/word_accura
 
 
 class RunProgress(ProgressBar):
-    """The stage, the step, reward and word accuracy of the last rollout, and of the last validation.
+    """Shows the stage, the step, reward and word accuracy of the last rollout, and those of the last validation.
 
     Args:
         lines: where the output is no terminal, about this many lines for the whole run.
@@ -44,7 +44,7 @@ class RunProgress(ProgressBar):
         self._enabled = True
 
     def print(self, *args: Any, **kwargs: Any) -> None:
-        """A line above the bar."""
+        """Print a line above the bar."""
         say(" ".join(map(str, args)))
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

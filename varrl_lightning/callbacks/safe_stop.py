@@ -25,7 +25,7 @@ from varrl_lightning.strategies import Parallel, parallel_of
 
 
 class StopSignal(SystemExit):
-    """All processes stop after the same training step, because a signal has asked one of them to."""
+    """Raised on all processes after the same training step, because a signal has asked one of them to stop."""
 
 
 RAISED_EVERYWHERE = (StopSignal, RunStoppedError, RankError)
@@ -63,7 +63,7 @@ class SafeStop(Callback):
     # --- signals ------------------------------------------------------------------------------------------------------------
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Remember who listens to the signals, before Lightning does; only a program's main thread can listen."""
+        """Keep the handlers of the signals, before Lightning sets its own; only a program's main thread can set any."""
         self._wanted, self._at_once, self._in_step = None, False, False  # a Trainer may be used again after a stop
         self._parallel = parallel_of(trainer)
         if stage == "fit" and threading.current_thread() is threading.main_thread():
@@ -74,13 +74,13 @@ class SafeStop(Callback):
                 signal.signal(self._requeue_on, self._note)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Listen in their place; note where the loader stands."""
+        """Listen to the signals in place of the former handlers; note where the loader stands."""
         self._position = Position.at_start(trainer)
         for number in self._former_handlers:
             signal.signal(number, self._on_signal)
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Give the signals back."""
+        """Give the signals back to their former handlers."""
         for number, handler in self._former_handlers.items():
             signal.signal(number, handler)
         self._former_handlers, self._running = {}, False
@@ -129,7 +129,7 @@ class SafeStop(Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """The step is done: forget the state before it. Its metrics are not logged yet, so it is too early to stop."""
+        """Forget the state before the step, which is done. Its metrics are not logged yet, so it is too early to stop."""
         self._rollback, self._position = None, Position.after_batch(trainer)
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

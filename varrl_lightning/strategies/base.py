@@ -138,7 +138,7 @@ class Parallel:
         """
 
     def backward(self, module: L.LightningModule, loss: Float[Tensor, ""], last: bool) -> None:
-        """Backward of one micro-batch; gradients are averaged over processes with the last one.
+        """Run the backward of one micro-batch; gradients are averaged over processes with the last one.
 
         Every trained parameter gets a gradient: one that the loss does not reach gets zero, under every strategy.
 

@@ -166,7 +166,7 @@ def _class_name(x: Any) -> str:
 
 
 def _optimizer(trainer: L.Trainer) -> dict[str, str]:
-    """Learning rate and the like; moments show in the weights one step later."""
+    """The options of the optimizers, such as the learning rate; moments show in the weights one step later."""
     groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
     return {
         f"optimizer.{i}.{name}": str(value)

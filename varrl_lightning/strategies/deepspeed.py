@@ -138,7 +138,7 @@ class EngineParallel(Parallel):
 
     @property
     def kind(self) -> str:
-        """The stage, as `zero1`, `zero2` or `zero3`."""
+        """The kind of strategy, by its stage: `zero1`, `zero2` or `zero3`."""
         config = self.strategy.config if isinstance(self.strategy.config, dict) else {}
         return f"zero{max(int(config.get('zero_optimization', {}).get('stage', 0)), 1)}"
 
@@ -231,7 +231,7 @@ class EngineParallel(Parallel):
             )
 
     def backward(self, module: L.LightningModule, loss: Float[Tensor, ""], last: bool) -> None:
-        """Backward of one micro-batch; see `Parallel.backward`.
+        """Run the backward of one micro-batch; see `Parallel.backward`.
 
         Each stage keeps what it keeps after a backward, so that with stages 2 and 3 no process ever holds the whole gradient.
         """

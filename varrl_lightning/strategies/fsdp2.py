@@ -92,7 +92,7 @@ class ShardedParallel(Parallel):
 
     @property
     def kind(self) -> str:
-        """The one kind of this strategy."""
+        """The kind of strategy: `fsdp2`."""
         return "fsdp2"
 
     @property
@@ -137,7 +137,7 @@ class ShardedParallel(Parallel):
     # --- the update ---------------------------------------------------------------------------------------------------------
 
     def backward(self, module: L.LightningModule, loss: Float[Tensor, ""], last: bool) -> None:
-        """Backward of one micro-batch; see `Parallel.backward`."""
+        """Run the backward of one micro-batch; see `Parallel.backward`."""
         exchanged = last or not self._option("accumulate", "whole")
         for part in _parts(module):
             part.set_requires_gradient_sync(exchanged, recurse=False)

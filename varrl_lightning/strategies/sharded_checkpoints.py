@@ -135,12 +135,12 @@ class ShardedCheckpoints(ModelParallelStrategy):
         Strategy.save_checkpoint(self, checkpoint, path)
 
     def _whole(self, x: Tensor) -> Tensor | None:
-        """The whole tensor on rank 0, which alone writes it."""
+        """Gather a whole tensor on rank 0, which alone writes it."""
         whole = x.full_tensor() if isinstance(x, DTensor) else x
         return whole.detach().cpu() if self.is_global_zero else None
 
     def _on_rank_zero(self, work: Callable[[], object]) -> None:
-        """Work of one process, for which the others wait, and whose failure is that of all."""
+        """Work on rank 0 while the others wait; where it fails, every process raises."""
         problem: str | None = None
         cause: Exception | None = None
         if self.is_global_zero:
@@ -224,7 +224,7 @@ def part_of(value: Any, like: Tensor) -> Any:
 
 
 def _stored(path: Path) -> dict[str, Tensor]:
-    """Outlines of a folder's tensors."""
+    """The tensors of a folder by name, on the meta device: shapes and dtypes without values."""
     entries = FileSystemReader(path).read_metadata().state_dict_metadata
     tensors = {name: x for name, x in entries.items() if isinstance(x, TensorStorageMetadata)}
     return {name: torch.empty(x.size, dtype=x.properties.dtype, device="meta") for name, x in tensors.items()}
@@ -254,7 +254,7 @@ def _optimizer_state(tensors: Mapping[str, Tensor], layout: Mapping[str, Any]) -
 
 
 def _map(f: Callable[[Tensor], Any], x: Any) -> Any:
-    """Apply to all tensors in dicts and lists, in their order, which all processes share."""
+    """Apply a function to all tensors in dicts and lists, in their order, which all processes share."""
     if isinstance(x, Tensor):
         return f(x)
     if isinstance(x, dict):
