@@ -16,7 +16,7 @@ from torch import Tensor
 from tests.distributed.workers import WorkerError, Workers
 from varrl_lightning.policies.lora import is_adapter
 from varrl_lightning.strategies import deepspeed as zero
-from varrl_lightning.strategies import zero_folders
+from varrl_lightning.strategies import zero_checkpoints
 
 pytest.importorskip("deepspeed")
 
@@ -86,7 +86,7 @@ def test_a_resumed_run_is_the_one_that_never_stopped(workers: Start, stage: int,
     whole = workers(2)(f"{JOBS}:save", stage=stage, processes=2, folder=str(tmp_path), lora=lora)[0]
     resumed = workers(2)(f"{JOBS}:resume", stage=stage, processes=2, path=str(tmp_path / "step=3.ckpt"), lora=lora)[0]
     assert furthest(resumed, whole) == 0
-    found = zero_folders.read_zero_folder(tmp_path / "step=6.ckpt")
+    found = zero_checkpoints.read_zero_folder(tmp_path / "step=6.ckpt")
     assert found["varrl"]["rollouts_done"] == found["global_step"] == 6
     assert all(map(is_adapter, found["state_dict"])) == lora
     state = {name.removeprefix("policy."): x for name, x in found["state_dict"].items()}
@@ -112,7 +112,7 @@ def test_another_number_of_processes_needs_a_conversion(workers: Start, stage: i
 
 def test_no_folder_of_deepspeeds(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="is no checkpoint of DeepSpeed's, or was not written to its end"):
-        zero_folders.read_zero_folder(tmp_path)
+        zero_checkpoints.read_zero_folder(tmp_path)
 
 
 # --- what is said -------------------------------------------------------------------------------------------------------------
@@ -126,7 +126,7 @@ def test_what_deepspeeds_own_configuration_must_not_say(workers: Start) -> None:
 
 
 def test_without_deepspeed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(zero_folders, "REQUIREMENT", "deepspeed>=99")
+    monkeypatch.setattr(zero_checkpoints, "REQUIREMENT", "deepspeed>=99")
     with pytest.raises(
         ModuleNotFoundError, match=r"needs deepspeed>=99, which is not installed: pip install 'varrl-lightning\[deepspeed\]'"
     ):
