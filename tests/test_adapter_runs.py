@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,21 @@ def test_an_adapter_on_another_base_is_refused(tmp_path: Path) -> None:
     other = tiny_module(add_lora(policy, rank=4), kl_coef=0.01)
     with pytest.raises(ValueError, match="the base's weights differ from those that the run began with"):
         fit(other, 2, path)
+
+
+def test_a_checkpoint_of_version_0_1_is_resumed_with_a_warning_that_its_base_was_not_compared(tmp_path: Path) -> None:
+    path = saved(fit(adapted(), 1), tmp_path / "a.ckpt")
+    checkpoint = torch.load(path, weights_only=True)
+    del checkpoint["varrl"]["frozen_weights"]
+    torch.save(checkpoint | {"varrl": checkpoint["varrl"] | {"reference": "0123456789abcdef"}}, path)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("default")  # as Python shows them
+        check_checkpoint(path, module := adapted(), module.saved_tensors())
+        fit(module, 2, path)
+    said = [str(warning.message) for warning in caught if "version 0.1" in str(warning.message)]
+    assert len(said) == 1
+    assert "its base's weights cannot be compared" in said[0]
+    assert module.rollouts_done == 2
 
 
 def test_half_precision_everywhere_is_not_for_an_adapter(tmp_path: Path) -> None:

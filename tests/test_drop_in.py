@@ -401,7 +401,8 @@ def test_a_run_of_the_command_line_is_loaded_in_a_plain_script(cli_run: tuple[Pa
     script = f"""
 from varrl_lightning import VARGRPO
 module = VARGRPO.load_from_checkpoint({str(checkpoint)!r})
-print(module.seed, module.rollouts_done, module.grpo.objective.score.kind, module.policy.transformer.head.lora_A.default.weight.sum().item())
+kind = module.grpo.objective.score.kind
+print(module.seed, module.rollouts_done, kind, module.policy.transformer.head.lora_A.default.weight.sum().item())
 """
     result = fresh(script)
     saved = torch.load(checkpoint, weights_only=True)["state_dict"]

@@ -171,31 +171,3 @@ def test_every_dependency_has_a_reason() -> None:
 @pytest.mark.parametrize("package", ["lightning", "peft", "transformers"])
 def test_a_package_whose_private_attributes_are_used_has_an_upper_bound(package: str) -> None:
     assert re.search(rf'^  "{package}>=[\d.]+,<[\d.]+"', PYPROJECT, flags=re.MULTILINE)
-
-
-PRIVATE = [
-    ("lightning.pytorch.cli", "_prepare_subcommand_parser"),
-    ("lightning.pytorch.cli", "_run_subcommand"),
-    ("lightning.pytorch.core.mixins.hparams_mixin", "_set_hparams"),
-    ("lightning.pytorch.core.optimizer", "_optimizer"),
-    ("lightning.pytorch.loops.fit_loop", "_data_fetcher"),
-    ("lightning.pytorch.loops.training_epoch_loop", "_batches_that_stepped"),
-    ("lightning.pytorch.loops.training_epoch_loop", "_should_check_val_fx"),
-    ("lightning.pytorch.strategies.deepspeed", "_config_initialized"),
-    ("lightning.pytorch.strategies.model_parallel", "_save_distributed_checkpoint"),
-    ("lightning.pytorch.strategies.model_parallel", "_tensor_parallel_size"),
-    ("lightning.pytorch.trainer.trainer", "_accelerator_connector"),
-    ("lightning.pytorch.utilities.model_helpers", "_restricted_classmethod"),
-    ("peft.tuners.tuners_utils", "_disable_adapters"),
-    ("transformers.configuration_utils", "_attn_implementation"),
-]
-"""What the upper bounds are for: private names of other packages that this one uses, and the modules that define them."""
-
-
-@pytest.mark.parametrize(("module", "name"), PRIVATE)
-def test_private_names_that_the_package_uses_are_still_there(module: str, name: str) -> None:
-    source = inspect.getsource(importlib.import_module(module))
-    assert re.search(rf"(def |class |self\.|^    ){name}\b", source, flags=re.MULTILINE), f"{module} no longer defines {name}"
-    package = Path(varrl_lightning.__file__).parent
-    used = any(re.search(rf"\b{name}\b", file.read_text(encoding="utf-8")) for file in package.rglob("*.py"))
-    assert used, f"nothing uses {name} any more: leave it out here"

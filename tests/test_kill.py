@@ -55,7 +55,7 @@ def test_the_same_command_goes_on_when_a_cluster_starts_it_again(
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
     assert fit(run, "--trainer.max_steps=4") == 0
     said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Started again")]
-    assert said == [f"Started again by the cluster: going on from {run.checkpoints / 'last.ckpt'}"]
+    assert said == [f"Started again by the cluster: resuming from {run.checkpoints / 'last.ckpt'}"]
     assert run.history() == [[0, 1, 2], [2, 3, 4]]
     assert Metrics(run.folder / "run" / "metrics.csv")["reward"].steps == [0, 1, 2, 3]
 

@@ -16,7 +16,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.plugins import AsyncCheckpointIO, TorchCheckpointIO
 
 from tests.callbacks.running import datamodule, small_module, trainer
-from varrl_lightning.checkpoints.saving import _flush, _free_name, _publish, remove_leftovers, save_whole, set_aside
+from varrl_lightning.checkpoints.saving import _flush_all, _free_name, _publish, remove_leftovers, save_whole, set_aside
 from varrl_lightning.errors import SaveError
 
 
@@ -199,7 +199,7 @@ def test_every_file_of_a_folder_is_flushed(tmp_path: Path, monkeypatch: pytest.M
     (tmp_path / "a" / "b").mkdir(parents=True)
     (tmp_path / "a" / "b" / "shard").touch()
     monkeypatch.setattr(os, "fsync", lambda descriptor: flushed.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")).name))
-    _flush(tmp_path / "a")
+    _flush_all(tmp_path / "a")
     assert set(flushed) == {"a", "b", "shard"}
 
 

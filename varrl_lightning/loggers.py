@@ -13,6 +13,8 @@ from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_warn
 
+from varrl_lightning.configuration.atomic_write import replacing
+
 FLUSH_EVERY = 20
 """Rows between writes."""
 
@@ -122,13 +124,10 @@ class MetricsCSV(Logger):
 
     def _rewrite(self, rows: list[dict[str, Any]], columns: list[str]) -> None:
         self._columns = columns
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self.path.with_suffix(".csv.part")
-        with temporary.open("w", newline="", encoding="utf-8") as file:
+        with replacing(self.path) as part, part.open("w", newline="", encoding="utf-8") as file:
             writer = self._writer(file)
             writer.writeheader()
             writer.writerows(rows)
-        os.replace(temporary, self.path)  # a kill never leaves half a file
 
     def _writer(self, file: Any) -> csv.DictWriter[str]:
         return csv.DictWriter(file, ["step", *(self._columns or ())], restval="")

@@ -82,7 +82,7 @@ def test_a_run_goes_on_without_room_for_a_checkpoint_and_says_so(tmp_path: Path)
     fit = trainer(tmp_path, [SafeStop(), Room(after=3), Checkpoints(every_n_steps=2)], max_steps=7, limit_val_batches=0)
     with (
         limit_lifted(),
-        pytest.warns(UserWarning, match=r"(?s)last\.ckpt could not be saved: File too large.*Training goes on") as warned,
+        pytest.warns(UserWarning, match=r"(?s)last\.ckpt could not be saved: File too large.*Training continues") as warned,
         pytest.raises(SaveError, match="The checkpoint before it is untouched"),
     ):
         fit.fit(module, datamodule=datamodule(tmp_path / "data"))

@@ -156,11 +156,11 @@ def test_a_job_that_is_started_again_goes_on(
     last = str(tmp_path / "checkpoints" / "last.ckpt")
     monkeypatch.setenv(variable, "1")
     assert checkpoint_to_load(None, tmp_path, fitting=True) is None
-    assert f"going on from the beginning, since nothing is saved in {tmp_path / 'checkpoints'} yet" in capsys.readouterr().out
+    assert f"running from the beginning, since nothing is saved in {tmp_path / 'checkpoints'} yet" in capsys.readouterr().out
     saved(tmp_path, "last.ckpt")
     for given in (None, "best", "another.ckpt"):
         assert checkpoint_to_load(given, tmp_path, fitting=True) == last
-        assert capsys.readouterr().out == f"Started again by the cluster: going on from {last}\n"
+        assert capsys.readouterr().out == f"Started again by the cluster: resuming from {last}\n"
     assert checkpoint_to_load(None, tmp_path, fitting=False) is None
     monkeypatch.setenv(variable, "0")
     assert checkpoint_to_load(None, tmp_path, fitting=True) is None

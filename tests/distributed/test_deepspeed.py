@@ -20,7 +20,7 @@ from tests.distributed.jobs import furthest
 from tests.distributed.workers import Workers
 from varrl_lightning.policies.lora import is_adapter
 from varrl_lightning.strategies import deepspeed as zero
-from varrl_lightning.strategies import zero_folders
+from varrl_lightning.strategies import zero_checkpoints
 
 pytest.importorskip("deepspeed")
 
@@ -90,7 +90,7 @@ def test_a_run_is_that_of_one_process_and_goes_on_as_if_it_never_stopped(
         assert whole["metrics"][name] == pytest.approx(alone["metrics"][name], rel=1e-4, abs=1e-6)
     resumed = workers(2)(f"{JOBS}:resume", processes=2, path=str(tmp_path / "step=3.ckpt"), **options)[0]
     assert furthest(resumed, whole["weights"]) == 0
-    found = zero_folders.read_zero_folder(tmp_path / "step=6.ckpt")
+    found = zero_checkpoints.read_zero_folder(tmp_path / "step=6.ckpt")
     assert found["varrl"]["rollouts_done"] == found["global_step"] == 6
     assert all(map(is_adapter, found["state_dict"])) == lora
     state = {name.removeprefix("policy."): x for name, x in found["state_dict"].items()}
@@ -113,7 +113,7 @@ def test_a_run_is_that_of_one_process_and_goes_on_as_if_it_never_stopped(
 
 def test_no_folder_of_deepspeeds(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="is no checkpoint of DeepSpeed's, or was not written to its end"):
-        zero_folders.read_zero_folder(tmp_path)
+        zero_checkpoints.read_zero_folder(tmp_path)
 
 
 # --- what is said -------------------------------------------------------------------------------------------------------------

@@ -30,8 +30,7 @@ FURTHER: dict[str, dict[str, Any]] = {
         "lora": True,
         "updates_per_rollout": 2,
         "steps": 10,
-        "normaliser": "batch",
-        "advantage_scale": "batch",
+        "normalise": {"tokens": "batch", "advantages": "batch"},
     },
     "a mask source": {"mask_source": "disagreement"},
 }

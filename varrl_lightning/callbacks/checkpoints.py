@@ -12,8 +12,10 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_warn
 
 from varrl_lightning.callbacks.run_folder import checkpoint_path, dry
+from varrl_lightning.callbacks.trained_module import vargrpo
 from varrl_lightning.checkpoints.saving import remove_leftovers, save_whole, set_aside
 from varrl_lightning.errors import SaveError
+from varrl_lightning.module import VARGRPO
 from varrl_lightning.strategies import parallel_of
 
 MONITORED = ("val/word_accuracy", "val/reward")
@@ -25,7 +27,7 @@ class Checkpoints(ModelCheckpoint):
 
     A ModelCheckpoint, so that `--ckpt_path last` and `best` find the files; when to save is decided here, since with manual
     optimization the parent counts optimizer steps and saves before validation's numbers exist. A save that fails for want of room
-    is warned of, and the run goes on with the checkpoint before it; only the last save of a run must succeed.
+    is warned of, and the run keeps the checkpoint before it; only the last save of a run must succeed.
 
     Args:
         every_n_steps: training steps between saves, besides those at validation; 0 for none.
@@ -37,7 +39,7 @@ class Checkpoints(ModelCheckpoint):
         super().__init__(save_top_k=0)
         self.every_n_steps = every_n_steps
         self.best: float | None = None
-        self._tried = 0
+        self._last_attempt = 0
 
     @property
     def state_key(self) -> str:
@@ -45,16 +47,16 @@ class Checkpoints(ModelCheckpoint):
         return type(self).__qualname__
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Settle the folder; remove what killed saves have left in it."""
+        """Choose the folder; remove what killed saves have left in it."""
         self.dirpath = str(checkpoint_path(trainer, "last").parent)
         super().setup(trainer, pl_module, stage)
         if stage == "fit" and trainer.is_global_zero and not dry(trainer):
             for name in ("last", "best"):
                 remove_leftovers(checkpoint_path(trainer, name))
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Set an earlier run's checkpoints aside: what lies in the folder from here on is this run's."""
-        self._tried = pl_module.rollouts_done
+        self._last_attempt = vargrpo(pl_module).rollouts_done
         if dry(trainer) or not trainer.is_global_zero:
             return
         given = trainer.ckpt_path and Path(trainer.ckpt_path).resolve()
@@ -66,40 +68,33 @@ class Checkpoints(ModelCheckpoint):
     def on_train_batch_start(
         self,
         trainer: L.Trainer,
-        pl_module: Any,
+        pl_module: L.LightningModule,
         batch: Any,
         batch_idx: int,
     ) -> None:
         """Save `last.ckpt` every `every_n_steps`: now that the step's numbers are logged, which a resumed run does not repeat."""
-        self._save_if_due(trainer, pl_module)
+        self._save_if_due(trainer, vargrpo(pl_module))
 
-    def on_validation_start(self, trainer: L.Trainer, pl_module: Any) -> None:
-        """The same: a validation may take long."""
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Save `last.ckpt` if it is due, before a validation, which may take long."""
         if not trainer.sanity_checking and trainer.state.fn == "fit":
-            self._save_if_due(trainer, pl_module)
+            self._save_if_due(trainer, vargrpo(pl_module))
 
     def on_train_batch_end(self, *args: Any) -> None:
-        """Nothing: the step's numbers are not logged yet."""
+        """Do nothing: the step's numbers are not logged yet."""
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Nothing: an epoch's end means little to a run that is counted in steps."""
+        """Do nothing: an epoch's end means little to a run that is counted in steps."""
 
-    def on_validation_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Save `last.ckpt`, and `best.ckpt` if this is the best so far."""
         if trainer.sanity_checking or trainer.state.fn != "fit":
             return
-        self._tried = pl_module.rollouts_done
-        judged = [trainer.callback_metrics[name] for name in MONITORED if name in trainer.callback_metrics]
-        value = float(judged[0]) if judged else math.nan
-        better = math.isfinite(value) and (self.best is None or value > self.best)
-        if parallel_of(trainer).highest(int(better)):  # a save is the work of all processes
-            former, self.best = self.best, value
-            if self._save(trainer, "best"):
-                self.best_model_path, self.best_model_score = str(checkpoint_path(trainer, "best")), judged[0]
-            else:
-                self.best = former
-        if not _at_its_end(trainer, pl_module):
-            self._save(trainer, "last")
+        module = vargrpo(pl_module)
+        self._last_attempt = module.rollouts_done
+        self._save_if_best(trainer)
+        if not _at_its_end(trainer, module):
+            self._try_to_save(trainer, "last")
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Save `last.ckpt`, when all else is done that comes after the last step: a run that has it does nothing when resumed.
@@ -110,20 +105,32 @@ class Checkpoints(ModelCheckpoint):
         self._write(trainer, "last")
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """Nothing: SafeStop saves."""
+        """Do nothing: SafeStop saves."""
 
-    def _save_if_due(self, trainer: L.Trainer, module: Any) -> None:
+    def _save_if_due(self, trainer: L.Trainer, module: VARGRPO) -> None:
         done = module.rollouts_done
-        if self.every_n_steps and done != self._tried and done % self.every_n_steps == 0 and not _at_its_end(trainer, module):
-            self._tried = done
-            self._save(trainer, "last")
+        due = self.every_n_steps > 0 and done % self.every_n_steps == 0 and done != self._last_attempt
+        if due and not _at_its_end(trainer, module):
+            self._last_attempt = done
+            self._try_to_save(trainer, "last")
 
-    def _save(self, trainer: L.Trainer, name: str) -> bool:
-        """Whether it could be saved."""
+    def _save_if_best(self, trainer: L.Trainer) -> None:
+        scores = [trainer.callback_metrics[name] for name in MONITORED if name in trainer.callback_metrics]
+        value = float(scores[0]) if scores else math.nan
+        better = math.isfinite(value) and (self.best is None or value > self.best)
+        if parallel_of(trainer).highest(int(better)):  # a save is the work of all processes
+            former, self.best = self.best, value
+            if self._try_to_save(trainer, "best"):
+                self.best_model_path, self.best_model_score = str(checkpoint_path(trainer, "best")), scores[0]
+            else:
+                self.best = former
+
+    def _try_to_save(self, trainer: L.Trainer, name: str) -> bool:
+        """Save, or warn that there is no room; returns whether it is saved."""
         try:
             self._write(trainer, name)
         except SaveError as error:
-            rank_zero_warn(f"{error}\nTraining goes on, and saves again when the next checkpoint is due.")
+            rank_zero_warn(f"{error}\nTraining continues, and saves again when the next checkpoint is due.")
             return False
         return True
 
@@ -131,8 +138,8 @@ class Checkpoints(ModelCheckpoint):
         if dry(trainer):
             return
         for logger in trainer.loggers:
-            with suppress(OSError):  # of one process alone; a full disk is said by the save below, on all of them
-                logger.save()  # a run that is killed goes on from here: what was logged before must be there
+            with suppress(OSError):  # of one process alone; the save below reports a full disk, on all of them
+                logger.save()  # a run that is killed resumes from here: what was logged before must be there
         path = checkpoint_path(trainer, name)
         save_whole(trainer, path)
         if name == "last":
@@ -143,11 +150,11 @@ class Checkpoints(ModelCheckpoint):
         return {"best": self.best}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from the best value."""
+        """Restore the best value."""
         self.best = state_dict["best"]
 
 
-def _at_its_end(trainer: L.Trainer, module: Any) -> bool:
-    """Whether the last training step is done: Lightning would not even begin to go on from there."""
+def _at_its_end(trainer: L.Trainer, module: VARGRPO) -> bool:
+    """Whether the last training step is done: Lightning would not even begin to resume from there."""
     batches = (trainer.max_epochs or -1) * trainer.num_training_batches
     return bool(0 < trainer.max_steps <= module.updates_done or 0 < batches <= module.rollouts_done)

@@ -1,4 +1,4 @@
-"""Which prompts a run is judged by, and judging them."""
+"""Which prompts a run is evaluated on, and their evaluation."""
 
 from __future__ import annotations
 
@@ -17,30 +17,30 @@ from varrl_lightning.types import Prompt, Sampling
 
 def evaluation_prompts(trainer: L.Trainer) -> list[Prompt]:
     """The datamodule's test prompts, else the validation prompts; empty when there are neither."""
-    datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
+    datamodule: L.LightningDataModule | None = trainer.datamodule  # type: ignore[attr-defined]
     if datamodule is not None:
         for stage, loader in (("test", "test_dataloader"), ("validate", "val_dataloader")):
             prompts = _from_datamodule(datamodule, stage, loader)
             if prompts:
                 return prompts
-    return _read(trainer.val_dataloaders or [])
+    return _prompts_in(trainer.val_dataloaders or [])
 
 
-def _from_datamodule(datamodule: Any, stage: str, loader: str) -> list[Prompt]:
+def _from_datamodule(datamodule: L.LightningDataModule, stage: str, loader: str) -> list[Prompt]:
     if not is_overridden(loader, datamodule):
         return []
     datamodule.setup(stage)
     try:
-        return _read(getattr(datamodule, loader)())
-    except PromptFileError:  # PromptDataModule's way of saying that it was given none for this stage
+        return _prompts_in(getattr(datamodule, loader)())
+    except PromptFileError:  # PromptDataModule was given none for this stage
         return []
 
 
-def _read(batches: Iterable[Any]) -> list[Prompt]:
+def _prompts_in(batches: Iterable[Any]) -> list[Prompt]:
     return [prompt for batch in batches for prompt in as_prompts(batch)]
 
 
 def evaluate_by_size(module: VARGRPO, prompts: Sequence[Prompt], sampling: Sampling | None = None) -> list[Evaluation]:
-    """Scores once for each image size, since images of several sizes do not stack."""
+    """Evaluate the prompts of each image size in turn, since images of several sizes do not stack."""
     sizes = dict.fromkeys(p.size for p in prompts)
     return [module.evaluator.scores([p for p in prompts if p.size == size], module.parallel, sampling) for size in sizes]

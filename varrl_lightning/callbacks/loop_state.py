@@ -68,7 +68,7 @@ def rewind(checkpoint: dict[str, Any], batches_per_epoch: int | float, updates_d
 
 
 def mend_counters(trainer: L.Trainer, batches_done: int) -> None:
-    """Put right, at the start of a batch, what Lightning leaves off by one after a resume at an epoch's end."""
+    """Correct, at the start of a batch, counters that Lightning leaves off by one after a resume at an epoch's end."""
     loop: Any = trainer.fit_loop
     loop.epoch_loop._batches_that_stepped = batches_done
     for part in (loop.epoch_progress.total, loop.epoch_progress.current):
@@ -81,7 +81,7 @@ def _set(counters: dict[str, int], value: int, behind: tuple[str, ...] = ()) -> 
 
 
 def _reset_validation(progress: dict[str, Any], due: bool) -> None:
-    """To a validation that has begun its first batch, if it is due: that one is run on resuming, any other is taken for done."""
+    """Set the counters of a validation that has begun its first batch, if it is due: resuming runs it, and no other."""
     _set(progress["total"], int(due), behind=("processed", "completed"))
     _set(progress["current"], 0)
     progress["is_last_batch"] = False

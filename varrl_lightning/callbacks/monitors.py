@@ -1,4 +1,4 @@
-"""Warnings about runs that cannot learn anything, each said once."""
+"""Warnings about runs that cannot learn anything, each given once."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ MONITORS = (
     ),
     Monitor(
         lambda m: abs(m.get("sampler_gap", 0.0)) > 1.0,
-        "the images are drawn from another distribution than the one that is trained, by {sampler_gap:.2f} nats per token over the "
-        "last {steps} steps: take score: sampler, or bring cfg, top_k and temperature closer to the plain model.",
+        "the images are sampled from another distribution than the one that is trained, by {sampler_gap:.2f} nats per token over "
+        "the last {steps} steps: take score: sampler, or bring cfg, top_k and temperature closer to the plain model.",
     ),
 )
 
@@ -51,7 +51,7 @@ class Monitors(Callback):
             raise ValueError(f"patience must be at least 1 step, got {patience}")
         self.patience = patience
         self._lasted = [0] * len(MONITORS)
-        self._said: set[int] = set()
+        self._given: set[int] = set()
 
     def on_train_batch_end(
         self,
@@ -70,7 +70,7 @@ class Monitors(Callback):
         due = []
         for i, monitor in enumerate(MONITORS):
             self._lasted[i] = self._lasted[i] + 1 if monitor.holds(metrics) else 0
-            if self._lasted[i] == self.patience and i not in self._said:
-                self._said.add(i)
+            if self._lasted[i] == self.patience and i not in self._given:
+                self._given.add(i)
                 due.append(monitor.advice.format(steps=self.patience, **metrics))
         return due

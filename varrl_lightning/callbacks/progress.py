@@ -12,12 +12,14 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from varrl_lightning.callbacks.run_folder import say
+from varrl_lightning.callbacks.trained_module import vargrpo
+from varrl_lightning.module import VARGRPO
 
 _SHOWN = {"reward": "reward", "word_accuracy": "word accuracy", "val/word_accuracy": "validation", "val/reward": "validation"}
 
 
 class RunProgress(ProgressBar):
-    """The stage, the step, reward and word accuracy of the last rollout, and of the last validation.
+    """Shows the stage, the step, reward and word accuracy of the last rollout, and those of the last validation.
 
     Args:
         lines: where the output is no terminal, about this many lines for the whole run.
@@ -42,48 +44,43 @@ class RunProgress(ProgressBar):
         self._enabled = True
 
     def print(self, *args: Any, **kwargs: Any) -> None:
-        """A line above the bar."""
+        """Print a line above the bar."""
         say(" ".join(map(str, args)))
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Start the bar."""
         super().on_train_start(trainer, pl_module)
         self._began = None
         console = Console(file=sys.stdout)
         if self._enabled and console.is_terminal:
-            self._bar = Progress(
-                TextColumn("{task.description:>10}"),
-                BarColumn(bar_width=24),
-                MofNCompleteColumn(),
-                TimeElapsedColumn(),
-                TimeRemainingColumn(),
-                TextColumn("{task.fields[numbers]}"),
-                console=console,
-            )
+            module = vargrpo(pl_module)
+            self._bar = _bar(console)
             self._bar.start()
-            self._task = self._bar.add_task("", total=_steps(trainer, pl_module), numbers="", completed=pl_module.rollouts_done)
+            self._task = self._bar.add_task("", total=_steps(trainer, module), numbers="", completed=module.rollouts_done)
 
-    def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int) -> None:
         """Name the stage."""
+        module = vargrpo(pl_module)
         # Not at the start of training: other callbacks evaluate there.
-        self._began = self._began or (time.monotonic(), pl_module.rollouts_done)
-        self._show(description=pl_module.grpo.stage(pl_module.rollouts_done).name)
+        self._began = self._began or (time.monotonic(), module.rollouts_done)
+        self._show(description=module.grpo.stage(module.rollouts_done).name)
 
     def on_train_batch_end(
         self,
         trainer: L.Trainer,
-        pl_module: Any,
+        pl_module: L.LightningModule,
         outputs: Any,
         batch: Any,
         batch_idx: int,
     ) -> None:
         """Show the step's numbers."""
-        done, total = pl_module.rollouts_done, _steps(trainer, pl_module)
+        module = vargrpo(pl_module)
+        done, total = module.rollouts_done, _steps(trainer, module)
         numbers = _numbers(trainer)
         self._show(completed=done, numbers=numbers)
         every = max((total or 1000) // self.lines, 1)
         if self._enabled and self._bar is None and (done % every == 0 or done == total):
-            stage = pl_module.cycle[(done - 1) % len(pl_module.cycle)].name
+            stage = module.cycle[(done - 1) % len(module.cycle)].name
             of = f"/{total}" if total else ""
             say(f"step {done}{of}  {stage:<8} {numbers}  {self._pace(done, total)}")
 
@@ -117,23 +114,35 @@ class RunProgress(ProgressBar):
             self._bar = None
 
 
-def _steps(trainer: L.Trainer, pl_module: Any) -> int | None:
+def _bar(console: Console) -> Progress:
+    return Progress(
+        TextColumn("{task.description:>10}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[numbers]}"),
+        console=console,
+    )
+
+
+def _steps(trainer: L.Trainer, module: VARGRPO) -> int | None:
     """Training steps of the whole run, None when it has no end."""
     epochs = trainer.max_epochs or -1
     batches = [epochs * trainer.num_training_batches] if epochs > 0 else []
     if trainer.max_steps > 0:
-        batches.append(trainer.max_steps // pl_module.updater.updates_per_rollout)  # max_steps counts optimizer steps
+        batches.append(trainer.max_steps // module.updater.updates_per_rollout)  # max_steps counts optimizer steps
     finite = [int(b) for b in batches if b != float("inf")]
     return min(finite) if finite else None
 
 
 def _numbers(trainer: L.Trainer) -> str:
     metrics = trainer.callback_metrics
-    found: dict[str, str] = {}
+    numbers: dict[str, str] = {}
     for name, label in _SHOWN.items():
         if name in metrics:
-            found.setdefault(label, f"{label} {float(metrics[name]):.3f}")
-    return "  ".join(found.values())
+            numbers.setdefault(label, f"{label} {float(metrics[name]):.3f}")
+    return "  ".join(numbers.values())
 
 
 def _minutes(seconds: float) -> str:

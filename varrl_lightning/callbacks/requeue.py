@@ -13,7 +13,7 @@ from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from varrl_lightning.callbacks.run_folder import checkpoint_in, say, shown
 
 RESTART_COUNTS = ("SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT")
-"""What tells a process that its job has run before: the same command is to go on with what it has left."""
+"""Variables that tell a process that its job has run before: the same command then resumes what it has left."""
 
 
 def restarted() -> bool:
@@ -24,25 +24,27 @@ def restarted() -> bool:
 def checkpoint_to_load(given: str | None, folder: str | Path, fitting: bool) -> str | None:
     """The checkpoint that a command begins with: the one given, where `last` and `best` are those of the run in `folder`.
 
-    A fit that the cluster has started again goes on from `last`, whatever its command says.
+    A fit that the cluster has started again resumes from `last`, whatever its command says.
 
     Raises:
         FileNotFoundError: when the run has no such checkpoint; names those that it has.
     """
     last = checkpoint_in(folder, "last")
     if fitting and restarted():
-        begins = f"from {given or 'the beginning'}, since nothing is saved in {shown(last.parent)} yet"
         if last.exists():
-            begins, given = f"from {shown(last)}", str(last)
-        say(f"Started again by the cluster: going on {begins}")
+            given = str(last)
+            say(f"Started again by the cluster: resuming from {shown(last)}")
+        else:
+            beginning = given or "the beginning"
+            say(f"Started again by the cluster: running from {beginning}, since nothing is saved in {shown(last.parent)} yet")
     if given not in ("last", "best"):
         return given
     path = checkpoint_in(folder, given)
     if not path.exists():
-        there = sorted(p.name for p in path.parent.glob("*.ckpt*")) if path.parent.is_dir() else []
-        found = f"found there: {', '.join(there)}" if there else "nothing is saved there"
+        names = sorted(p.name for p in path.parent.glob("*.ckpt*")) if path.parent.is_dir() else []
+        instead = f"found there: {', '.join(names)}" if names else "nothing is saved there"
         raise FileNotFoundError(
-            f"--ckpt_path {given}: there is no {shown(path)}; {found}. "
+            f"--ckpt_path {given}: there is no {shown(path)}; {instead}. "
             "Leave --ckpt_path out to begin a new run, give a checkpoint's path, or set trainer.default_root_dir to a run's folder"
         )
     return str(path)
@@ -55,7 +57,7 @@ def requeue_signal(trainer: L.Trainer) -> signal.Signals | None:
 
 
 def requeue() -> str:
-    """Ask SLURM to queue this job again; returns what is to be said about it."""
+    """Ask SLURM to queue this job again; returns a sentence for the user about the outcome."""
     job = _job()
     command = ["scontrol", "requeue", job]
     try:
@@ -64,10 +66,10 @@ def requeue() -> str:
     except (OSError, subprocess.TimeoutExpired) as error:
         problem = str(error)
     if not problem:
-        return f"SLURM job {job} is queued again and will go on from there."
+        return f"SLURM job {job} is queued again and will resume from there."
     return (
         f"`{' '.join(command)}` failed ({problem}): the job is not queued again. Submit it once more, with --ckpt_path last "
-        "so that it goes on from there; a job is refused when it was submitted with --no-requeue."
+        "so that it resumes from there; a job is refused when it was submitted with --no-requeue."
     )
 
 

@@ -41,7 +41,7 @@ class Rollback:
 
     @torch.no_grad()
     def restore(self, trainer: L.Trainer) -> None:
-        """Bring everything back."""
+        """Restore everything that was copied."""
         if self.weights is not None:
             optimizer = trainer.optimizers[0]
             for parameter, value in zip((*_parameters(optimizer), *self.averaged), self.weights, strict=True):

@@ -1,4 +1,4 @@
-"""Where a run's files are."""
+"""Where a run's files are, and lines for its user."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ def run_folder(trainer: L.Trainer) -> Path:
 
 
 def checkpoint_path(trainer: L.Trainer, name: str) -> Path:
-    """The run's `last`, to resume from, or its `best`."""
+    """The path of the run's `last`, to resume from, or of its `best`."""
     return checkpoint_in(run_folder(trainer), name)
 
 
 def checkpoint_in(folder: str | Path, name: str) -> Path:
-    """The `last` or `best` of the run in a folder."""
+    """The path of `last` or `best` of the run in a folder."""
     return Path(folder) / "checkpoints" / f"{name}.ckpt"
 
 
@@ -38,5 +38,5 @@ def dry(trainer: L.Trainer) -> bool:
 
 @rank_zero_only
 def say(text: str) -> None:
-    """A line for the user, once in a run of several processes."""
+    """Print a line for the user, once in a run of several processes."""
     print(text, flush=True)

@@ -17,6 +17,7 @@ from varrl_lightning.callbacks.loop_state import Position, mend_counters, rewind
 from varrl_lightning.callbacks.requeue import requeue, requeue_signal
 from varrl_lightning.callbacks.rollback import Rollback
 from varrl_lightning.callbacks.run_folder import checkpoint_path, dry, say, shown
+from varrl_lightning.callbacks.trained_module import vargrpo
 from varrl_lightning.checkpoints.saving import save_whole
 from varrl_lightning.errors import RankError, RunStoppedError, SaveError
 from varrl_lightning.memory import copy_is_kept
@@ -24,7 +25,7 @@ from varrl_lightning.strategies import Parallel, parallel_of
 
 
 class StopSignal(SystemExit):
-    """All processes stop after the same training step, because a signal has asked one of them to."""
+    """Raised on all processes after the same training step, because a signal has asked one of them to stop."""
 
 
 RAISED_EVERYWHERE = (StopSignal, RunStoppedError, RankError)
@@ -35,8 +36,9 @@ class SafeStop(Callback):
     """Ctrl-C and SIGTERM wait for the running training step; a step that fails leaves the state before it in `last.ckpt`.
 
     A second Ctrl-C stops at once. The exit status is 128 + the signal's number: 130 after Ctrl-C. An exception in a training step
-    takes back whatever the step has changed, is saved like the others, and goes on. Of several processes any may get the signal:
-    all stop after the same step. An exception that one of them has alone is not saved: the others could not join in.
+    takes back whatever the step has changed; the state is saved, and the exception is raised again. Any of several processes may
+    get the signal: all stop after the same step. After an exception that one of them has alone nothing is saved: the others could
+    not join in.
 
     Under SLURM the signal that tells of the end of the job's time (SIGUSR1, `sbatch --signal=USR1@90`) does the same and queues
     the job again, unless SLURMEnvironment(auto_requeue=False) is among the Trainer's plugins.
@@ -55,33 +57,33 @@ class SafeStop(Callback):
         self._in_step = False
         self._position: Position | None = None
         self._rollback: Rollback | None = None
-        self._former: dict[int, Any] = {}
+        self._former_handlers: dict[int, Any] = {}
         self._running = False
 
     # --- signals ------------------------------------------------------------------------------------------------------------
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Remember who listens to the signals, before Lightning does; only a program's main thread can listen."""
+        """Keep the handlers of the signals, before Lightning sets its own; only a program's main thread can set any."""
         self._wanted, self._at_once, self._in_step = None, False, False  # a Trainer may be used again after a stop
         self._parallel = parallel_of(trainer)
         if stage == "fit" and threading.current_thread() is threading.main_thread():
             self._requeue_on = requeue_signal(trainer)
             numbers = {signal.SIGINT, signal.SIGTERM} | ({self._requeue_on} if self._requeue_on else set())
-            self._former = {number: signal.getsignal(number) for number in numbers}
+            self._former_handlers = {number: signal.getsignal(number) for number in numbers}
             if self._requeue_on:  # now: Lightning would save in the midst of a step, but leaves a signal that is taken alone
                 signal.signal(self._requeue_on, self._note)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Listen in their place; note where the loader stands."""
+        """Listen to the signals in place of the former handlers; note where the loader stands."""
         self._position = Position.at_start(trainer)
-        for number in self._former:
+        for number in self._former_handlers:
             signal.signal(number, self._on_signal)
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Give the signals back."""
-        for number, handler in self._former.items():
+        """Give the signals back to their former handlers."""
+        for number, handler in self._former_handlers.items():
             signal.signal(number, handler)
-        self._former, self._running = {}, False
+        self._former_handlers, self._running = {}, False
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         repeated = self._wanted is not None
@@ -100,10 +102,10 @@ class SafeStop(Callback):
 
     # --- the training step --------------------------------------------------------------------------------------------------
 
-    def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int) -> None:
         """Stop if that was asked for in the last step; remember the state before this one."""
         self._leave_step()
-        mend_counters(trainer, pl_module.rollouts_done)
+        mend_counters(trainer, vargrpo(pl_module).rollouts_done)
         self._rollback = Rollback(trainer)
         self._in_step = self._running = True
 
@@ -127,7 +129,7 @@ class SafeStop(Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """The step is done: forget the state before it. Its metrics are not logged yet, so it is too early to stop."""
+        """Forget the state before the step, which is done. Its metrics are not logged yet, so it is too early to stop."""
         self._rollback, self._position = None, Position.after_batch(trainer)
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -151,29 +153,30 @@ class SafeStop(Callback):
             raise StopSignal(128 + wanted)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Nothing is due any more."""
+        """Note that no validation is due any more."""
         if self._position is not None:
             self._position.validation_due = False
 
     # --- saving -------------------------------------------------------------------------------------------------------------
 
-    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Bring every checkpoint of the run to one form, from which resuming is exact."""
         if self._position is not None and "loops" in checkpoint:
-            rewind(checkpoint, trainer.num_training_batches, pl_module.updates_done, self._position)
+            rewind(checkpoint, trainer.num_training_batches, vargrpo(pl_module).updates_done, self._position)
 
-    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
-        """Warn of another seed: the run goes on, but not as the one before would have."""
-        began = checkpoint.get("varrl", {}).get("seed", pl_module.seed)
-        if trainer.state.fn == "fit" and began != pl_module.seed:
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Warn of another seed: the run resumes, but not as it would have continued."""
+        seed = vargrpo(pl_module).seed
+        former_seed = checkpoint.get("varrl", {}).get("seed", seed)
+        if trainer.state.fn == "fit" and former_seed != seed:
             rank_zero_warn(
-                f"resuming with seed {pl_module.seed} a run that began with seed {began}: from here on other prompts and noise are "
-                f"drawn than if it had not been stopped. Set seed_everything to {began} to go on exactly"
+                f"resuming with seed {seed} a run that began with seed {former_seed}: from here on other prompts and noise are "
+                f"taken than if it had not been stopped. Set seed_everything to {former_seed} to resume exactly"
             )
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """Save `last.ckpt`, and say how to go on; the exception's own message comes after it."""
-        for number, handler in self._former.items():  # Ctrl-C ends the save too; a repeated SIGTERM does not
+        """Save `last.ckpt`, and say how to resume; the exception's own message comes after it."""
+        for number, handler in self._former_handlers.items():  # Ctrl-C ends the save too; a repeated SIGTERM does not
             signal.signal(number, handler if number == signal.SIGINT else self._note)
         try:
             saved = not self._running  # nothing has changed yet
@@ -181,39 +184,40 @@ class SafeStop(Callback):
                 saved = self._save(trainer, alone=self._parallel.world_size > 1 and not isinstance(exception, RAISED_EVERYWHERE))
             if saved and isinstance(exception, StopSignal) and self._wanted == self._requeue_on:
                 # The others wait: the first process that ends may end the job.
-                _, said = self._parallel.collect(lambda: (None, requeue() if trainer.is_global_zero else ""))
-                say(said[0])
+                _, outcomes = self._parallel.collect(lambda: (None, requeue() if trainer.is_global_zero else ""))
+                say(outcomes[0])
         finally:
-            # Lightning would give back what it has found when it began to listen, among it our own.
-            trainer._signal_connector._original_handlers.update(self._former)
+            # Lightning would restore the handlers that it found when it began to listen, among them our own.
+            trainer._signal_connector._original_handlers.update(self._former_handlers)
             self.teardown(trainer, pl_module, "fit")
 
     def _save(self, trainer: L.Trainer, alone: bool) -> bool:
         path = checkpoint_path(trainer, "last")
-        if alone or self._at_once or not self._return(trainer):
+        if alone or self._at_once or not self._undo_step(trainer):
             if path.exists():
-                say(f"Stopped within a training step; the last saved state is {shown(path)}\n{_how(path)}")
+                say(f"Stopped within a training step; the last saved state is {shown(path)}\n{_resume_command(path)}")
             return False
+        step = vargrpo(trainer.lightning_module).rollouts_done
         try:
             save_whole(trainer, path)
         except OSError as error:
-            say(f"The state after training step {trainer.lightning_module.rollouts_done} is lost: {error}")
+            say(f"The state after training step {step} is lost: {error}")
             return False
-        say(f"Saved after training step {trainer.lightning_module.rollouts_done}: {shown(path)}\n{_how(path)}")
+        say(f"Saved after training step {step}: {shown(path)}\n{_resume_command(path)}")
         return True
 
-    def _return(self, trainer: L.Trainer) -> bool:
-        """Back to the state before a step that did not finish; False where weights have moved and there is no copy."""
+    def _undo_step(self, trainer: L.Trainer) -> bool:
+        """Return to the state before a step that did not finish; False where weights have moved and there is no copy."""
         if self._rollback is None:
             return True
-        moved = trainer.lightning_module.updates_done != self._rollback.counters["updates_done"]
+        moved = vargrpo(trainer.lightning_module).updates_done != self._rollback.counters["updates_done"]
         if moved and self._rollback.weights is None:
             return False
         self._rollback.restore(trainer)
         return True
 
 
-def _how(path: Path) -> str:
+def _resume_command(path: Path) -> str:
     config = path.parent.parent / "config.yaml"
     given = f" --config {shown(config)}" if config.is_file() else " ..."
     return f"Resume with: varrl fit{given} --ckpt_path {shown(path)}"

@@ -16,9 +16,11 @@ from matplotlib.figure import Figure
 from varrl_lightning.algorithms.word_metrics import split_words, words_found
 from varrl_lightning.callbacks.evaluation_prompts import evaluation_prompts
 from varrl_lightning.callbacks.run_folder import dry, run_folder
+from varrl_lightning.callbacks.trained_module import vargrpo
 from varrl_lightning.evaluation.evaluate import Evaluation
 from varrl_lightning.figures.pictures import sample_grid, save_figure
 from varrl_lightning.figures.samples import Sample, remove_samples, save_samples
+from varrl_lightning.module import VARGRPO
 from varrl_lightning.types import Prompt
 
 
@@ -36,38 +38,39 @@ class SampleGrids(Callback):
         self.count, self.every_n_validations = count, every_n_validations
         self._prompts: list[Prompt] = []
         self._validations = 0
-        self._drawn: int | None = None
+        self._last_step: int | None = None
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
-        """The grid before training."""
-        found = evaluation_prompts(trainer)
-        alike = [p for p in found if p.size == found[0].size]  # one grid, one size
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Choose the prompts; write the grid before training."""
+        module = vargrpo(pl_module)
+        prompts = evaluation_prompts(trainer)
+        alike = [p for p in prompts if p.size == prompts[0].size]  # one grid, one size
         stride = max(len(alike) // self.count, 1)
         self._prompts = alike[::stride][: self.count]
         if trainer.is_global_zero and not dry(trainer):
-            remove_samples(run_folder(trainer), from_step=pl_module.rollouts_done + 1 if pl_module.rollouts_done else 0)
-        if pl_module.rollouts_done == 0:
-            self._write(trainer, pl_module)
+            remove_samples(run_folder(trainer), from_step=module.rollouts_done + 1 if module.rollouts_done else 0)
+        if module.rollouts_done == 0:
+            self._write(trainer, module)
 
-    def on_validation_end(self, trainer: L.Trainer, pl_module: Any) -> None:
-        """A grid now and then."""
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Write a grid after every so many validations."""
         if trainer.sanity_checking or trainer.state.fn != "fit":
             return
         self._validations += 1
         if self.every_n_validations and self._validations % self.every_n_validations == 0:
-            self._write(trainer, pl_module)
+            self._write(trainer, vargrpo(pl_module))
 
-    def on_train_end(self, trainer: L.Trainer, pl_module: Any) -> None:
-        """The grid after training."""
-        self._write(trainer, pl_module)
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Write the grid after training."""
+        self._write(trainer, vargrpo(pl_module))
 
-    def _write(self, trainer: L.Trainer, pl_module: Any) -> None:
-        step = pl_module.rollouts_done
-        if dry(trainer) or not self._prompts or step == self._drawn:
+    def _write(self, trainer: L.Trainer, module: VARGRPO) -> None:
+        step = module.rollouts_done
+        if dry(trainer) or not self._prompts or step == self._last_step:
             return
-        self._drawn = step
+        self._last_step = step
         folder = run_folder(trainer) / "samples"
-        evaluation = pl_module.evaluate(self._prompts)
+        evaluation = module.evaluate(self._prompts)
         if trainer.is_global_zero:
             samples = as_samples(evaluation)
             save_samples(folder / "raw" / f"step_{step:06d}.png", samples, step)
@@ -83,11 +86,11 @@ class SampleGrids(Callback):
                 logger.experiment.add_image("samples", pixels, step, dataformats="HWC")
 
     def state_dict(self) -> dict[str, Any]:
-        """Validations so far, so that a resumed run keeps their rhythm."""
+        """The number of validations so far, so that a resumed run keeps their rhythm."""
         return {"validations": self._validations}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on counting."""
+        """Restore the number of validations."""
         self._validations = state_dict["validations"]
 
 

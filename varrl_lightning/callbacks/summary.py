@@ -20,8 +20,11 @@ from rich.table import Table
 
 from varrl_lightning.callbacks.evaluation_prompts import evaluate_by_size, evaluation_prompts
 from varrl_lightning.callbacks.run_folder import dry, run_folder, say, shown
+from varrl_lightning.callbacks.trained_module import vargrpo
+from varrl_lightning.configuration.atomic_write import replace_text
 from varrl_lightning.evaluation.evaluate import Evaluation
 from varrl_lightning.figures.draw import draw_figures
+from varrl_lightning.module import VARGRPO
 from varrl_lightning.types import Prompt
 
 MEASURES = {
@@ -44,39 +47,40 @@ class Summary(Callback):
     def __init__(self) -> None:
         self.before: dict[str, float | None] = {}
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Evaluate before the first step."""
+        module = vargrpo(pl_module)
         if dry(trainer):
             return
         (run_folder(trainer) / "summary.json").unlink(missing_ok=True)  # it will be another when this run has ended
-        if self.before or pl_module.rollouts_done:
+        if self.before or module.rollouts_done:
             return
         prompts = evaluation_prompts(trainer)
         if prompts:
             say(f"Evaluating {len(prompts)} prompts before the first step ...")
-            self.before = measure(pl_module, prompts)
+            self.before = measure(module, prompts)
 
-    def on_train_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Evaluate after the last step; write the summary, draw the figures, end the console with the table."""
         if dry(trainer):
             return
+        module = vargrpo(pl_module)
         prompts = evaluation_prompts(trainer)
         after: dict[str, float | None] = {}
         if prompts:
             say(f"Evaluating {len(prompts)} prompts after the last step ...")
-            after = measure(pl_module, prompts)
+            after = measure(module, prompts)
         for logger in trainer.loggers:
             with suppress(OSError):  # of one process alone: the others would wait for it
                 logger.save()
         if trainer.is_global_zero:
-            summary = self._summary(pl_module, after, len(prompts))
+            summary = self._summary(module, after, len(prompts))
             run = run_folder(trainer)
-            run.mkdir(parents=True, exist_ok=True)
-            (run / "summary.json").write_text(json.dumps(summary, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+            replace_text(run / "summary.json", json.dumps(summary, indent=2, allow_nan=False) + "\n")
             pictures = draw_figures(run)
             show(summary, run, pictures)
 
-    def _summary(self, module: Any, after: dict[str, float | None], samples: int) -> dict[str, Any]:
+    def _summary(self, module: VARGRPO, after: dict[str, float | None], samples: int) -> dict[str, Any]:
         numbers = {}
         for name in MEASURES:
             numbers[f"{name}_before"] = self.before.get(name)
@@ -91,21 +95,21 @@ class Summary(Callback):
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """The numbers before the first step."""
+        """The numbers before the first step, for a resumed run."""
         return {"before": self.before}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Keep the numbers of the run's own start."""
+        """Restore the numbers before the run's first step."""
         self.before = state_dict["before"]
 
 
-def measure(module: Any, prompts: Sequence[Prompt]) -> dict[str, float | None]:
-    """Word accuracy, NED and reward with the module's sampler, and greedy word accuracy; None for what cannot be said."""
-    drawn = _metrics(evaluate_by_size(module, prompts))
+def measure(module: VARGRPO, prompts: Sequence[Prompt]) -> dict[str, float | None]:
+    """Word accuracy, NED and reward with the module's sampler, and greedy word accuracy; None for what has no value."""
+    sampled = _metrics(evaluate_by_size(module, prompts))
     greedy = _metrics(evaluate_by_size(module, prompts, module.sampling.greedy()))
-    found = {name: drawn.get(name) for name in ("word_accuracy", "ned", "reward")}
-    found["greedy_word_accuracy"] = greedy.get("word_accuracy")
-    return {name: round(value, 6) if value is not None and math.isfinite(value) else None for name, value in found.items()}
+    values = {name: sampled.get(name) for name in ("word_accuracy", "ned", "reward")}
+    values["greedy_word_accuracy"] = greedy.get("word_accuracy")
+    return {name: round(value, 6) if value is not None and math.isfinite(value) else None for name, value in values.items()}
 
 
 def _metrics(parts: list[Evaluation]) -> dict[str, float]:
@@ -113,9 +117,20 @@ def _metrics(parts: list[Evaluation]) -> dict[str, float]:
 
 
 def show(summary: dict[str, Any], run: Path, pictures: Sequence[Path]) -> None:
-    """The before/after table, and where the run's files are."""
-    steps, minutes = summary["steps"], summary["wall_seconds"] / 60
-    table = Table(title=f"{summary['eval_samples']} prompts before and after {steps} steps", title_justify="left")
+    """Print the table of before and after, and where the run's files are."""
+    console = Console(file=sys.stdout)
+    table = _table(summary)
+    if table.row_count:
+        console.print(table)
+    say(f"Run folder  {shown(run)}  ({summary['wall_seconds'] / 60:.1f} minutes since the process began)")
+    picture = next((p for p in pictures if p.name == "before_after.png"), None)
+    if picture is not None:
+        say(f"Picture     {shown(picture)}")
+
+
+def _table(summary: dict[str, Any]) -> Table:
+    title = f"{summary['eval_samples']} prompts before and after {summary['steps']} steps"
+    table = Table(title=title, title_justify="left")
     for heading in ("", "before", "after", "change"):
         table.add_column(heading, justify="left" if not heading else "right")
     for name, label in MEASURES.items():
@@ -124,13 +139,7 @@ def show(summary: dict[str, Any], run: Path, pictures: Sequence[Path]) -> None:
             continue
         change = "" if None in (before, after) else f"{after - before:+.3f}"
         table.add_row(label, _cell(before), _cell(after), change)
-    console = Console(file=sys.stdout)
-    if table.row_count:
-        console.print(table)
-    picture = next((p for p in pictures if p.name == "before_after.png"), None)
-    say(f"Run folder  {shown(run)}  ({minutes:.1f} minutes since the process began)")
-    if picture is not None:
-        say(f"Picture     {shown(picture)}")
+    return table
 
 
 def _cell(value: float | None) -> str:
@@ -139,13 +148,13 @@ def _cell(value: float | None) -> str:
 
 def versions() -> dict[str, str | None]:
     """Versions of Python and of the packages that the numbers depend on; None for one that is not installed."""
-    found: dict[str, str | None] = {"python": sys.version.split()[0]}
+    numbers: dict[str, str | None] = {"python": sys.version.split()[0]}
     for name in _PACKAGES:
         try:
-            found[name] = version(name)
+            numbers[name] = version(name)
         except PackageNotFoundError:
-            found[name] = None
-    return found
+            numbers[name] = None
+    return numbers
 
 
 def seconds_since_process_start() -> float:

@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 
 import lightning as L
 
+from varrl_lightning.configuration.atomic_write import flush
 from varrl_lightning.errors import RankError, SaveError
 from varrl_lightning.strategies import Parallel, parallel_of
 from varrl_lightning.strategies.write_checkpoint import write_checkpoint
@@ -42,7 +43,7 @@ def save_whole(trainer: L.Trainer, path: Path) -> None:
     try:
         part = next(name for name in _together(parallel, lambda: _free_name(path) if first else None, room) if name)
         _together(parallel, lambda: write_checkpoint(trainer, part), room)
-        _together(parallel, lambda: _flush(part), room)
+        _together(parallel, lambda: _flush_all(part), room)
         _together(parallel, lambda: _publish(part, path) if first else None, room)
     except BaseException:
         if first:
@@ -104,21 +105,13 @@ def _free_name(path: Path) -> Path:
 # --- the disk -----------------------------------------------------------------------------------------------------------------
 
 
-def _flush(path: Path) -> None:
-    """To the disk: a name must not outlive what it names when the power fails. On every process: each may be on another machine."""
+def _flush_all(path: Path) -> None:
+    """Bring a checkpoint to the disk, with all in its folder; on every process: each may be on another machine."""
     if path.is_dir():
         for part in path.rglob("*"):
-            _sync(part)
+            flush(part)
     if path.exists():
-        _sync(path)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        flush(path)
 
 
 def _publish(part: Path, path: Path) -> None:
@@ -132,7 +125,7 @@ def _publish(part: Path, path: Path) -> None:
     else:
         os.replace(part, path)
     with suppress(OSError):  # it is saved; what some network folders refuse now is tidying
-        _sync(path.parent)
+        flush(path.parent)
         remove_leftovers(path)
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from lightning_utilities.core.rank_zero import WarningCache
 from torch import Tensor
 
 from varrl_lightning.errors import CheckpointError
@@ -15,12 +15,13 @@ from varrl_lightning.policies.averaging import check_average
 from varrl_lightning.policies.base import VARPolicy
 from varrl_lightning.policies.lora import adapter_settings, base_tensors, has_adapter, is_adapter
 from varrl_lightning.policies.state import Anchor
+from varrl_lightning.weights.fingerprint import SAMPLED, fingerprint
 from varrl_lightning.weights.loading import differences
 
 KEY = "varrl"
 """Key of this state in a checkpoint."""
-DIGESTED = 4096
-"""Entries of a tensor that tell it from another."""
+_WARNED = WarningCache()
+"""Warnings that were given: a checkpoint is read twice, before a run and within it."""
 
 
 class FrozenWeights:
@@ -38,8 +39,10 @@ class FrozenWeights:
     def fingerprint(self) -> str | None:
         """A hash of the weights as they were given; None without any. Ask for it before a Trainer's precision rounds them."""
         if has_adapter(self.policy):
-            return weights_digest(base_tensors(self.policy))
-        return weights_digest(self.reference.transformer.state_dict()) if isinstance(self.reference, VARPolicy) else None
+            return fingerprint(base_tensors(self.policy), SAMPLED)
+        if isinstance(self.reference, VARPolicy):
+            return fingerprint(self.reference.transformer.state_dict(), SAMPLED)
+        return None
 
     @property
     def source(self) -> str | None:
@@ -83,7 +86,7 @@ def write_state(checkpoint: dict[str, Any], run: RunState, frozen: FrozenWeights
         "world_size": run.world_size,
         "adapter": adapter_settings(frozen.policy),
         "ema_decay": run.ema_decay,
-        "reference": frozen.fingerprint,
+        "frozen_weights": frozen.fingerprint,
         "reference_path": frozen.source,
     }
 
@@ -123,21 +126,22 @@ def read_state(
 
 
 def _check_frozen(saved: Mapping[str, Any], frozen: FrozenWeights, what: str) -> None:
-    if None not in (saved["reference"], frozen.fingerprint) and saved["reference"] != frozen.fingerprint:
+    """Refuse a checkpoint whose run began with other frozen weights; warn where that cannot be told.
+
+    Args:
+        what: a name for the frozen weights, `base` or `reference`.
+    """
+    theirs, source = saved.get("frozen_weights"), saved.get("reference_path") or "from no file"
+    if None not in (theirs, frozen.fingerprint) and theirs != frozen.fingerprint:
         raise CheckpointError(
-            f"the {what}'s weights differ from those that the run began with ({frozen.fingerprint} against "
-            f"{saved['reference']}); give the same base weights as then: {saved.get('reference_path') or 'from no file'}"
+            f"the {what}'s weights differ from those that the run began with ({frozen.fingerprint} against {theirs}); give the "
+            f"same base weights as then: {source}"
         )
-
-
-def weights_digest(tensors: Mapping[str, Tensor]) -> str:
-    """A short hash of named weights, to tell two models apart: of names, shapes and some thousand entries of each tensor."""
-    digest = hashlib.sha256()
-    for name, value in sorted(tensors.items()):
-        step = max(1, value.numel() // DIGESTED)
-        digest.update(f"{name} {tuple(value.shape)}".encode())
-        digest.update(value.detach().flatten()[::step].cpu().float().numpy().tobytes())
-    return digest.hexdigest()[:16]
+    if theirs is None and saved.get("reference") is not None:  # version 0.1 wrote another kind of hash under this key
+        _WARNED.warn(
+            f"the checkpoint was written by version 0.1, so that its {what}'s weights cannot be compared with those of this "
+            f"configuration; make sure that they are the same as then: {source}"
+        )
 
 
 def _described(adapter: dict[str, float] | None, absent: str, present: str) -> str:

@@ -22,6 +22,7 @@ from varrl_lightning.callbacks.gradient_agreement import agreement_meter, descri
 from varrl_lightning.checkpoints.checking import load_checkpoint
 from varrl_lightning.commands.fit_config import ParsedConfig
 from varrl_lightning.commands.user_errors import FAILED, reraise_as, run_command
+from varrl_lightning.configuration.atomic_write import replace_text
 from varrl_lightning.errors import ConfigError, StartError
 from varrl_lightning.gradient_agreement.meter import AgreementMeter, Measured, independent_batches
 from varrl_lightning.gradient_agreement.variants import read_variants
@@ -241,13 +242,14 @@ def _pm(value: float, error: float) -> str:
 
 
 def write(rows: Sequence[Measured], about: dict[str, Any], folder: Path) -> None:
-    """`agreement.json`, with what was asked for, and `agreement.csv`; NaN becomes null or an empty cell. Scales count from 1."""
+    """Write `agreement.json`, with what was asked for, and `agreement.csv`; scales count from 1.
+
+    NaN becomes null in the one and an empty cell in the other.
+    """
     plain = [{key: None if isinstance(x, float) and math.isnan(x) else x for key, x in row.flat().items()} for row in rows]
     lines = io.StringIO(newline="")
     writer = csv.DictWriter(lines, list(plain[0]))
     writer.writeheader()
     writer.writerows(plain)
     for name, text in (("json", json.dumps(about | {"rows": plain}, indent=2) + "\n"), ("csv", lines.getvalue())):
-        partial = folder / f"agreement.{name}.partial"
-        partial.write_text(text, encoding="utf-8", newline="")
-        partial.replace(folder / f"agreement.{name}")  # so that whoever looks meanwhile sees it whole
+        replace_text(folder / f"agreement.{name}", text)

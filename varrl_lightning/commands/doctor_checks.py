@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ from varrl_lightning.policies.lora import base_tensors
 from varrl_lightning.registry import MASK_SOURCES, build
 from varrl_lightning.rewards.weighted import WeightedRewards
 from varrl_lightning.types import Prompt, Rollout, Score
+from varrl_lightning.weights.fingerprint import checksums
 
 SAME_PATH = 1e-5
 """Nats per token by which two passes of teacher forcing may differ in fp32."""
@@ -25,7 +26,6 @@ TWO_PATHS = 1e-4
 """The same for sampler and teacher forcing: where logits are 25, fp32 makes up to 3e-5, a wrong position or cache .01 and more."""
 RARE = 1e-3
 """Share of tokens that may differ by more: of two codes as good as equal at the edge of top-k, either may fall out."""
-Weights = Mapping[str, tuple[float, float]]
 Gaps = dict[int, list[Tensor]]
 
 
@@ -57,9 +57,9 @@ def plugins_load(reward: Any, mask_source: Any) -> Finding:
 def weights_are_strict(load: Callable[[], VARPolicy]) -> Finding:
     """Loading twice, from different states of the random generator, gives the same weights: none is left at its random start."""
     torch.manual_seed(1)
-    first = fingerprints(load())
+    first = _checksums(load())
     torch.manual_seed(2)
-    second = fingerprints(load())
+    second = _checksums(load())
     random = sorted(name for name in first if first[name] != second[name])
     if not random:
         return Finding("weights", True, f"{len(first)} tensors, all of them loaded")
@@ -73,17 +73,11 @@ def weights_are_strict(load: Callable[[], VARPolicy]) -> Finding:
     )
 
 
-def fingerprints(policy: VARPolicy) -> Weights:
-    """Two sums of every tensor of a policy and of its frozen parts: enough to tell weights apart without keeping them."""
-    frozen = {f"{part}.{name}": t for part, module in policy._frozen[0].items() for name, t in module.state_dict().items()}
+def _checksums(policy: VARPolicy) -> dict[str, str]:
+    """Of every tensor of a policy and of its frozen parts."""
+    frozen = {f"{part}.{name}": t for part, module in policy.frozen_parts.items() for name, t in module.state_dict().items()}
     # Without an adapter, which begins at random, as it should: in product with zero.
-    tensors = {f"transformer.{name}": t for name, t in base_tensors(policy).items()} | frozen
-    return {name: _sums(t.double().flatten()) for name, t in tensors.items()}
-
-
-def _sums(x: Tensor) -> tuple[float, float]:
-    place = torch.arange(1, x.numel() + 1, dtype=x.dtype, device=x.device)
-    return float(x.sum()), float((x * place.sqrt()).sum())
+    return checksums({f"transformer.{name}": t for name, t in base_tensors(policy).items()} | frozen)
 
 
 def sample_stages(policy: VARPolicy, grpo: GRPO, prompts: Sequence[Prompt], seed: int, images_at_once: int | None) -> list[Rollout]:

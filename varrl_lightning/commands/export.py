@@ -13,6 +13,7 @@ from torch import Tensor
 from varrl_lightning.checkpoints.checking import load_checkpoint
 from varrl_lightning.commands.fit_config import ParsedConfig
 from varrl_lightning.commands.user_errors import reraise_as, run_command
+from varrl_lightning.configuration.atomic_write import replacing
 from varrl_lightning.errors import ConfigError, StartError
 from varrl_lightning.policies.base import VARPolicy
 from varrl_lightning.policies.lora import merged_tensors
@@ -50,13 +51,12 @@ def export_policy(policy: VARPolicy, path: str | Path, dtype: torch.dtype | None
     trained = {name: _portable(x, dtype) for name, x in merged_tensors(policy).items()}
     # What a family adds is no trained weight, and may need all its digits.
     tensors = {name: _portable(x, None) for name, x in policy.published(trained).items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.part")
-    if path.suffix == ".safetensors":
-        save_file(tensors, unfinished, metadata={"format": "pt"})
-    else:
-        torch.save(tensors, unfinished)
-    return unfinished.replace(path)
+    with replacing(path) as part:
+        if path.suffix == ".safetensors":
+            save_file(tensors, part, metadata={"format": "pt"})
+        else:
+            torch.save(tensors, part)
+    return path
 
 
 def _portable(x: Tensor, dtype: torch.dtype | None) -> Tensor:

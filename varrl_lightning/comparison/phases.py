@@ -19,7 +19,7 @@ from varrl_lightning.commands.user_errors import reraise_as
 from varrl_lightning.comparison.costs import Cost
 from varrl_lightning.comparison.jobs import Job
 from varrl_lightning.comparison.spec import Budget, Spec, digest
-from varrl_lightning.comparison.training import build, weights_digest
+from varrl_lightning.comparison.training import build, policy_fingerprint
 from varrl_lightning.comparison.workers import check_made, make_all, write_json
 from varrl_lightning.configuration.files import find_config
 from varrl_lightning.data import check_disjoint
@@ -56,7 +56,7 @@ class Comparison:
                 if largest > (there := len(data.prompts["train"])):
                     raise ValueError(f"grid.prompts_per_update asks for {largest} prompts, and there are {there} to train on")
             drawing = digest([repr(module.sampling), module.eval_seed, *(str(config.get(key)) for key in JUDGED)])
-            self.built[name] = Built(weights_digest(module), drawing, len(module.cycle))
+            self.built[name] = Built(policy_fingerprint(module.policy), drawing, len(module.cycle))
         judged = ", ".join(("model.sampling", "model.eval_seed", *JUDGED))
         for what, shown in (("weights", "their policy's weights"), ("drawing", f"one of {judged}")):
             if len({getattr(built, what) for built in self.built.values()}) > 1:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import time
 import warnings
@@ -10,8 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import lightning as L
-import torch
 from lightning.pytorch.callbacks import Callback
+from torch import nn
 
 from varrl_lightning.algorithms.word_metrics import split_words, word_closeness, words_found
 from varrl_lightning.commands.fit_config import ParsedConfig
@@ -19,8 +18,10 @@ from varrl_lightning.commands.user_errors import reraise_as
 from varrl_lightning.data import PromptDataModule
 from varrl_lightning.errors import StartError
 from varrl_lightning.module import VARGRPO
+from varrl_lightning.policies.base import VARPolicy
 from varrl_lightning.rewards.base import Reward, score_images
 from varrl_lightning.types import Prompt, Sampling
+from varrl_lightning.weights.fingerprint import fingerprint
 
 PARTS = ("rollout", "reward", "update")
 _T_MAX = "model.lr_scheduler.init_args.T_max"
@@ -180,12 +181,7 @@ def spaced(prompts: Sequence[Prompt], count: int) -> list[Prompt]:
     return [prompts[i * len(prompts) // count] for i in range(count)]
 
 
-def weights_digest(module: VARGRPO) -> str:
-    """Says whether two policies are the same, tokenizer and all."""
-    found = hashlib.sha256()
-    parts = [p for p in (module.policy, getattr(module.policy, "tokenizer", None)) if p is not None]
-    for part in parts:
-        for name, tensor in part.state_dict().items():
-            found.update(name.encode())
-            found.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-    return found.hexdigest()[:16]
+def policy_fingerprint(policy: VARPolicy) -> str:
+    """A fingerprint of a policy's weights, those of its tokenizer and other frozen parts among them."""
+    parts: dict[str, nn.Module] = {"policy": policy, **policy.frozen_parts}
+    return fingerprint({f"{part}.{name}": x for part, module in parts.items() for name, x in module.state_dict().items()})

@@ -19,6 +19,7 @@ import torch
 
 from varrl_lightning.commands.user_errors import silence_lightning
 from varrl_lightning.comparison.jobs import Job
+from varrl_lightning.configuration.atomic_write import replace_text
 from varrl_lightning.errors import StartError
 
 _NUMBERS = re.compile(r"\[\n([\d\s.,e+-]+)\]")
@@ -72,12 +73,9 @@ def check_made(found: Mapping[str, Any], asked: Mapping[str, Any], where: str) -
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a file that is whole or not there; a list of numbers is one line of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    text = _NUMBERS.sub(lambda found: "[" + " ".join(found[1].split()) + "]", json.dumps(value, indent=1))
-    partial.write_text(text + "\n", encoding="utf-8")
-    partial.replace(path)
+    """Write a file in one step; a list of numbers is one line of it."""
+    text = _NUMBERS.sub(lambda numbers: "[" + " ".join(numbers[1].split()) + "]", json.dumps(value, indent=1))
+    replace_text(path, text + "\n")
 
 
 def _made(jobs: Sequence[Job], workers: int, threads: int) -> Iterator[tuple[Job, dict[str, Any]]]:

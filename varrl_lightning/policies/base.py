@@ -144,6 +144,11 @@ class VARPolicy(nn.Module, ABC):
         return self
 
     @property
+    def frozen_parts(self) -> dict[str, nn.Module]:
+        """What never trains and lies outside the module tree, such as a tokenizer or a text encoder, by name."""
+        return self._frozen[0]
+
+    @property
     def device(self) -> torch.device:
         """Where the transformer is."""
         return next(self.transformer.parameters()).device

@@ -15,11 +15,11 @@ __all__ = ["Parallel", "RankError", "configured_kind", "leave_group", "parallel_
 
 
 def parallel_of(trainer: L.Trainer | None) -> Parallel:
-    """How a Trainer's processes work together; one process without a Trainer."""
-    return _kind(None if trainer is None else trainer.strategy)
+    """The way in which a Trainer's processes work together; that of one process without a Trainer."""
+    return _parallel_under(None if trainer is None else trainer.strategy)
 
 
-def _kind(strategy: Strategy | None) -> Parallel:
+def _parallel_under(strategy: Strategy | None) -> Parallel:
     if isinstance(strategy, FSDPStrategy):
         raise ValueError(
             "strategy 'fsdp' (FSDPStrategy) cannot do manual optimization, by which VARGRPO takes several micro-batches and steps "
@@ -37,7 +37,11 @@ def _kind(strategy: Strategy | None) -> Parallel:
 
 
 def configured_kind(given: Any, world_size: int) -> tuple[str, dict[str, bool]]:
-    """`Parallel.kind` and `Parallel.memory_options` of what a configuration says, without building it."""
+    """The `Parallel.kind` and `Parallel.memory_options` of a strategy in a configuration, without building it.
+
+    Args:
+        given: a registered name, or an object with `class_path` and `init_args`.
+    """
     arguments = dict(vars(getattr(given, "init_args", None) or given)) if hasattr(given, "class_path") else {}
     name = str(getattr(given, "class_path", given)).rpartition(".")[2].lower()
     if "fsdp2" in name or "modelparallel" in name:
@@ -61,7 +65,7 @@ def _zero(**options: Any) -> Strategy:
     return ZeROStrategy(**options)
 
 
-# Lightning looks a name up when a Trainer is made.
+# Names that Lightning looks up when a Trainer is made.
 for _name, _description, _folders in (
     ("fsdp2", "FSDP2 over all processes; checkpoints are folders", True),
     ("fsdp2_full", "FSDP2 over all processes; a checkpoint is one file", False),

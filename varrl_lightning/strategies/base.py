@@ -1,4 +1,4 @@
-"""What VARGRPO asks of the strategy it runs under; nothing else in the package knows one strategy from another."""
+"""What VARGRPO asks of the strategy it runs under; each subclass answers for one kind of strategy."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Parallel:
     saves_folders = False
     """Whether a checkpoint is a folder that only the strategy itself can read."""
     whole_everywhere = True
-    """Whether each process can draw when the others do not."""
+    """Whether each process can sample when the others do not."""
     fp32_masters = False
     """Whether the optimizer steps weights of its own in fp32 where the policy's are in half precision."""
 
@@ -59,33 +59,33 @@ class Parallel:
 
     @property
     def kind(self) -> str:
-        """What of it decides memory: `single`, `ddp`, `fsdp2`, `zero1`, `zero2` or `zero3`."""
+        """The kind of strategy, which decides memory: `single`, `ddp`, `fsdp2`, `zero1`, `zero2` or `zero3`."""
         return "ddp" if isinstance(self.strategy, DDPStrategy) else "single"
 
     @property
     def memory_options(self) -> dict[str, bool]:
-        """Options of `Forecast` that the strategy decides."""
+        """The options of `Forecast` that the strategy decides."""
         return {}
 
     # --- talking to the other processes -------------------------------------------------------------------------------------
 
     def gather(self, x: T) -> list[T]:
-        """What each process gave, in the order of their ranks, on every process; tensors come back on the CPU."""
+        """The values that all processes give, in the order of their ranks, on every process; tensors come back on the CPU."""
         if self.world_size == 1:
             return [x]
-        found: list[Any] = [None] * self.world_size
-        dist.all_gather_object(found, _on_cpu(x))
-        return found
+        values: list[Any] = [None] * self.world_size
+        dist.all_gather_object(values, _on_cpu(x))
+        return values
 
     def collect(self, work: Callable[[], tuple[Local, Shared]]) -> tuple[Local, list[Shared]]:
-        """Do something on every process: what each keeps for itself, and what all of them tell each other.
+        """Do something on every process; returns the local part of this process's result, and the shared parts of all results.
 
         Raises:
-            RankError: on every process, when some raised; names them. With one process, what it raised.
+            RankError: on every process, when work failed on any; names them. With one process, what it raised.
         """
         if self.world_size == 1:
-            kept, told = work()
-            return kept, [told]
+            local, shared = work()
+            return local, [shared]
         result: tuple[Local, Shared] | None = None
         problem: Exception | None = None
         try:
@@ -93,10 +93,10 @@ class Parallel:
         except Exception as error:  # whatever it is, the others must hear of it, or they wait for ever
             problem = error
         answers = self.gather((result and result[1], problem and f"{type(problem).__name__}: {problem}"))
-        said = [f"rank {rank}: {message}" for rank, (_, message) in enumerate(answers) if message]
-        if said or result is None:
-            raise RankError("\n".join(said)) from problem
-        return result[0], cast("list[Shared]", [answer for answer, _ in answers])
+        failures = [f"rank {rank}: {message}" for rank, (_, message) in enumerate(answers) if message]
+        if failures or result is None:
+            raise RankError("\n".join(failures)) from problem
+        return result[0], cast("list[Shared]", [shared for shared, _ in answers])
 
     def sum(self, x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         """The sum of a tensor over processes, the same on all."""
@@ -113,7 +113,7 @@ class Parallel:
     # --- the weights --------------------------------------------------------------------------------------------------------
 
     def configure(self, policy: VARPolicy) -> None:
-        """Before the optimizer is built: shard what is to be sharded. May be called again and then does nothing."""
+        """Shard what is to be sharded, before the optimizer is built; does nothing when called again."""
 
     def place_reference(self, reference: VARPolicy, policy: VARPolicy) -> None:
         """Bring a frozen reference to where the policy is, rounded alike, or the KL would not begin at zero."""
@@ -122,23 +122,23 @@ class Parallel:
 
     @contextmanager
     def sampling(self, policies: Sequence[VARPolicy]) -> Iterator[None]:
-        """Within it, weights are at hand for many forward calls without gradients."""
+        """Within it, weights are ready for many forward calls without gradients."""
         yield
 
     # --- the update ---------------------------------------------------------------------------------------------------------
 
     def check_optimization(self, max_grad_norm: float | None) -> None:
-        """Before the strategy builds its engine: hand on what it does itself."""
+        """Hand on to the strategy what it does itself, before it builds its engine."""
 
     def check_average(self) -> None:
-        """Before training: whether an average of the weights can be kept and put in their place.
+        """Check before training that an average of the weights can be kept and put in their place.
 
         Raises:
             ValueError: when it cannot.
         """
 
     def backward(self, module: L.LightningModule, loss: Float[Tensor, ""], last: bool) -> None:
-        """Backward of one micro-batch; gradients are averaged over processes with the last one.
+        """Run the backward of one micro-batch; gradients are averaged over processes with the last one.
 
         Every trained parameter gets a gradient: one that the loss does not reach gets zero, under every strategy.
 
@@ -146,7 +146,7 @@ class Parallel:
             loss: this process's part, such that the sum over processes and micro-batches is the loss of the batch.
         """
         if last:
-            loss = _reaching(loss, [p for p in module.parameters() if p.requires_grad])
+            loss = _with_zero_gradients(loss, [p for p in module.parameters() if p.requires_grad])
         with nullcontext() if last else self._without_sync():
             module.manual_backward(loss * self.world_size)
 
@@ -167,7 +167,7 @@ class Parallel:
         torch.nn.utils.clip_grads_with_norm_(_with_gradient(optimizer), max_norm, norm)
 
     def drop(self, optimizer: Optimizer) -> None:
-        """Forget the gradient, so that the step that follows changes nothing."""
+        """Drop the gradient, so that the step that follows changes nothing."""
         optimizer.zero_grad()
 
 
@@ -175,8 +175,8 @@ def _with_gradient(optimizer: Optimizer) -> list[nn.Parameter]:
     return [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
 
 
-class _Reaching(torch.autograd.Function):
-    """The identity on the loss, with gradient zero for each parameter, of no size in memory."""
+class _ZeroGradients(torch.autograd.Function):
+    """The identity on the loss, with a zero gradient for each parameter that takes no memory."""
 
     @staticmethod
     def forward(ctx: Any, loss: Tensor, *parameters: Tensor) -> Tensor:
@@ -189,13 +189,13 @@ class _Reaching(torch.autograd.Function):
         return gradient, *zeros
 
 
-def _reaching(loss: Tensor, parameters: Sequence[nn.Parameter]) -> Tensor:
-    reached: Tensor = _Reaching.apply(loss, *parameters)  # type: ignore[no-untyped-call]
-    return reached
+def _with_zero_gradients(loss: Tensor, parameters: Sequence[nn.Parameter]) -> Tensor:
+    result: Tensor = _ZeroGradients.apply(loss, *parameters)  # type: ignore[no-untyped-call]
+    return result
 
 
 def _on_cpu(x: Any) -> Any:
-    """Tensors in containers and dataclasses brought to the CPU, so that any process can unpickle them."""
+    """The same with all tensors in containers and dataclasses on the CPU, so that any process can unpickle it."""
     if isinstance(x, Tensor):
         return x.detach().cpu()
     if isinstance(x, dict):

@@ -10,10 +10,8 @@ from itertools import chain
 from typing import Any, Protocol, runtime_checkable
 
 import lightning as L
-import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from varrl_lightning.data import TrainingBatches
 from varrl_lightning.errors import RanksDisagreeError
@@ -22,18 +20,14 @@ from varrl_lightning.policies.base import VARPolicy
 from varrl_lightning.policies.lora import is_adapter
 from varrl_lightning.policies.state import Anchor
 from varrl_lightning.strategies.base import Parallel
+from varrl_lightning.weights.fingerprint import SAMPLED, checksums
 
 SHOWN = 10
-"""Differences that a message lists."""
+"""The most differences that a message lists."""
 LONG = 60
-"""Characters of a value that a message shows."""
-CHUNK, CHUNK_IN_CACHE = 2**23, 2**18
-"""Entries of a tensor that are summed at one time: 128 MiB of intermediate values; on a CPU, what its cache holds."""
-SAMPLED = 2**16
-"""Entries by which a tensor as it was given is told from another."""
+"""The most characters of a value that a message shows."""
 _OF_THE_TRAINER = ("max_steps", "max_epochs", "precision", "num_training_batches")
 _PACKAGES = ("torch", "lightning")
-_WORDS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int32, 16: torch.int32}
 
 
 @runtime_checkable
@@ -86,7 +80,9 @@ class RankConsistency(Callback):
         self._agreed = None
         if stage == "fit" and self.module.parallel.world_size > 1:
             # Adapters begin at random, by each process's own generator; a strategy makes one of them.
-            given = {name: x for name, x in _own(self.module) if name.startswith("policy.") and not is_adapter(name)}
+            given = {
+                name: x for name, x in _parameters_and_buffers(self.module) if name.startswith("policy.") and not is_adapter(name)
+            }
             _compare(checksums(given, SAMPLED), self.module.parallel, "before training")
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int) -> None:
@@ -144,73 +140,26 @@ def differences(facts: Sequence[Mapping[str, str]]) -> list[str]:
     problems = []
     for name in dict.fromkeys(chain.from_iterable(facts)):
         ranks: dict[str, list[int]] = {}
-        for rank, own in enumerate(facts):
-            ranks.setdefault(own.get(name, "absent"), []).append(rank)
+        for rank, facts_of_rank in enumerate(facts):
+            ranks.setdefault(facts_of_rank.get(name, "absent"), []).append(rank)
         if len(ranks) > 1:
-            problems.append(f"{name}: " + "; ".join(f"{_short(value)} on {_listed(held)}" for value, held in ranks.items()))
+            problems.append(f"{name}: " + "; ".join(f"{_abbreviated(x)} on {_ranks_in_words(held)}" for x, held in ranks.items()))
     return problems
 
 
-def checksums(tensors: Mapping[str, Tensor], entries: int | None = None) -> dict[str, str]:
-    """Fletcher's checksum of each tensor that this process holds whole; sharded ones are left out.
-
-        sum_i w_i,  sum_i (i + 1) w_i     modulo 2^64, over the bit patterns w of its entries
-
-    Two tensors of fewer than 2^31 entries that differ in one entry, or in any two, never have the same checksum: |w_i - w_i'| <
-    2^32, so that neither sum can wrap back. More differences than that meet by chance, about once in 2^64.
-
-    Args:
-        entries: about how many entries of each tensor to take, evenly spaced; None for all.
-    """
-    whole = {name: x.to_local() if isinstance(x, DTensor) else x for name, x in tensors.items() if _is_whole(x)}
-    sums = [_fletcher(x.detach().flatten()[:: max(1, x.numel() // entries) if entries else 1]) for x in whole.values()]
-    if not sums:
-        return {}
-    devices = {s.device for s in sums}
-    # One transfer from each device, rather than one a tensor.
-    found = {device: iter(torch.stack([s for s in sums if s.device == device]).tolist()) for device in devices}
-    marks = {name: next(found[s.device]) for name, s in zip(whole, sums, strict=True)}
-    return {name: f"{_kind(whole[name])} {a % 2**64:016x}{b % 2**64:016x}" for name, (a, b) in marks.items()}
-
-
-def _fletcher(x: Tensor) -> Tensor:
-    if x.is_complex():
-        x = torch.view_as_real(x)
-    words = x.contiguous().view(torch.int8 if x.dtype == torch.bool else _WORDS[x.element_size()]).flatten()
-    size = CHUNK_IN_CACHE if x.device.type == "cpu" else CHUNK
-    places = torch.arange(1, min(size, words.numel()) + 1, device=x.device)
-    sums = torch.zeros(2, dtype=torch.int64, device=x.device)
-    for first in range(0, words.numel(), size):
-        part = words[first : first + size].long()
-        total = part.sum()
-        sums += torch.stack((total, (part * places[: part.numel()]).sum() + first * total))
-    return sums
-
-
-def _kind(x: Tensor) -> str:
-    return f"{str(x.dtype).removeprefix('torch.')} {list(x.shape)}"
-
-
-def _is_whole(x: Tensor) -> bool:
-    if isinstance(x, DTensor):
-        return all(placement.is_replicate() for placement in x.placements)
-    # ZeRO-3 leaves an empty tensor in the place of a weight; what is on meta has no values yet.
-    return not hasattr(x, "ds_id") and not x.is_meta
-
-
-def _own(module: ComparedModule | nn.Module) -> Iterator[tuple[str, Tensor]]:
+def _parameters_and_buffers(module: ComparedModule | nn.Module) -> Iterator[tuple[str, Tensor]]:
     return chain(module.named_parameters(), module.named_buffers())
 
 
 def _tensors(module: ComparedModule, frozen: bool) -> Iterator[tuple[str, Tensor]]:
-    """Of the module's own tree, and of what it hides from it: the reference, and frozen parts of the policy."""
-    yield from ((name, x) for name, x in _own(module) if frozen or x.requires_grad)
+    """Parameters and buffers of the module's tree, and of what lies outside it: the reference, and frozen parts of the policy."""
+    yield from ((name, x) for name, x in _parameters_and_buffers(module) if frozen or x.requires_grad)
     if frozen:
-        parts = {f"policy.{name}": part for name, part in module.policy._frozen[0].items()}
+        parts = {f"policy.{name}": part for name, part in module.policy.frozen_parts.items()}
         if isinstance(module.reference, VARPolicy):
             parts["reference"] = module.reference.transformer
         for name, part in parts.items():
-            yield from ((f"{name}.{inner}", x) for inner, x in _own(part))
+            yield from ((f"{name}.{inner}", x) for inner, x in _parameters_and_buffers(part))
 
 
 def _stages(grpo: GRPO, rollouts_done: int) -> dict[str, str]:
@@ -222,26 +171,26 @@ def _stages(grpo: GRPO, rollouts_done: int) -> dict[str, str]:
 
 def _configuration(grpo: GRPO) -> dict[str, str]:
     settings = _fields(grpo.credit) | _fields(grpo.objective)
-    settings |= {f"reward {name}": f"{_name(t.reward)}, weight {t.weight}" for name, t in grpo.rewards.terms.items()}
-    return settings | {"mask_source": _name(grpo.mask_source)}
+    settings |= {f"reward {name}": f"{_class_name(t.reward)}, weight {t.weight}" for name, t in grpo.rewards.terms.items()}
+    return settings | {"mask_source": _class_name(grpo.mask_source)}
 
 
 def _fields(value: Any, name: str = "") -> dict[str, str]:
     """The fields of a dataclass, and of those in it, by their paths."""
     if not is_dataclass(value):
         return {name: str(value)}
-    found: dict[str, str] = {}
+    values: dict[str, str] = {}
     for field in fields(value):
-        found |= _fields(getattr(value, field.name), f"{name}.{field.name}" if name else field.name)
-    return found
+        values |= _fields(getattr(value, field.name), f"{name}.{field.name}" if name else field.name)
+    return values
 
 
-def _name(x: Any) -> str:
+def _class_name(x: Any) -> str:
     return f"{type(x).__module__}.{type(x).__qualname__}"
 
 
 def _optimizer(trainer: L.Trainer) -> dict[str, str]:
-    """Learning rate and the like; moments show in the weights one step later."""
+    """The options of the optimizers, such as the learning rate; moments show in the weights one step later."""
     groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
     return {
         f"optimizer.{i}.{name}": str(value)
@@ -252,7 +201,7 @@ def _optimizer(trainer: L.Trainer) -> dict[str, str]:
 
 
 def _prompt_order(trainer: L.Trainer, frozen: bool) -> dict[str, str]:
-    """Where training is in its prompts, and which they are; nothing of a foreign loader, whose ranks may differ."""
+    """Where training is in its prompts, and which they are; empty for a foreign loader, whose ranks may differ."""
     loader: Any = trainer.train_dataloader
     if not isinstance(loader, TrainingBatches):
         return {}
@@ -279,12 +228,12 @@ def _digest(lines: Iterable[str]) -> str:
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
 
 
-def _short(value: str) -> str:
+def _abbreviated(value: str) -> str:
     return value if len(value) <= LONG else f"{value[: LONG // 2]}... (hash {_digest([value])})"
 
 
-def _listed(ranks: Sequence[int]) -> str:
-    """`rank 3`, `ranks 0-2, 5`."""
+def _ranks_in_words(ranks: Sequence[int]) -> str:
+    """Ranks as a message names them: `rank 3`, `ranks 0-2, 5`."""
     runs: list[list[int]] = []
     for rank in ranks:
         if runs and rank == runs[-1][-1] + 1:

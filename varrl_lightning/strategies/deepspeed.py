@@ -22,7 +22,7 @@ from torch.optim import Optimizer
 from varrl_lightning.policies.base import VARPolicy
 from varrl_lightning.policies.lora import is_adapter
 from varrl_lightning.strategies.base import Parallel
-from varrl_lightning.strategies.zero_checkpoints import check_installed, written_by
+from varrl_lightning.strategies.zero_checkpoints import check_installed, count_writers
 
 _NOISE = (
     # DeepSpeed 0.19 with torch 2.13.
@@ -33,7 +33,7 @@ _NOISE = (
 
 
 class ZeROStrategy(DeepSpeedStrategy):
-    """Lightning's strategy for DeepSpeed, on CPUs too, and with checkpoints that say what they cannot do.
+    """Lightning's strategy for DeepSpeed, on CPUs too, and with errors for checkpoints that cannot be loaded.
 
     Args:
         stage: what is sharded: 1 optimizer state, 2 gradients too, 3 weights too.
@@ -72,7 +72,7 @@ class ZeROStrategy(DeepSpeedStrategy):
 
     def setup_environment(self) -> None:
         """Begin the process group."""
-        # What Lightning's own does beyond this is to refuse everything but CUDA.
+        # Beyond this Lightning's own refuses everything but CUDA.
         DDPStrategy.setup_environment(self)
 
     def setup_distributed(self) -> None:
@@ -89,7 +89,7 @@ class ZeROStrategy(DeepSpeedStrategy):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any | None = None) -> None:
         """Write a folder, each process its part; of a policy with an adapter the adapter alone."""
-        self.exclude_frozen_parameters = self._has_adapter()
+        self.exclude_frozen_parameters = self.has_adapter()
         super().save_checkpoint(checkpoint, filepath, storage_options)
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
@@ -99,7 +99,7 @@ class ZeROStrategy(DeepSpeedStrategy):
             ValueError: when it has not; names the command.
         """
         folder = Path(checkpoint_path)
-        writers = written_by(folder)  # none: Lightning says what is wrong with it
+        writers = count_writers(folder)  # none: Lightning says what is wrong with it
         changed = writers not in (0, self.world_size)
         if changed and not (folder / "latest_universal").is_file():
             raise ValueError(
@@ -110,7 +110,7 @@ class ZeROStrategy(DeepSpeedStrategy):
         module, config = self.lightning_module, self.deepspeed_engine._config
         assert module is not None
         strict = module.strict_loading
-        module.strict_loading = strict and not self._has_adapter()
+        module.strict_loading = strict and not self.has_adapter()
         config.load_universal_checkpoint = changed
         try:
             return super().load_checkpoint(checkpoint_path, weights_only)
@@ -118,7 +118,8 @@ class ZeROStrategy(DeepSpeedStrategy):
             config.load_universal_checkpoint = False
             module.strict_loading = strict
 
-    def _has_adapter(self) -> bool:
+    def has_adapter(self) -> bool:
+        """Whether the trained policy has an adapter."""
         assert self.lightning_module is not None
         return any(is_adapter(name) for name, _ in self.lightning_module.named_parameters())
 
@@ -137,18 +138,18 @@ class EngineParallel(Parallel):
 
     @property
     def kind(self) -> str:
-        """`zero` and the stage."""
+        """The kind of strategy, by its stage: `zero1`, `zero2` or `zero3`."""
         config = self.strategy.config if isinstance(self.strategy.config, dict) else {}
         return f"zero{max(int(config.get('zero_optimization', {}).get('stage', 0)), 1)}"
 
     @property
     def whole_everywhere(self) -> bool:  # type: ignore[override]
-        """Not with stage 3."""
+        """Whether each process can sample when the others do not: not with stage 3."""
         return not self.strategy.zero_stage_3
 
     @property
     def _zero(self) -> Any:
-        """The engine's own optimizer, which has the gradients."""
+        """The engine's optimizer, which holds the gradients."""
         return self.strategy.deepspeed_engine.optimizer
 
     # --- the weights --------------------------------------------------------------------------------------------------------
@@ -168,7 +169,7 @@ class EngineParallel(Parallel):
 
     @contextmanager
     def sampling(self, policies: Sequence[VARPolicy]) -> Iterator[None]:
-        """Within it the first of these policies, which is the one that draws, is whole on every process."""
+        """Within it the first of these policies, which is the one that samples, is whole on every process."""
         if not self.strategy.zero_stage_3:
             yield
             return
@@ -189,7 +190,7 @@ class EngineParallel(Parallel):
     # --- the update ---------------------------------------------------------------------------------------------------------
 
     def check_optimization(self, max_grad_norm: float | None) -> None:
-        """The engine clips, in its step.
+        """Set the engine to clip in its step.
 
         Raises:
             ValueError: when DeepSpeed's configuration clips otherwise, or keeps optimizer state in the host's memory.
@@ -213,24 +214,24 @@ class EngineParallel(Parallel):
         config["gradient_clipping"] = wanted
 
     def check_average(self) -> None:
-        """ZeRO-3 keeps weights in a form of its own.
+        """Refuse an average where the engine keeps weights in a form of its own.
 
         Raises:
             ValueError: under ZeRO-3, and with an adapter.
         """
         if self.strategy.zero_stage_3:
             raise ValueError(
-                "ema_decay keeps an average of the weights, which ZeRO-3 cuts up in a way of its own; use strategy fsdp2, which "
+                "ema_decay keeps an average of the weights, which ZeRO-3 splits in a way of its own; use strategy fsdp2, which "
                 "shards as much, or ZeRO-2, or set ema_decay to null"
             )
-        if self.strategy._has_adapter() if isinstance(self.strategy, ZeROStrategy) else self.strategy.exclude_frozen_parameters:
+        if self.strategy.has_adapter() if isinstance(self.strategy, ZeROStrategy) else self.strategy.exclude_frozen_parameters:
             raise ValueError(
                 "ema_decay keeps an average of an adapter, which DeepSpeed leaves out of its checkpoints, since the average itself "
                 "does not train; use strategy ddp or fsdp2, or set ema_decay to null"
             )
 
     def backward(self, module: L.LightningModule, loss: Float[Tensor, ""], last: bool) -> None:
-        """Backward of one micro-batch; see `Parallel.backward`.
+        """Run the backward of one micro-batch; see `Parallel.backward`.
 
         Each stage keeps what it keeps after a backward, so that with stages 2 and 3 no process ever holds the whole gradient.
         """
@@ -262,10 +263,10 @@ class EngineParallel(Parallel):
         return torch.where(norm < 0, torch.inf, norm / zero.loss_scale)
 
     def clip(self, optimizer: Optimizer, max_norm: float, norm: Float[Tensor, ""]) -> None:
-        """Left to the engine's step; see `check_optimization`."""
+        """Do nothing: the engine clips in its step; see `check_optimization`."""
 
     def drop(self, optimizer: Optimizer) -> None:
-        """Make the gradient one that the engine's step finds not to be finite, and leaves out."""
+        """Fill the gradient with inf: the engine skips a step whose gradient is not finite."""
         for parts in self._zero.averaged_gradients.values():
             for part in parts or ():
                 part.fill_(torch.inf)

@@ -30,7 +30,7 @@ class FSDP2Strategy(ShardedCheckpoints, ModelParallelStrategy):
     Args:
         save_distributed_checkpoint: a checkpoint is a folder to which every process writes its shards; False gathers it in the
             memory of rank 0, tensor by tensor, and writes one file, as a run on one process does.
-        sampling: `gathered` holds the whole policy on every process while it draws, and gathers it once for that; `sharded` gathers
+        sampling: `gathered` gathers the whole policy on every process once for a rollout, and holds it meanwhile; `sharded` gathers
             each layer anew for each scale, and holds one layer at a time.
         accumulate: between micro-batches a process holds the gradient of the `whole` policy, and all processes exchange it once; or
             its `shard`, and they exchange it with every micro-batch.
@@ -92,23 +92,23 @@ class ShardedParallel(Parallel):
 
     @property
     def kind(self) -> str:
-        """Of this strategy there is one kind."""
+        """The kind of strategy: `fsdp2`."""
         return "fsdp2"
 
     @property
     def memory_options(self) -> dict[str, bool]:
-        """Whether weights are gathered to draw, and gradients held whole between micro-batches."""
+        """Whether weights are gathered to sample, and gradients held whole between micro-batches."""
         return {"gathers": self._option("sampling", "gathered"), "accumulates_whole": self._option("accumulate", "whole")}
 
     def _option(self, name: str, default: str) -> bool:
-        """Whether an option of `FSDP2Strategy` has its default, which it has for Lightning's own."""
+        """Whether an option of `FSDP2Strategy` has its default; Lightning's own strategy behaves as with all defaults."""
         return bool(getattr(self.strategy, name, default) == default)
 
     # --- the weights --------------------------------------------------------------------------------------------------------
 
     def configure(self, policy: VARPolicy) -> None:
         """Shard the policy where it is not yet; its frozen parts stay whole."""
-        # Drawing is no forward call, and has to gather the weights nevertheless.
+        # Sampling is no forward call, and has to gather the weights nevertheless.
         shard(policy, self.strategy.device_mesh["data_parallel"], ("begin", "sample"))
 
     def place_reference(self, reference: VARPolicy, policy: VARPolicy) -> None:
@@ -137,7 +137,7 @@ class ShardedParallel(Parallel):
     # --- the update ---------------------------------------------------------------------------------------------------------
 
     def backward(self, module: L.LightningModule, loss: Float[Tensor, ""], last: bool) -> None:
-        """Backward of one micro-batch; see `Parallel.backward`."""
+        """Run the backward of one micro-batch; see `Parallel.backward`."""
         exchanged = last or not self._option("accumulate", "whole")
         for part in _parts(module):
             part.set_requires_gradient_sync(exchanged, recurse=False)
@@ -181,22 +181,22 @@ def shard(policy: VARPolicy, mesh: DeviceMesh, methods: Sequence[str]) -> None:
 
 
 def _check_dtypes(groups: Sequence[nn.Module]) -> None:
-    """What trains in a group has one dtype, or torch fails in the first backward; frozen weights may have another."""
+    """Refuse several dtypes among the trained weights of a group: torch fails in the first backward. Frozen ones may differ."""
     seen: set[nn.Parameter] = set()
     for group in groups:
-        own = {name: p for name, p in group.named_parameters() if p.requires_grad and p not in seen}
-        seen.update(own.values())
-        if len({p.dtype for p in own.values()}) > 1:
-            some = {p.dtype: name for name, p in own.items()}
+        trained = {name: p for name, p in group.named_parameters() if p.requires_grad and p not in seen}
+        seen.update(trained.values())
+        examples = {p.dtype: name for name, p in trained.items()}
+        if len(examples) > 1:
             raise ValueError(
                 f"the trained weights of {type(group).__name__} have several dtypes, which FSDP2 cannot shard together: "
-                + ", ".join(f"{dtype} ({name})" for dtype, name in some.items())
+                + ", ".join(f"{dtype} ({name})" for dtype, name in examples.items())
                 + "; load the policy with one dtype, or freeze those of the other"
             )
 
 
 def release(policy: VARPolicy) -> None:
-    """Free what is gathered, and what torch remembers of calls until their backward, which some never have."""
+    """Free gathered weights, and what torch keeps of each call for its backward, which some calls never have."""
     if not isinstance(policy, FSDPModule):
         return
     for part in _parts(policy):
@@ -238,5 +238,5 @@ def _parts(module: nn.Module) -> list[FSDPModule]:
 
 def _gradients(optimizer: Optimizer) -> list[Tensor]:
     """This process's part of each gradient."""
-    found = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-    return [gradient.to_local() if isinstance(gradient, DTensor) else gradient for gradient in found]
+    gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    return [gradient.to_local() if isinstance(gradient, DTensor) else gradient for gradient in gradients]

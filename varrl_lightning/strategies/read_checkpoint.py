@@ -1,4 +1,4 @@
-"""A folder that a sharded run has written, read by one process."""
+"""One process reads a folder that a sharded run has written."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from varrl_lightning.strategies.zero_checkpoints import is_zero_folder, read_zer
 
 
 def read_sharded(path: str | Path, parts: Literal["weights", "outline"] = "weights") -> dict[str, Any]:
-    """The checkpoint that a run on one process would have written, without the optimizer.
+    """Read the checkpoint that a run on one process would have written, without the optimizer.
 
     Args:
         parts: `outline` reads no tensor of a folder of FSDP2's; DeepSpeed's are always read whole.

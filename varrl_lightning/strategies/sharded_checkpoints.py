@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,15 +28,15 @@ LAYOUT = "optimizer_layout"
 
 
 class ShardedCheckpoints(ModelParallelStrategy):
-    """Saves and loads either form in the order of hooks that a run on one process has.
+    """A strategy that saves and loads either form in the order of hooks that a run on one process has.
 
-    With Lightning's own, a sharded module cannot leave tensors out of a checkpoint, as an adapter's run does; an optimizer of some
-    parameters cannot be loaded from one file; and one that has not stepped yet is saved as if it had.
+    With Lightning's ModelParallelStrategy a sharded module cannot leave tensors out of a checkpoint, as an adapter's run does; an
+    optimizer of some of the parameters cannot be loaded from one file; and one that has not stepped yet is saved as if it had.
     """
 
     @property
     def lightning_restore_optimizer(self) -> bool:
-        """Lightning hands `load_optimizer_state_dict` what was saved."""
+        """Whether Lightning hands `load_optimizer_state_dict` what was saved: yes."""
         return True
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
@@ -45,7 +45,7 @@ class ShardedCheckpoints(ModelParallelStrategy):
         return self.lightning_module.state_dict()
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
-        """The optimizer's own, with sharded tensors."""
+        """The optimizer's state dict, with sharded tensors."""
         return (optimizer._optimizer if isinstance(optimizer, LightningOptimizer) else optimizer).state_dict()
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
@@ -67,7 +67,7 @@ class ShardedCheckpoints(ModelParallelStrategy):
         self._on_rank_zero(lambda: self._write_file(whole, path))
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
-        """What was saved, by any number of processes; the weights of a folder are loaded with it, all else by the hooks."""
+        """Read what any number of processes have saved; the weights of a folder are loaded at once, all else by the hooks."""
         path = Path(self.broadcast(checkpoint_path))
         safe = weights_only is not False
         if not is_folder(path):
@@ -84,21 +84,21 @@ class ShardedCheckpoints(ModelParallelStrategy):
         return checkpoint
 
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
-        """Each process takes its part of each tensor.
+        """Copy this process's part of each tensor into the model.
 
         Raises:
             ValueError: when tensors are missing, unexpected or misshaped; lists them.
         """
-        own, given = self.lightning_module_state_dict(), checkpoint["state_dict"]
-        if strict and (problems := differences(given, own)):
+        state, saved = self.lightning_module_state_dict(), checkpoint["state_dict"]
+        if strict and (problems := differences(saved, state)):
             raise ValueError("the checkpoint does not fit the model:\n  " + "\n  ".join(problems))
         with torch.no_grad():
-            for name in [name for name in own if name in given]:
-                mine, value = (x.to_local() if isinstance(x, DTensor) else x for x in (own[name], part_of(given[name], own[name])))
-                mine.copy_(value)
+            for name in [name for name in state if name in saved]:
+                x, value = (t.to_local() if isinstance(t, DTensor) else t for t in (state[name], part_of(saved[name], state[name])))
+                x.copy_(value)
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
-        """Each process takes its part of each tensor."""
+        """Load this process's part of each tensor into the optimizers."""
         for optimizer, saved in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
             parameters = [p for group in optimizer.param_groups for p in group["params"]]
             ids = [i for group in saved["param_groups"] for i in group["params"]]
@@ -114,19 +114,20 @@ class ShardedCheckpoints(ModelParallelStrategy):
         rest = {name: value for name, value in checkpoint.items() if name not in ("state_dict", "optimizer_states")}
         tensors = {WEIGHTS + name: x for name, x in checkpoint["state_dict"].items()}
         if "optimizer_states" in checkpoint:
-            assert self.lightning_module is not None
-            names = {id(p): name for name, p in self.lightning_module.named_parameters()}
             rest[LAYOUT] = []
             for index, (optimizer, saved) in enumerate(zip(self.optimizers, checkpoint["optimizer_states"], strict=True)):
-                of = [names[id(p)] for group in optimizer.param_groups for p in group["params"]]
-                prefix, others = OPTIMIZER.format(index), {}
-                for i, values in saved["state"].items():
-                    tensors |= {f"{prefix}{of[i]}.{key}": x for key, x in values.items() if isinstance(x, Tensor)}
-                    others[of[i]] = {key: x for key, x in values.items() if not isinstance(x, Tensor)}
-                rest[LAYOUT].append({"names": of, "param_groups": saved["param_groups"], "others": others})
+                named, layout = _by_name(saved, self._parameter_names(optimizer))
+                tensors |= {OPTIMIZER.format(index) + name: x for name, x in named.items()}
+                rest[LAYOUT].append(layout)
         self._on_rank_zero(lambda: _clear(path))
         save(tensors, checkpoint_id=path)
         self._on_rank_zero(lambda: torch.save(rest, path / REST))
+
+    def _parameter_names(self, optimizer: Optimizer) -> list[str]:
+        """The names of an optimizer's parameters, in its order."""
+        assert self.lightning_module is not None
+        names = {id(p): name for name, p in self.lightning_module.named_parameters()}
+        return [names[id(p)] for group in optimizer.param_groups for p in group["params"]]
 
     def _write_file(self, checkpoint: dict[str, Any], path: Path) -> None:
         if path.is_dir():
@@ -134,12 +135,12 @@ class ShardedCheckpoints(ModelParallelStrategy):
         Strategy.save_checkpoint(self, checkpoint, path)
 
     def _whole(self, x: Tensor) -> Tensor | None:
-        """The whole tensor on rank 0, which alone writes it."""
+        """Gather a whole tensor on rank 0, which alone writes it."""
         whole = x.full_tensor() if isinstance(x, DTensor) else x
         return whole.detach().cpu() if self.is_global_zero else None
 
     def _on_rank_zero(self, work: Callable[[], object]) -> None:
-        """Work of one process, for which the others wait, and whose failure is that of all."""
+        """Work on rank 0 while the others wait; where it fails, every process raises."""
         problem: str | None = None
         cause: Exception | None = None
         if self.is_global_zero:
@@ -154,9 +155,9 @@ class ShardedCheckpoints(ModelParallelStrategy):
     # --- reading ------------------------------------------------------------------------------------------------------------
 
     def _load_weights(self, path: Path, stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        own = self.lightning_module_state_dict()
+        state = self.lightning_module_state_dict()
         outline = {name.removeprefix(WEIGHTS): x for name, x in stored.items() if name.startswith(WEIGHTS)}
-        fitting = {name: own[name] for name, x in outline.items() if name in own and own[name].shape == x.shape}
+        fitting = {name: state[name] for name, x in outline.items() if name in state and state[name].shape == x.shape}
         load({WEIGHTS + name: x for name, x in fitting.items()}, checkpoint_id=path)
         return outline | fitting  # what fits nothing is left as an outline, for the hooks to see that it was there
 
@@ -175,10 +176,10 @@ class ShardedCheckpoints(ModelParallelStrategy):
 
 
 def read_folder(path: str | Path, parts: Literal["all", "weights", "outline"] = "all") -> dict[str, Any]:
-    """A folder as the checkpoint that a run on one process writes; needs no other process.
+    """Read a folder as the checkpoint that a run on one process writes; needs no other process.
 
     Args:
-        parts: `all`; `weights` without the optimizers, for those who draw; `outline`, which reads no tensor: those of `state_dict`
+        parts: `all`; `weights` without the optimizers, to sample; `outline`, which reads no tensor: those of `state_dict`
             are on the meta device and have names, shapes and dtypes.
 
     Raises:
@@ -216,14 +217,14 @@ def _clear(path: Path) -> None:
 
 
 def part_of(value: Any, like: Tensor) -> Any:
-    """This process's part of a whole tensor that has the shape of a sharded one; anything else as it is."""
+    """This process's part of a whole tensor that has the shape of a sharded one; any other value as it is."""
     if isinstance(value, DTensor) or not isinstance(like, DTensor) or not isinstance(value, Tensor) or value.shape != like.shape:
         return value
     return distribute_tensor(value.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
 
 
 def _stored(path: Path) -> dict[str, Tensor]:
-    """Outlines of a folder's tensors."""
+    """The tensors of a folder by name, on the meta device: shapes and dtypes without values."""
     entries = FileSystemReader(path).read_metadata().state_dict_metadata
     tensors = {name: x for name, x in entries.items() if isinstance(x, TensorStorageMetadata)}
     return {name: torch.empty(x.size, dtype=x.properties.dtype, device="meta") for name, x in tensors.items()}
@@ -234,8 +235,16 @@ def _of_optimizer(tensors: Mapping[str, Tensor], index: int) -> dict[str, Tensor
     return {name.removeprefix(prefix): x for name, x in tensors.items() if name.startswith(prefix)}
 
 
+def _by_name(saved: Mapping[str, Any], names: Sequence[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """An optimizer's state dict as tensors by `NAME.key`, which processes can share out, and a layout with all the rest."""
+    states = {names[i]: values for i, values in saved["state"].items()}
+    tensors = {f"{name}.{key}": x for name, values in states.items() for key, x in values.items() if isinstance(x, Tensor)}
+    others = {name: {key: x for key, x in values.items() if not isinstance(x, Tensor)} for name, values in states.items()}
+    return tensors, {"names": list(names), "param_groups": saved["param_groups"], "others": others}
+
+
 def _optimizer_state(tensors: Mapping[str, Tensor], layout: Mapping[str, Any]) -> dict[str, Any]:
-    """An optimizer's own form: parameters by their place in it."""
+    """The inverse of `_by_name`: an optimizer's state dict, which knows parameters by their place in it."""
     place = {name: i for i, name in enumerate(layout["names"])}
     state: dict[int, dict[str, Any]] = {place[name]: dict(values) for name, values in layout["others"].items()}
     for full, x in tensors.items():
@@ -245,7 +254,7 @@ def _optimizer_state(tensors: Mapping[str, Tensor], layout: Mapping[str, Any]) -
 
 
 def _map(f: Callable[[Tensor], Any], x: Any) -> Any:
-    """Apply to all tensors in dicts and lists, in their order, which all processes share."""
+    """Apply a function to all tensors in dicts and lists, in their order, which all processes share."""
     if isinstance(x, Tensor):
         return f(x)
     if isinstance(x, dict):

@@ -22,7 +22,7 @@ def write_checkpoint(trainer: L.Trainer, path: Path) -> None:
         Exception: where writing failed; the other processes have come as far by then as this one.
     """
     try:
-        with _straight_to_the_file(trainer.strategy), _deepspeed_goes_on(trainer.strategy) as finish:
+        with _streamed(trainer.strategy), _errors_postponed(trainer.strategy) as finish:
             trainer.save_checkpoint(path, weights_only=False)
             finish(path)
     except CheckpointException as error:  # no Exception; FSDP2 raises it on every process
@@ -37,8 +37,8 @@ def write_checkpoint(trainer: L.Trainer, path: Path) -> None:
         raise
 
 
-class _Streamed(TorchCheckpointIO):
-    """Lightning's own keeps the whole file in memory and again in the folder for temporary files before it is moved."""
+class _StreamedCheckpointIO(TorchCheckpointIO):
+    """Writes a file as it goes; Lightning's own keeps all of it in memory, and again in the folder for temporary files."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
         with Path(path).open("wb") as file:
@@ -46,13 +46,14 @@ class _Streamed(TorchCheckpointIO):
 
 
 @contextmanager
-def _straight_to_the_file(strategy: Strategy) -> Iterator[None]:
+def _streamed(strategy: Strategy) -> Iterator[None]:
+    """Within it, Lightning's own way to write a file is replaced by one that streams."""
     former = strategy.checkpoint_io
-    # Somebody's own knows better where to write; one that writes later would have its file renamed before it is written.
+    # A user's own knows better where to write; but one that writes later would have its file renamed before it is written.
     if type(former) is not TorchCheckpointIO and not isinstance(former, AsyncCheckpointIO):
         yield
         return
-    strategy.checkpoint_io = _Streamed()
+    strategy.checkpoint_io = _StreamedCheckpointIO()
     try:
         yield
     finally:
@@ -67,8 +68,8 @@ class _WrittenByOthersError(Exception):
         self.problem = problem
 
 
-class _GoesOn:
-    """DeepSpeed's writer, with errors kept for later: the engine has barriers between its files."""
+class _PostponingWriter:
+    """DeepSpeed's writer with its errors kept for later, since the engine has barriers between its files."""
 
     def __init__(self, writer: Any) -> None:
         self._writer = writer
@@ -84,7 +85,7 @@ class _GoesOn:
         self.attempt(lambda: self._writer.makedirs(path, exist_ok=exist_ok))
 
     def is_decoupled(self) -> bool:
-        """So the engine leaves the file `latest` to us: it would write it on rank 0 alone, with the others at a barrier."""
+        """Whether the engine leaves the file `latest` to its caller: it would write it on rank 0, with the others at a barrier."""
         return True
 
     def attempt(self, write: Callable[[], Any]) -> None:
@@ -95,14 +96,14 @@ class _GoesOn:
 
 
 @contextmanager
-def _deepspeed_goes_on(strategy: Strategy) -> Iterator[Callable[[Path], None]]:
-    """Within it, DeepSpeed's engine gets through a save whatever happens; what is yielded ends the save."""
+def _errors_postponed(strategy: Strategy) -> Iterator[Callable[[Path], None]]:
+    """Within it, DeepSpeed's engine gets through a save whatever happens; the function it yields ends the save, or raises."""
     if not isinstance(strategy, DeepSpeedStrategy):
         yield lambda _: None
         return
     engine: Any = strategy.model
     former, copy_scripts = engine.checkpoint_engine, engine._copy_recovery_script
-    writer = engine.checkpoint_engine = _GoesOn(former)
+    writer = engine.checkpoint_engine = _PostponingWriter(former)
     engine._copy_recovery_script = lambda path: writer.attempt(lambda: copy_scripts(path))
 
     def finish(path: Path) -> None:

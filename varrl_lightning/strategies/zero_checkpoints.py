@@ -1,4 +1,4 @@
-"""Checkpoints of DeepSpeed: a folder that every process writes its part of, read by one process."""
+"""Checkpoints of DeepSpeed: folders that all processes write together and one process reads."""
 
 from __future__ import annotations
 
@@ -15,16 +15,24 @@ from varrl_lightning.policies.lora import is_adapter
 
 REQUIREMENT = "deepspeed>=0.19"
 _PART = "*_optim_states.pt"
-"""One such file a process."""
-_ENGINE = ("module", "optimizer", "param_shapes", "frozen_param_shapes", "frozen_param_fragments", "buffer_names", "shared_params")
-"""What DeepSpeed adds to a checkpoint for itself."""
+"""The name of the one such file of each process."""
+_ENGINE_KEYS = (
+    "module",
+    "optimizer",
+    "param_shapes",
+    "frozen_param_shapes",
+    "frozen_param_fragments",
+    "buffer_names",
+    "shared_params",
+)
+"""Keys that DeepSpeed adds to a checkpoint for itself."""
 
 
 def check_installed() -> None:
-    """Before DeepSpeed is imported: say how to install it where it is missing.
+    """Check, before DeepSpeed is imported, that it is installed.
 
     Raises:
-        ModuleNotFoundError: then.
+        ModuleNotFoundError: when it is not; names the command that installs it.
     """
     if not RequirementCache(REQUIREMENT):
         raise ModuleNotFoundError(f"ZeRO needs {REQUIREMENT}, which is not installed: pip install 'varrl-lightning[deepspeed]'")
@@ -37,13 +45,13 @@ def is_zero_folder(path: str | Path) -> bool:
     return (Path(path) / "latest").is_file()
 
 
-def written_by(folder: Path) -> int:
-    """By how many processes; 0 where it is no such folder."""
+def count_writers(folder: Path) -> int:
+    """The number of processes that wrote a folder; 0 where it is no folder of DeepSpeed's."""
     return len(list((folder / "checkpoint").glob(_PART)))
 
 
 def read_zero_folder(path: str | Path) -> dict[str, Any]:
-    """A checkpoint's folder as the checkpoint of a run on one process, without the optimizer; weights in fp32.
+    """Read a checkpoint's folder as the checkpoint of a run on one process, without the optimizer; weights in fp32.
 
     Of a policy with an adapter `state_dict` holds the adapter alone. The folder's pickles are trusted.
 
@@ -65,5 +73,5 @@ def read_zero_folder(path: str | Path) -> dict[str, Any]:
         weights = get_fp32_state_dict_from_zero_checkpoint(str(folder), tag="checkpoint")
     adapted = any(map(is_adapter, weights))
     rest = torch.load(states[0], map_location="cpu", weights_only=False)
-    kept = {name: value for name, value in rest.items() if name not in _ENGINE}
+    kept = {name: value for name, value in rest.items() if name not in _ENGINE_KEYS}
     return kept | {"state_dict": {name: x.detach().clone() for name, x in weights.items() if is_adapter(name) or not adapted}}
