@@ -11,6 +11,9 @@ if TYPE_CHECKING:
     from importlib.metadata import version
 
     from varrl_lightning.data import PromptDataModule
+    from varrl_lightning.grpo.credit import CreditOptions, MaskOptions, NormaliseOptions
+    from varrl_lightning.grpo.grpo import GRPO
+    from varrl_lightning.grpo.objective import KLOptions, Objective
     from varrl_lightning.module import VARGRPO
     from varrl_lightning.policies.base import VARPolicy
     from varrl_lightning.policies.infinity import InfinityPolicy
@@ -23,6 +26,7 @@ if TYPE_CHECKING:
     from varrl_lightning.rewards.base import Reward
     from varrl_lightning.schedule import Schedule
     from varrl_lightning.text_encoders import ClipPair, EncodedTexts, T5Text
+    from varrl_lightning.training.guards import Guards
     from varrl_lightning.types import Box, LogProbs, Prompt, Rollout, Sampling, Score, Scores, Stage
 
     __version__ = version("varrl-lightning")
@@ -31,6 +35,10 @@ answer_old_names()
 
 _HOMES = {
     "VARGRPO": "module",
+    "GRPO": "grpo.grpo",
+    **dict.fromkeys(("CreditOptions", "MaskOptions", "NormaliseOptions"), "grpo.credit"),
+    **dict.fromkeys(("KLOptions", "Objective"), "grpo.objective"),
+    "Guards": "training.guards",
     "PromptDataModule": "data",
     "VARPolicy": "policies.base",
     "ImageNetVARPolicy": "policies.var",
@@ -47,15 +55,22 @@ _HOMES = {
 }
 
 __all__ = [
+    "GRPO",
     "VARGRPO",
     "Box",
     "ClipPair",
+    "CreditOptions",
     "EncodedTexts",
+    "Guards",
     "ImageNetVARPolicy",
     "InfinityPolicy",
+    "KLOptions",
     "LLMPrefixPolicy",
     "LetteringPolicy",
     "LogProbs",
+    "MaskOptions",
+    "NormaliseOptions",
+    "Objective",
     "Prompt",
     "PromptDataModule",
     "Reward",
