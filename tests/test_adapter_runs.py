@@ -216,4 +216,4 @@ def test_from_a_configuration_to_an_exported_file(
     assert "exists; give another name" in capsys.readouterr().err
     assert main(["export", "--config", str(config)]) == 2
     assert main(["export", "--config", str(config), "--output", "w.pth", "--dtype", "half"]) == 2
-    assert "--dtype must be one of float32, bfloat16, float16, got 'half'" in capsys.readouterr().err
+    assert "argument --dtype: invalid choice: 'half' (choose from 'float32', 'bfloat16', 'float16')" in capsys.readouterr().err

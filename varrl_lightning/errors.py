@@ -6,6 +6,9 @@ import difflib
 import textwrap
 from collections.abc import Iterable
 
+USE, FAILED = 2, 1
+"""Exit status of a wrong command line or configuration, and of everything else that goes wrong."""
+
 
 class PluginError(Exception):
     """Something named in a config could not be found, imported or built."""

@@ -21,9 +21,10 @@ import torch
 from varrl_lightning.callbacks.gradient_agreement import agreement_meter, described_variants
 from varrl_lightning.checkpoints.checking import load_checkpoint
 from varrl_lightning.commands.fit_config import ParsedConfig
-from varrl_lightning.commands.user_errors import FAILED, reraise_as, run_command
+from varrl_lightning.commands.fit_options import own_options, run_with_config
+from varrl_lightning.commands.user_errors import reraise_as
 from varrl_lightning.configuration.atomic_write import replace_text
-from varrl_lightning.errors import ConfigError, StartError
+from varrl_lightning.errors import FAILED, ConfigError, StartError
 from varrl_lightning.gradient_agreement.meter import AgreementMeter, Measured, independent_batches
 from varrl_lightning.gradient_agreement.variants import read_variants
 from varrl_lightning.module import VARGRPO
@@ -57,24 +58,15 @@ ONE_PRESS = 1.0
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Those of `fit`, and its own."""
-    if {"-h", "--help"} & set(arguments):
-        print(HELP)
-        return 0
-    own = argparse.ArgumentParser(exit_on_error=False, allow_abbrev=False, add_help=False)
+    """Run with the arguments of `fit` and those of `HELP`."""
+    own = own_options()
     for name in ("--variants", "--parameters", "--device", "--output"):
         own.add_argument(name)
     for name, value in (("--batches", 200), ("--prompts", None), ("--seed", 0), ("--blocks", 20)):
         own.add_argument(name, type=int, default=value)
     for name in ("--per_scale", "--kl"):
         own.add_argument(name, action="store_true")
-
-    def run() -> int:
-        with reraise_as(ConfigError, argparse.ArgumentError):
-            asked, rest = own.parse_known_args(arguments)
-        return _measure(asked, ParsedConfig(["fit", *rest]))
-
-    return run_command(run)
+    return run_with_config(arguments, HELP, own, _measure)
 
 
 def _measure(asked: argparse.Namespace, config: ParsedConfig) -> int:

@@ -22,8 +22,9 @@ from varrl_lightning.commands.doctor_checks import (
 )
 from varrl_lightning.commands.doctor_memory import report_memory
 from varrl_lightning.commands.fit_config import ParsedConfig
-from varrl_lightning.commands.user_errors import FAILED, reraise_as, run_command
-from varrl_lightning.errors import ConfigError, StartError
+from varrl_lightning.commands.fit_options import own_options, run_with_config
+from varrl_lightning.commands.user_errors import reraise_as
+from varrl_lightning.errors import FAILED, StartError
 
 CHECKS = ("plugins", "weights", "ratio", "sampler", "dropout", "reward")
 PROMPTS = 2
@@ -72,24 +73,18 @@ def _made(name: str, check: Callable[[], Finding]) -> Finding:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Those of `fit`, and `--json`."""
-    if {"-h", "--help"} & set(arguments):
-        print(HELP)
-        return 0
-    own = argparse.ArgumentParser(exit_on_error=False, allow_abbrev=False, add_help=False)
+    """Run with the arguments of `fit` and those of `HELP`."""
+    own = own_options()
     own.add_argument("--json", action="store_true")
     own.add_argument("--memory", action="store_true")
     own.add_argument("--memory-limit", type=float)
+    return run_with_config(arguments, HELP, own, _diagnose)
 
-    def run() -> int:
-        with reraise_as(ConfigError, argparse.ArgumentError):
-            asked, rest = own.parse_known_args(arguments)
-        config = ParsedConfig(["fit", *rest])
-        if asked.memory or asked.memory_limit is not None:
-            return report_memory(config, asked.memory_limit, asked.json)
-        return _report(examine(config), as_json=asked.json)
 
-    return run_command(run)
+def _diagnose(asked: argparse.Namespace, config: ParsedConfig) -> int:
+    if asked.memory or asked.memory_limit is not None:
+        return report_memory(config, asked.memory_limit, asked.json)
+    return _report(examine(config), as_json=asked.json)
 
 
 def _report(findings: Iterator[Finding], as_json: bool) -> int:

@@ -15,9 +15,9 @@ from rich.console import Console
 from rich.table import Table
 
 from varrl_lightning.commands.cli import VarrlCLI
-from varrl_lightning.commands.user_errors import BUILD_ERRORS, FAILED, reraise_as
+from varrl_lightning.commands.user_errors import BUILD_ERRORS, reraise_as
 from varrl_lightning.data import PromptDataModule
-from varrl_lightning.errors import ConfigError, StartError
+from varrl_lightning.errors import FAILED, ConfigError, StartError
 from varrl_lightning.memory import GIB, MARGIN, Forecast, Phase, Simulation, SimulationError, available_memory
 from varrl_lightning.module import VARGRPO
 from varrl_lightning.policies.base import VARPolicy

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -12,7 +13,8 @@ from torch import Tensor
 
 from varrl_lightning.checkpoints.checking import load_checkpoint
 from varrl_lightning.commands.fit_config import ParsedConfig
-from varrl_lightning.commands.user_errors import reraise_as, run_command
+from varrl_lightning.commands.fit_options import own_options, run_with_config
+from varrl_lightning.commands.user_errors import reraise_as
 from varrl_lightning.configuration.atomic_write import replacing
 from varrl_lightning.errors import ConfigError, StartError
 from varrl_lightning.policies.base import VARPolicy
@@ -64,47 +66,25 @@ def _portable(x: Tensor, dtype: torch.dtype | None) -> Tensor:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Those of `fit`, with `--output`, `--dtype` and `--weights`."""
-    if {"-h", "--help"} & set(arguments):
-        print(HELP)
-        return 0
-    return run_command(lambda: _export(arguments))
+    """Run with the arguments of `fit` and those of `HELP`."""
+    own = own_options()
+    own.add_argument("--output")
+    own.add_argument("--dtype", choices=DTYPES)
+    own.add_argument("--weights", choices=WEIGHTS, default="trained")
+    return run_with_config(arguments, HELP, own, _export)
 
 
-def _export(arguments: Sequence[str]) -> int:
-    options, rest = _split(arguments, ("--output", "--dtype", "--weights"))
-    if "--output" not in options:
+def _export(asked: argparse.Namespace, config: ParsedConfig) -> int:
+    if asked.output is None:
         raise ConfigError("export needs --output FILE, a .safetensors or .pth file to write")
-    dtype = options.get("--dtype")
-    if dtype is not None and dtype not in DTYPES:
-        raise ConfigError(f"--dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
-    weights = options.get("--weights", "trained")
-    if weights not in WEIGHTS:
-        raise ConfigError(f"--weights must be one of {', '.join(WEIGHTS)}, got {weights!r}")
-    config = ParsedConfig(["fit", *rest])
     model, _ = config.build()
-    if weights == "average" and model.average is None:
+    average = asked.weights == "average"
+    if average and model.average is None:
         raise ConfigError("--weights average: this configuration has no average, its model.ema_decay is null")
     with reraise_as(StartError, ValueError, OSError):
         if checkpoint := config.get("ckpt_path"):
             load_checkpoint(checkpoint, model, model.saved_tensors())
-        with model.evaluator.averaged() if weights == "average" else nullcontext():
-            written = export_policy(model.policy, options["--output"], None if dtype is None else dtype_named(dtype))
+        with model.evaluator.averaged() if average else nullcontext():
+            written = export_policy(model.policy, asked.output, None if asked.dtype is None else dtype_named(asked.dtype))
     print(f"{written}: {written.stat().st_size / 2**20:.1f} MiB")
     return 0
-
-
-def _split(arguments: Sequence[str], names: Sequence[str]) -> tuple[dict[str, str], list[str]]:
-    """Options of these names with their values, and all other arguments."""
-    found: dict[str, str] = {}
-    rest: list[str] = []
-    waiting = iter(arguments)
-    for argument in waiting:
-        name, equals, value = argument.partition("=")
-        if name not in names:
-            rest.append(argument)
-            continue
-        found[name] = value if equals else next(waiting, "")
-        if not found[name]:
-            raise ConfigError(f"{name} needs a value")
-    return found, rest

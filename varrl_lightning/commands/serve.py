@@ -16,7 +16,7 @@ from types import FrameType
 from typing import Any
 
 from varrl_lightning.configuration.class_path import import_class
-from varrl_lightning.errors import InitArgsError, PluginError, did_you_mean
+from varrl_lightning.errors import FAILED, USE, InitArgsError, PluginError, did_you_mean
 from varrl_lightning.registry import REWARDS, load
 from varrl_lightning.rewards.http_request import HEALTH, KEY_HEADER, PATH, PROTOCOL, Limits
 
@@ -25,7 +25,6 @@ HERE = "127.0.0.1"
 HOSTS = (HERE, "0.0.0.0", "::")
 LONGEST_WAIT = 300.0
 """Seconds that a request may take in all."""
-USE, FAILED = 2, 1
 
 
 def main(arguments: Sequence[str]) -> int:

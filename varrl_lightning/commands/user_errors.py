@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from varrl_lightning.errors import (
+    FAILED,
+    USE,
     ConfigError,
     MemoryFullError,
     PluginError,
@@ -23,8 +25,6 @@ from varrl_lightning.errors import (
     StartError,
 )
 
-USE, FAILED = 2, 1
-"""Exit status of a wrong command line or configuration, and of everything else that goes wrong."""
 BUILD_ERRORS = (ValueError, TypeError, ImportError, OSError, PluginError, MisconfigurationException)
 """What constructors raise when a configuration asks for the impossible."""
 
