@@ -75,7 +75,7 @@ def weights_are_strict(load: Callable[[], VARPolicy]) -> Finding:
 
 def fingerprints(policy: VARPolicy) -> Weights:
     """Two sums of every tensor of a policy and of its frozen parts: enough to tell weights apart without keeping them."""
-    frozen = {f"{part}.{name}": t for part, module in policy._frozen[0].items() for name, t in module.state_dict().items()}
+    frozen = {f"{part}.{name}": t for part, module in policy.frozen_parts.items() for name, t in module.state_dict().items()}
     # Without an adapter, which begins at random, as it should: in product with zero.
     tensors = {f"transformer.{name}": t for name, t in base_tensors(policy).items()} | frozen
     return {name: _sums(t.double().flatten()) for name, t in tensors.items()}

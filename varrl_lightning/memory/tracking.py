@@ -73,7 +73,7 @@ def size_of(tensors: Iterable[Tensor]) -> int:
 
 def frozen_parts(policy: VARPolicy) -> dict[str, nn.Module]:
     """Tokenizer, text encoder and what else a policy has outside of its module tree, by name."""
-    return {name: part for name, part in policy._frozen[0].items() if isinstance(part, nn.Module)}
+    return {name: part for name, part in policy.frozen_parts.items() if isinstance(part, nn.Module)}
 
 
 def outline(policy: VARPolicy, mode: FakeTensorMode, device: torch.device, dtype: torch.dtype | None = None) -> VARPolicy:

@@ -17,11 +17,10 @@ from typing import Any, Literal
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-from varrl_lightning.algorithms.noise import uniforms
-from varrl_lightning.algorithms.sampling import guided_logits, inverse_cdf, truncate
+from varrl_lightning.algorithms.sampling import guided_logits, truncate
 from varrl_lightning.policies.cache import Cache
+from varrl_lightning.policies.scoring import by_chunks, sample_tokens, split_halves, token_scores
 from varrl_lightning.policies.state import Anchor, Cond, State
 from varrl_lightning.schedule import Schedule
 from varrl_lightning.types import LogProbs, Prompt, Sampling, Score
@@ -144,6 +143,11 @@ class VARPolicy(nn.Module, ABC):
         return self
 
     @property
+    def frozen_parts(self) -> dict[str, nn.Module]:
+        """The parts that never train, by name: tokenizer, text encoder and whatever else the family has."""
+        return dict(self._frozen[0])
+
+    @property
     def device(self) -> torch.device:
         """Where the transformer is."""
         return next(self.transformer.parameters()).device
@@ -168,19 +172,19 @@ class VARPolicy(nn.Module, ABC):
         """Draw scales up to, not including, `until`."""
         inputs = state.cond.halves(state.halves == 2)
         while state.scale < until:
-            state = self._draw_scale(state, inputs, until)
+            state = self._sample_scale(state, inputs, until)
         return state
 
-    def _draw_scale(self, state: State, inputs: dict[str, Tensor], until: int) -> State:
+    def _sample_scale(self, state: State, inputs: dict[str, Tensor], until: int) -> State:
         scale, schedule = state.scale, state.cond.schedule
         latent = state.latent if state.halves == 1 else torch.cat((state.latent, state.latent))
         # The keys and values of the last scale are read by none, so that there is no room for them.
         cache = state.cache.expecting(schedule.span(scale, min(until, len(schedule) - 1)))
         features, cache = self.scale_features(inputs, cache, [latent], scale, schedule)
         score = Score("sampler", state.sampling)
-        logits = self._score_logits(_split(features[0], state.halves), scale, schedule, score)
+        logits = self._score_logits(split_halves(features[0], state.halves), scale, schedule, score)
         log_probs = logits.log_softmax(dim=-1)
-        tokens = _draw(log_probs.exp(), state.keys, scale)
+        tokens = sample_tokens(log_probs.exp(), state.keys, scale)
         log_prob = log_probs.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
         return replace(
             state,
@@ -269,7 +273,7 @@ class VARPolicy(nn.Module, ABC):
         if score.unconditional_gradient == "flows":
             twice = [torch.cat((x, x)) for x in tokens[:stop]]
             both = self.span_features(cond.halves(True), twice, start, stop, cond.schedule)
-            return [_split(f, 2) for f in both]
+            return [split_halves(f, 2) for f in both]
         conditional = self.span_features(cond.tensors, tokens, start, stop, cond.schedule)
         with torch.no_grad():
             unconditional = self.span_features(cond.unconditional, tokens, start, stop, cond.schedule)
@@ -284,46 +288,20 @@ class VARPolicy(nn.Module, ABC):
         score: Score,
         anchor: list[Tensor] | None,
         reference: Anchor | None,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, ...]:
         """(log_prob, entropy, kl, reference log_prob) of one scale, a chunk of tokens after the other."""
-        rows, n = tokens.shape[:2]
 
         def score_chunk(index: slice) -> tuple[Tensor, ...]:
-            anchor_chunk = None if anchor is None else [h.flatten(0, 1)[index] for h in anchor]
-            chunk = [h.flatten(0, 1)[index] for h in halves]
-            return self._score_chunk(chunk, tokens.flatten(0, 1)[index], scale, schedule, score, anchor_chunk, reference)
+            chosen = tokens.flatten(0, 1)[index]
+            logits = self._score_logits([half.flatten(0, 1)[index] for half in halves], scale, schedule, score, chosen)
+            if anchor is None or reference is None:
+                return token_scores(logits, chosen)
+            with torch.no_grad():
+                anchor_halves = [half.flatten(0, 1)[index] for half in anchor]
+                anchor_log_probs = reference.on_support(anchor_halves, torch.isfinite(logits), scale, schedule, score)
+            return token_scores(logits, chosen, anchor_log_probs)
 
-        parts = []
-        for first in range(0, rows * n, self.chunk_tokens):
-            index = slice(first, first + self.chunk_tokens)
-            # Recomputed in the backward pass: the head is cheap, the logits of a sequence are not.
-            parts.append(checkpoint(score_chunk, index, use_reentrant=False) if torch.is_grad_enabled() else score_chunk(index))
-        log_prob, entropy, kl, anchor_log_prob = (torch.cat(column).unflatten(0, (rows, n)) for column in zip(*parts, strict=True))
-        return log_prob, entropy, kl, anchor_log_prob
-
-    def _score_chunk(
-        self,
-        halves: list[Tensor],
-        tokens: Tensor,
-        scale: int,
-        schedule: Schedule,
-        score: Score,
-        anchor: list[Tensor] | None,
-        reference: Anchor | None,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        logits = self._score_logits(halves, scale, schedule, score, tokens)
-        support = torch.isfinite(logits)
-        log_probs = logits.log_softmax(dim=-1)
-        probabilities, log_probs = log_probs.exp(), log_probs.masked_fill(~support, 0.0)
-        log_prob = _at(log_probs, tokens)
-        entropy = _token_sum(-(probabilities * log_probs).sum(-1))
-        if reference is None or anchor is None:
-            nothing = torch.zeros_like(entropy)
-            return log_prob, entropy, nothing, nothing
-        with torch.no_grad():
-            anchor_log_probs = reference.on_support(anchor, support, scale, schedule, score)
-        kl = _token_sum((probabilities * (log_probs - anchor_log_probs)).sum(-1))
-        return log_prob, entropy, kl, _token_sum(_at(anchor_log_probs, tokens))
+        return by_chunks(score_chunk, tokens.shape[:2], self.chunk_tokens)
 
     def on_support(
         self, halves: list[Tensor], support: Bool[Tensor, "*rows V"], scale: int, schedule: Schedule, score: Score
@@ -338,28 +316,6 @@ class VARPolicy(nn.Module, ABC):
     def decode(self, tokens: list[Int[Tensor, "R _n ..."]], schedule: Schedule) -> Float[Tensor, "R 3 H W"]:
         """The image of any number of scales, RGB in [0, 1]."""
         latent = self.initial_latent(tokens[0].shape[0], schedule)
-        for scale, drawn in enumerate(tokens):
-            latent = self.accumulate(latent, drawn, scale, schedule)
+        for scale, sampled in enumerate(tokens):
+            latent = self.accumulate(latent, sampled, scale, schedule)
         return self.decode_latent(latent)
-
-
-def _split(x: Tensor, halves: int) -> list[Tensor]:
-    return list(x.chunk(halves)) if halves > 1 else [x]
-
-
-def _at(log_probs: Float[Tensor, "*rows V"], tokens: Int[Tensor, "*rows"]) -> Float[Tensor, "*rows"]:
-    return log_probs.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
-
-
-def _token_sum(x: Tensor) -> Tensor:
-    """Sum over bits, where a token has bits: (tokens, bits) to (tokens,)."""
-    return x.sum(-1) if x.dim() == 2 else x
-
-
-def _draw(probabilities: Float[Tensor, "R n *V"], keys: Tensor | torch.Generator, scale: int) -> Int[Tensor, "R n *bits"]:
-    shape = probabilities.shape[:-1]
-    if isinstance(keys, torch.Generator):
-        rows = probabilities.flatten(0, -2)
-        return torch.multinomial(rows, 1, generator=keys).view(shape)
-    uniform = uniforms(keys, scale, shape[1:].numel()).view(shape)
-    return inverse_cdf(probabilities, uniform)

@@ -182,7 +182,7 @@ def _tensors(module: Any, frozen: bool) -> Iterator[tuple[str, Tensor]]:
     """Of the module's own tree, and of what it hides from it: the reference, and frozen parts of the policy."""
     yield from ((name, x) for name, x in _own(module) if frozen or x.requires_grad)
     if frozen:
-        parts = {f"policy.{name}": part for name, part in module.policy._frozen[0].items()}
+        parts = {f"policy.{name}": part for name, part in module.policy.frozen_parts.items()}
         if isinstance(module.reference, VARPolicy):
             parts["reference"] = module.reference.transformer
         for name, part in parts.items():
