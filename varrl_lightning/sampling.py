@@ -9,10 +9,10 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class Sampling:
-    """How tokens are drawn.
+    """How tokens are sampled.
 
     Args:
-        cfg: guidance strength in the family's own form (`VARPolicy.guidance`), one number or one per scale; None for no guidance.
+        cfg: guidance strength in the family's form (`VARPolicy.guidance`), one number or one per scale; None for no guidance.
         top_k: keep the k likeliest tokens, ties included; 0 keeps all; 1 is greedy.
         top_p: keep the smallest set with this probability mass, in (0, 1].
         temperature: divides the logits, > 0; one number or one per scale.
@@ -37,7 +37,7 @@ class Sampling:
             raise ValueError(f"temperature must be positive and finite, got {self.temperature}")
 
     def check(self, scales: int) -> None:
-        """Check that what is said per scale is said for every scale.
+        """Check that a setting given per scale has one value for every scale.
 
         Raises:
             ValueError: names the setting and both numbers.
@@ -55,13 +55,13 @@ class Sampling:
         return self.temperature[scale] if isinstance(self.temperature, tuple) else self.temperature
 
     def greedy(self) -> Sampling:
-        """The same guidance, always the likeliest token."""
+        """Settings with the same guidance that always take the likeliest token."""
         return replace(self, top_k=1, top_p=1.0)
 
 
 @dataclass(frozen=True)
 class SamplingChanges:
-    """What differs from a family's own way of sampling; `own` leaves a setting as it is.
+    """Changes to a family's default sampling; `own` keeps the family's value.
 
     Args:
         cfg: as in `Sampling`.
@@ -76,7 +76,7 @@ class SamplingChanges:
     temperature: float | tuple[float, ...] | Literal["own"] = "own"
 
     def over(self, default: Sampling) -> Sampling:
-        """The default with these changes.
+        """Apply these changes to a default.
 
         Raises:
             ValueError: when a value is out of its range.
@@ -86,12 +86,12 @@ class SamplingChanges:
 
 @dataclass(frozen=True)
 class Score:
-    """Which distribution is trained: what `VARPolicy.forward` takes the log-probability of.
+    """The distribution that is trained: `VARPolicy.forward` takes log-probabilities under it.
 
     Args:
-        kind: `model`: unguided, temperature 1. `guided`: with classifier-free guidance, untruncated. `sampler`: exactly what was
-            drawn from: guidance, temperature, top-k and top-p renormalised, the drawn token always in the support. `corrected`:
-            as `model`, with truncated importance weights min(max_weight, pi / mu) per token.
+        kind: `model`: unguided, temperature 1. `guided`: with classifier-free guidance, untruncated. `sampler`: exactly the
+            sampler's distribution: guidance, temperature, top-k and top-p renormalised, the sampled token always in the support.
+            `corrected`: as `model`, with truncated importance weights min(max_weight, pi / mu) per token.
         sampling: the sampler's settings.
         unconditional_gradient: whether the gradient flows through the unconditional half too (`flows`), or not (`detached`).
         max_weight: c, the truncation of the importance weights; >= 1.

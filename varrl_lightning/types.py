@@ -75,7 +75,7 @@ class Prompt(Immutable):
         id: names the prompt in logs and seeds its noise; defaults to the text.
         text: what the generator reads.
         words: the strings to be rendered; default to what is quoted in the text.
-        regions: where they belong, if known.
+        regions: where the words belong, if known.
         category: for evaluation by category.
         label: class index of a class-conditional model.
         negative: negative prompt for guidance.
@@ -162,9 +162,9 @@ def _box(value: Any) -> Box:
 
 @dataclass(frozen=True)
 class Stage:
-    """Optimise the policy over scales `[start, stop)`; prefix, suffix and plain GRPO are values of this.
+    """The scales `[start, stop)` that an update trains, and its groups; prefix, suffix and plain GRPO are values of this.
 
-    Per prompt, `starts` states s_start are drawn and forked into `branches` in all, scales `[start, stop)` are drawn in each
+    Per prompt, `starts` states s_start are sampled and forked into `branches` in all. Scales `[start, stop)` are sampled in each
     branch, and each branch is continued `continuations` times to the last scale.
 
     Args:
@@ -201,16 +201,16 @@ class Stage:
 
 @dataclass(frozen=True)
 class Rollout:
-    """What one call of the sampler drew.
+    """What one call of the sampler returns.
 
     Args:
-        stage: what was asked for.
+        stage: the stage that was sampled.
         prompts: the P prompts.
         schedule: the scale schedule, the same for all rows.
         tokens: scales `< stage.stop`, rows P * A: all that the update needs.
         tail_tokens: scales `>= stage.stop`, rows P * A * K.
         images: P * A * K images, RGB in [0, 1].
-        log_probs: the sampler's own log-probability of each drawn token in scales `[start, stop)`, rows P * A.
+        log_probs: log-probability of each sampled token under the sampler, in scales `[start, stop)`, rows P * A.
         keys: the noise key of each image; None when a generator was used.
         branches: which of the P * A branches, counted prompt by prompt, the rows are; all of them unless several processes share
             the work.
@@ -239,15 +239,15 @@ class Rollout:
 
 @dataclass(frozen=True)
 class Scores:
-    """What a reward says of N images.
+    """What a reward returns for N images.
 
     Args:
         values: one return per image.
         components: named parts of it, for the log.
-        regions: the boxes that decided the value, one list per image, for mask sources; None when the reward has no notion of it.
+        regions: the boxes that decided the value, one list per image, for mask sources; None when the reward knows no regions.
         valid: False where an image could not be scored; its value is then ignored.
         texts: the words that were read in each image, for pictures and metrics; None when the reward does not read.
-        parts: what each reward of a weighted sum said, by name; empty for a reward of its own.
+        parts: the scores of each reward of a weighted sum, by name; empty for a single reward.
     """
 
     values: Float[Tensor, " N"]
@@ -259,7 +259,7 @@ class Scores:
 
     @property
     def usable(self) -> Bool[Tensor, " N"]:
-        """Where a finite value exists."""
+        """Mask of the images that have a finite value."""
         finite = torch.isfinite(self.values)
         return finite if self.valid is None else finite & self.valid
 
@@ -301,7 +301,7 @@ class LogProbs:
 def _joined(scores: Sequence[Scores], parts: Sequence[Sequence[Sequence[T]] | None]) -> list[Sequence[T]] | None:
     """The rows of all parts; empty ones for a part of which no image could be scored.
 
-    None where a part that was scored has none: what is known of some images only is known of none.
+    None where a part that was scored has none: rows of a few images cannot stand for all.
     """
     rows: list[Sequence[T]] = []
     for score, part in zip(scores, parts, strict=True):

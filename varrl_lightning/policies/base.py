@@ -1,9 +1,9 @@
 """The policy interface: a next-scale generator that can be sampled, forked and scored.
 
-A family subclasses `VARPolicy` and says five things: its schedule, how prompts are encoded, how the cache begins, the features of
-consecutive scales given the cache, and their logits; and three more, how tokens become a latent and an image, where its frozen
-`tokenizer` does not say them. Sampling, teacher forcing, guidance, truncation, log-probabilities, entropy and the KL are written
-here once, for all families.
+A family subclasses `VARPolicy` and defines five methods: its schedule, how prompts are encoded, how the cache begins, the features
+of consecutive scales given the cache, and their logits. Three more, how tokens become a latent and an image, come from its frozen
+`tokenizer` by default. Sampling, teacher forcing and guidance are written here once, for all families; what follows from the logits
+is in `scoring`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from varrl_lightning.types import LogProbs, Prompt, Sampling, Score
 class VARPolicy(nn.Module, ABC):
     """A next-scale image generator as a policy over scales.
 
-    `transformer` holds all that trains: it is what is sharded, saved, and copied for the reference. Frozen parts (tokenizer, text
+    `transformer` holds all that trains: it is sharded, saved, and copied for the reference. Frozen parts (tokenizer, text
     encoder) stay outside the module tree: they are in no state dict, no strategy wraps them, and they follow the policy's device,
     never its dtype.
 
@@ -42,7 +42,7 @@ class VARPolicy(nn.Module, ABC):
     vocab_size: int
     bits: int | None = None
     scales_attend: bool = True
-    """False where scales know of each other by the latent alone: teacher forcing then runs `[start, stop)` only."""
+    """False where scales depend on each other by the latent alone: teacher forcing then runs `[start, stop)` only."""
     guidance: Literal["ramp", "constant"] = "ramp"
     default_sampling: Sampling = Sampling()
 
@@ -54,10 +54,8 @@ class VARPolicy(nn.Module, ABC):
         self._frozen: tuple[dict[str, nn.Module]] = (frozen or {},)
         for part in self._frozen[0].values():
             part.requires_grad_(False).eval()
-        # A Trainer leaves the mode of a module as it finds it, and a new module is in training mode.
+        # A Trainer does not change a module's mode, and a new module is in training mode.
         self.eval()
-
-    # --- what a family says -------------------------------------------------------------------------------------------------
 
     @abstractmethod
     def schedule(self, size: tuple[int, int] | None = None) -> Schedule:
@@ -68,7 +66,7 @@ class VARPolicy(nn.Module, ABC):
         """Encode prompts of one image size by the frozen parts only; nothing here has a gradient.
 
         Raises:
-            ValueError: for a prompt that this family cannot draw; the message names it.
+            ValueError: for a prompt that this family cannot generate an image for; the message names it.
         """
 
     @abstractmethod
@@ -104,8 +102,8 @@ class VARPolicy(nn.Module, ABC):
 
     def accumulate(self, latent: Tensor, tokens: Tensor, scale: int, schedule: Schedule) -> Tensor:
         """The latent after the tokens of one scale: fp32, free of autocast, one function for sampler and teacher forcing."""
-        grown: Tensor = self.tokenizer.accumulate(latent, tokens, scale, schedule)
-        return grown
+        updated: Tensor = self.tokenizer.accumulate(latent, tokens, scale, schedule)
+        return updated
 
     def decode_latent(self, latent: Tensor) -> Float[Tensor, "R 3 H W"]:
         """RGB in [0, 1] of a latent of any depth; differentiable."""
@@ -113,18 +111,16 @@ class VARPolicy(nn.Module, ABC):
         return image
 
     def published(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The transformer's tensors as the family's own checkpoints hold them, with what its code computes and yet stores."""
+        """The transformer's tensors as the family's published checkpoints hold them, constants that its code stores included."""
         return tensors
 
     def blocks(self) -> list[nn.Module]:
-        """The layers of the transformer, each with weights of its own: what a strategy shards one by one.
+        """The layers of the transformer, which share no weights; a strategy shards them one by one.
 
         A layer is entered by calling it and, where it has them, by its methods `remember` and `through`; it returns whatever is
-        needed of it later on. Here those in the transformer's list `blocks`, if it has one.
+        needed of it later on. By default these are the modules of the transformer's list `blocks`, if it has one.
         """
         return list(getattr(self.transformer, "blocks", ()))
-
-    # --- what holds for all families ----------------------------------------------------------------------------------------
 
     def __getattr__(self, name: str) -> Any:
         frozen = self.__dict__.get("_frozen")
@@ -149,17 +145,17 @@ class VARPolicy(nn.Module, ABC):
 
     @property
     def device(self) -> torch.device:
-        """Where the transformer is."""
+        """The device of the transformer."""
         return next(self.transformer.parameters()).device
 
     def frozen_copy(self) -> VARPolicy:
-        """A copy with its own frozen transformer that shares the frozen parts: the reference."""
+        """A copy with a frozen transformer, which shares the frozen parts: the reference."""
         shared = {id(part): part for part in self._frozen[0].values()}
         return copy.deepcopy(self, shared).requires_grad_(False)
 
     @torch.no_grad()
     def begin(self, cond: Cond, sampling: Sampling, keys: Int[Tensor, " R"] | torch.Generator) -> State:
-        """The empty state s_0 of each row of `cond`; a generator in place of keys draws as `torch.multinomial` does."""
+        """The empty state s_0 of each row of `cond`; a generator in place of keys samples as `torch.multinomial` does."""
         if isinstance(keys, Tensor) and keys.shape != (len(cond),):
             raise ValueError(f"one noise key per row is needed: {len(cond)} rows, keys of shape {tuple(keys.shape)}")
         sampling.check(len(cond.schedule))
@@ -169,7 +165,7 @@ class VARPolicy(nn.Module, ABC):
 
     @torch.no_grad()
     def sample(self, state: State, until: int) -> State:
-        """Draw scales up to, not including, `until`."""
+        """Sample scales up to, not including, `until`."""
         inputs = state.cond.halves(state.halves == 2)
         while state.scale < until:
             state = self._sample_scale(state, inputs, until)
@@ -178,7 +174,7 @@ class VARPolicy(nn.Module, ABC):
     def _sample_scale(self, state: State, inputs: dict[str, Tensor], until: int) -> State:
         scale, schedule = state.scale, state.cond.schedule
         latent = state.latent if state.halves == 1 else torch.cat((state.latent, state.latent))
-        # The keys and values of the last scale are read by none, so that there is no room for them.
+        # No scale reads the keys and values of the last one, so that no room is reserved for them.
         cache = state.cache.expecting(schedule.span(scale, min(until, len(schedule) - 1)))
         features, cache = self.scale_features(inputs, cache, [latent], scale, schedule)
         score = Score("sampler", state.sampling)
@@ -271,8 +267,8 @@ class VARPolicy(nn.Module, ABC):
         if not score.guided:
             return [[f] for f in self.span_features(cond.tensors, tokens, start, stop, cond.schedule)]
         if score.unconditional_gradient == "flows":
-            twice = [torch.cat((x, x)) for x in tokens[:stop]]
-            both = self.span_features(cond.halves(True), twice, start, stop, cond.schedule)
+            doubled = [torch.cat((x, x)) for x in tokens[:stop]]
+            both = self.span_features(cond.halves(True), doubled, start, stop, cond.schedule)
             return [split_halves(f, 2) for f in both]
         conditional = self.span_features(cond.tensors, tokens, start, stop, cond.schedule)
         with torch.no_grad():

@@ -1,4 +1,4 @@
-"""From the logits of a scale to its tokens, and to their log-probability, entropy and KL; the same for all families."""
+"""Tokens from the logits of a scale, and the log-probability, entropy and KL of tokens; the same for all families."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def token_scores(
 
         entropy = -sum_v pi_v log pi_v,    kl = sum_v pi_v (log pi_v - log reference_v)
 
-    Log-probabilities are per bit where a token has bits, all else is summed over them.
+    log_prob is per bit where a token has bits; the others are summed over bits.
 
     Args:
         logits: fp32, -inf outside the support.
