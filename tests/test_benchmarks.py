@@ -100,7 +100,7 @@ def test_our_own_jsonl(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"data": []}, r'expected a list of prompts, or \{"data_list": \[\.\.\.\]\} with some'),
+        ({"data": []}, r'expected a list of prompts, or \{"data_list": \[\.\.\.\]\} that is not empty'),
         ([], "expected a list of prompts"),
         ({"data_list": []}, "expected a list of prompts"),
         ([{"text": "a"}, {"image": "x.png"}], "entry 1: expected a text, or an object with one under prompt or text or caption"),

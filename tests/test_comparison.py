@@ -213,10 +213,10 @@ def test_what_only_one_recipe_was_judged_by_is_not_compared() -> None:
     [
         (
             {"recipes__plain": {"config": "plain.yaml", "label": "x", "overides": {}}},
-            r"no key 'overides'. Did you mean 'overrides'\?",
+            r"unknown key 'overides'. Did you mean 'overrides'\?",
         ),
         ({"recipes__plain": {"config": "plane.yaml"}}, "no configuration file 'plane.yaml'"),
-        ({"recipes__plain": {"config": "plain.yaml", "grid": {"learning_rates": [1e-3]}}}, "recipes.plain: no key 'grid'"),
+        ({"recipes__plain": {"config": "plain.yaml", "grid": {"learning_rates": [1e-3]}}}, "recipes.plain: unknown key 'grid'"),
         (
             {"recipes__plain": {"config": "plain.yaml", "overrides": {"data.batch_size": 4}}},
             "data.batch_size follows grid.prompts_per",
@@ -231,7 +231,10 @@ def test_what_only_one_recipe_was_judged_by_is_not_compared() -> None:
             "differ in one of model.sampling, model.eval_seed, model.reward, model.judge",
         ),
         ({"recipes__plain": {"config": "plain.yaml", "seeds": [1, 2]}}, "split.seeds: two must be plain's too"),
-        ({"recipes__plain": {"config": "plain.yaml", "beyond": [1e-3]}}, "beyond must list learning rates that the grid has not"),
+        (
+            {"recipes__plain": {"config": "plain.yaml", "beyond": [1e-3]}},
+            "beyond must list learning rates that the grid does not have",
+        ),
         ({"recipes": {"plain": {"config": "plain.yaml"}}}, "at least two"),
         ({"prompts__test": "few.jsonl"}, "validation and test share 3 prompts"),
         ({"prompts__validation": "train.jsonl"}, "train and validation share 4 prompts"),

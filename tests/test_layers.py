@@ -13,7 +13,7 @@ import varrl_lightning
 
 PACKAGE = Path(varrl_lightning.__file__).parent
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("errors", "schedule", "weights", "learning_rates"),
+    ("errors", "quoting", "sampling", "schedule", "weights", "learning_rates"),
     ("types", "tokenizers", "text_encoders"),
     ("algorithms", "configuration"),
     ("metrics", "policies", "registry"),

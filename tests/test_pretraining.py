@@ -145,7 +145,7 @@ def test_a_batch_depends_on_its_number_and_the_seed_alone() -> None:
     assert same(first, batch(2, batches=9))
     for other in (batch(1), batch(2, seed=2)):
         assert not torch.equal(first.letters, other.letters)
-        assert not torch.equal(first.whole, other.whole)
+        assert not torch.equal(first.images, other.images)
 
 
 def test_ids_of_a_batch_are_those_of_the_prompt_that_asks_for_it() -> None:

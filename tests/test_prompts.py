@@ -47,7 +47,10 @@ def test_an_unusual_line_separator_inside_a_text_does_not_end_the_line(write) ->
         ('{"txt": "a"}', r"line 1: unknown keys \['txt'\]; a prompt has .*'text'"),
         ('{"words": ["a"]}', "line 1: 'text' must be a non-empty string, got None"),
         ('{"text": "a", "words": "tea"}', "line 1: 'words' must be a list of non-empty strings, got 'tea'"),
-        ('{"text": "a"}\n{"text": "b"}\n{"text": "a"}', "line 3: the id 'a' is already that of line 1; .*Give each its own 'id'"),
+        (
+            '{"text": "a"}\n{"text": "b"}\n{"text": "a"}',
+            "line 3: the id 'a' is already that of line 1; .*Give each a different 'id'",
+        ),
         (b'{"text": "\xff"}', "prompts.jsonl is not UTF-8 text"),
         ('{"text": "' + "x" * 500 + '"', "x{150} \\.\\.\\.\n"),
     ],

@@ -159,7 +159,7 @@ def test_a_folder_of_one_file_or_a_named_one(tmp_path: Path) -> None:
     assert same(read_tensors(tmp_path))
     save_file({"other": torch.zeros(1)}, tmp_path / "y.safetensors")
     assert same(read_tensors(tmp_path, "x.pth"))
-    with pytest.raises(ValueError, match=r"has 2 weights files, x\.pth, y\.safetensors; say which"):
+    with pytest.raises(ValueError, match=r"has 2 weights files, x\.pth, y\.safetensors; give the file name"):
         read_tensors(tmp_path)
 
 
@@ -472,7 +472,7 @@ def test_names_may_be_left_out_of_the_file() -> None:
 def test_what_no_file_holds_must_not_stay_on_meta() -> None:
     module = on_meta()
     module.register_buffer("table", torch.zeros(1, device="meta"), persistent=False)
-    with pytest.raises(ValueError, match="on the meta device what no file holds: table"):
+    with pytest.raises(ValueError, match="on the meta device that no file holds: table"):
         load_strictly(module, small_tensors(), "x.pth")
 
 

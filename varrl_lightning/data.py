@@ -53,8 +53,8 @@ class EvaluationBatches:
 class TrainingBatches:
     """An endless stream of batches of one image size each; batch i is a pure function of (seed, i).
 
-    A pass over the prompts drops the batch that a size cannot fill; whom this hits changes with each pass. Iterating yields
-    `len(self)` batches, a pass, from the current position on: an epoch may begin anywhere in the stream.
+    A pass over the prompts drops the last, incomplete batch of each size; which prompts are dropped changes with each pass.
+    Iterating yields `len(self)` batches, one pass, from the current position on: an epoch may begin anywhere in the stream.
 
     Args:
         seed: of the order; None keeps the order of the prompts.
@@ -87,7 +87,7 @@ class TrainingBatches:
 
     @property
     def position(self) -> int:
-        """Batches done so far, over all passes: where to go on after an interruption."""
+        """Batches done so far, over all passes: where to resume after an interruption."""
         at_delivery = self._processed_at_delivery
         in_work = at_delivery is not None and self._processed() == at_delivery
         return self._next - in_work
@@ -117,11 +117,11 @@ class TrainingBatches:
             yield batch
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the stream is, and of what it consists."""
+        """The position in the stream, and what identifies the stream."""
         return {"position": self.position, "seed": self.seed, "batch_size": self.batch_size, "prompts": len(self.prompts)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a saved position; warn when that is a position in another stream."""
+        """Resume from a saved position; warn when it is a position in another stream."""
         self._next, self._processed_at_delivery = state["position"], None
         changed = [f"{k} was {v} and is {self.state_dict()[k]}" for k, v in state.items() if self.state_dict()[k] != v]
         if changed:
@@ -131,10 +131,10 @@ class TrainingBatches:
 class PromptDataModule(LightningDataModule):
     """Prompt files for fit, validate, test and predict; a batch is a `list[Prompt]` of one image size.
 
-    Every process is given every batch in full; the module takes its share. So a run does not depend on their number.
+    Every process gets every batch in full, and the module takes its share: a run does not depend on the number of processes.
 
     Args:
-        train, validation, test, predict: files of prompts or benchmarks' own, see `load_benchmark`; each is needed only by the
+        train, validation, test, predict: files of prompts in any form that `load_benchmark` reads; each is needed only by the
             stage that uses it.
         batch_size: prompts per update, over all processes.
         eval_batch_size: prompts per batch in validation, test and predict.
@@ -202,7 +202,7 @@ class PromptDataModule(LightningDataModule):
         return self._training
 
     def val_dataloader(self) -> EvaluationBatches | list[Any]:
-        """Validation prompts, once; nothing when fitting goes without."""
+        """Validation prompts, once; nothing when fitting without a validation file."""
         if "validation" not in self.prompts and self.trainer is not None and self.trainer.state.fn == TrainerFn.FITTING:
             return []
         return EvaluationBatches(self._given("validation"), self.eval_batch_size)
@@ -212,7 +212,7 @@ class PromptDataModule(LightningDataModule):
         return EvaluationBatches(self._given("test"), self.eval_batch_size)
 
     def predict_dataloader(self) -> EvaluationBatches:
-        """Prompts to draw, once."""
+        """Prompts to generate images for, once."""
         return EvaluationBatches(self._given("predict"), self.eval_batch_size)
 
     def state_dict(self) -> dict[str, Any]:
@@ -220,6 +220,6 @@ class PromptDataModule(LightningDataModule):
         return self._training.state_dict() if self._training is not None else {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from there."""
+        """Resume from a saved position in the training order."""
         if self._training is not None and state_dict:
             self._training.load_state_dict(state_dict)

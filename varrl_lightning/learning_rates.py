@@ -1,4 +1,4 @@
-"""How the learning rate goes over a run, where PyTorch has no one schedule for it."""
+"""A learning-rate schedule that PyTorch has no single class for."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 
 class WarmupCosine(LRScheduler):
-    """Linear rise to the optimizer's learning rate, half a cosine down, and constant from there on, however long a run is.
+    """Linear rise to the optimizer's learning rate, half a cosine down, and a constant rate for the rest of the run.
 
         lr_i = lr * (least + (1 - least) * rise_i)
         rise_i = i / warmup                                                      for i < warmup

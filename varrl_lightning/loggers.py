@@ -16,27 +16,27 @@ from lightning.pytorch.utilities import rank_zero_warn
 from varrl_lightning.configuration.atomic_write import replacing
 
 FLUSH_EVERY = 20
-"""Rows between writes."""
+"""Number of rows between writes."""
 
 
 def run_loggers(folder: str | Path, resume: bool = False) -> list[Logger]:
-    """What every run logs to: `metrics.csv`, which a resumed run goes on with, and `tensorboard/`."""
+    """The loggers of every run: `metrics.csv`, which a resumed run continues, and `tensorboard/`."""
     return [MetricsCSV(folder, resume), Events(folder, name="tensorboard", version="")]
 
 
 class Events(TensorBoardLogger):
-    """TensorBoard events without NaN, which marks what a stage has no number for; TensorBoard would complain of each."""
+    """TensorBoard events without NaN: a stage logs NaN for what it does not measure, and TensorBoard would warn about each."""
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Write what is finite."""
+        """Write the finite values of a step."""
         super().log_metrics({name: value for name, value in metrics.items() if math.isfinite(value)}, step)
 
 
 class MetricsCSV(Logger):
     """A row for each step, and one for each validation, in `metrics.csv`; an empty cell for NaN.
 
-    Lightning's CSVLogger would delete what a resumed run has left.
+    Lightning's CSVLogger would delete the file that a resumed run has to continue.
 
     Args:
         resume: keep the rows before the first step that is logged anew; otherwise start an empty file.
@@ -51,26 +51,26 @@ class MetricsCSV(Logger):
 
     @property
     def name(self) -> str:
-        """Of the kind of log."""
+        """Logger name; required by Lightning."""
         return "metrics"
 
     @property
     def version(self) -> str:
-        """There is one."""
+        """Empty: there is one version of the log; required by Lightning."""
         return ""
 
     @property
     def save_dir(self) -> str:
-        """The folder: the command line writes config.yaml there too."""
+        """The run folder; the command line writes config.yaml there too."""
         return str(self.path.parent)
 
     @rank_zero_only
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
-        """The run folder's config.yaml has them."""
+        """Do nothing: the run folder's config.yaml holds the hyperparameters."""
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Add to the row of a step."""
+        """Add values to the row of a step."""
         step = 0 if step is None else step
         if self._columns is None:
             try:
@@ -84,16 +84,16 @@ class MetricsCSV(Logger):
         self._pending[-1].update({name: float(value) for name, value in metrics.items() if not math.isnan(value)})
 
     def _begin(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Keep what was logged before this; a validation comes after the training step of its number."""
-        kept = self._rows() if self.resume else []
-        kept = [row for row in kept if (int(float(row["step"])), _is_validation(row)) < (step, _is_validation(metrics))]
-        self._rewrite(kept, sorted({name for row in kept for name in row} - {"step"}))
+        """Keep the rows logged before this step; a validation comes after the training step of the same number."""
+        rows = self._rows() if self.resume else []
+        rows = [row for row in rows if (int(float(row["step"])), _is_validation(row)) < (step, _is_validation(metrics))]
+        self._rewrite(rows, sorted({name for row in rows for name in row} - {"step"}))
 
     @rank_zero_only
     def save(self) -> None:
-        """Write what is pending; where the disk refuses, keep it for the next time."""
+        """Write the pending rows; when the disk refuses, keep them for the next time."""
         if self._columns is None:
-            return  # nothing was logged yet: what an earlier run has left stays
+            return  # nothing was logged yet: the file of an earlier run stays
         try:
             self._write_pending()
         except OSError as error:
@@ -103,7 +103,7 @@ class MetricsCSV(Logger):
         rank_zero_warn(f"{self.path} could not be written: {error.strerror or error}. Its rows are kept, and written later.")
 
     def _write_pending(self) -> None:
-        """With new columns the whole file, to make room for them."""
+        """Append the pending rows; new columns rewrite the complete file."""
         assert self._columns is not None
         columns = sorted({name for row in self._pending for name in row} - {"step"} | set(self._columns))
         if columns != self._columns:
@@ -113,13 +113,13 @@ class MetricsCSV(Logger):
             with self.path.open("a", newline="", encoding="utf-8") as file:
                 self._writer(file).writerows(self._pending)
         except OSError:
-            os.truncate(self.path, before)  # half a row would be taken for one
+            os.truncate(self.path, before)  # half a row would be read as a complete one
             raise
         self._pending = []
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
-        """Write what is left."""
+        """Write the rows that are still pending."""
         self.save()
 
     def _rewrite(self, rows: list[dict[str, Any]], columns: list[str]) -> None:
@@ -136,8 +136,8 @@ class MetricsCSV(Logger):
         if not self.path.is_file():
             return []
         text = self.path.read_bytes().decode("utf-8", errors="replace")
-        whole = text[: text.rfind("\n") + 1].splitlines()  # a kill may cut the last row short, and "12" would be read as 1
-        return [{k: v for k, v in row.items() if k is not None and v} for row in csv.DictReader(whole) if row.get("step")]
+        lines = text[: text.rfind("\n") + 1].splitlines()  # a kill may cut the last row short, and "12" would be read as 1
+        return [{k: v for k, v in row.items() if k is not None and v} for row in csv.DictReader(lines) if row.get("step")]
 
 
 def _is_validation(row: Mapping[str, Any]) -> bool:

@@ -12,44 +12,33 @@ Dimensions used in shape annotations everywhere:
 
 from __future__ import annotations
 
-import math
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import FrozenInstanceError, dataclass, field, fields, replace
+from dataclasses import FrozenInstanceError, dataclass, field, fields
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from varrl_lightning.quoting import quoted_words
+from varrl_lightning.sampling import Sampling, SamplingChanges, Score
 from varrl_lightning.schedule import Schedule
 
+__all__ = [
+    "Box",
+    "Immutable",
+    "LogProbs",
+    "Prompt",
+    "Rollout",
+    "Sampling",
+    "SamplingChanges",
+    "Score",
+    "Scores",
+    "Stage",
+    "check_choices",
+    "quoted_words",
+]
 T = TypeVar("T")
-_QUOTED = re.compile(
-    r"(?<!\d)\"([^\"]*)\""  # after a digit it means inches
-    r"|“([^”]+)”"
-    # The closing one follows a character and ends a word; a decade ('90s) opens nothing.
-    r"|(?<!\w)(?:'(?!\s|['’]|\d0s\b)|‘(?!\s))(.*?\S)['’](?!\w)"
-)
-_EDGE_COMMAS = " ,，"
-
-
-def quoted_words(text: str) -> tuple[str, ...]:
-    """The strings that a prompt asks to be written, in order.
-
-    Double or curly quotes; single quotes only at word boundaries, so that `don't` stays whole; commas at the edges are stripped,
-    since American usage puts the sentence's own inside; a string repeated inside an earlier one, as whole words, counts once.
-    """
-    found: list[str] = []
-    for match in _QUOTED.finditer(text):
-        words = next(g for g in match.groups() if g is not None).strip(_EDGE_COMMAS)
-        if words and not any(_within(words, earlier) for earlier in found):
-            found.append(words)
-    return tuple(found)
-
-
-def _within(words: str, earlier: str) -> bool:
-    return re.search(rf"(?<!\w){re.escape(words)}(?!\w)", earlier) is not None
 
 
 class Immutable:
@@ -86,7 +75,7 @@ class Prompt(Immutable):
         id: names the prompt in logs and seeds its noise; defaults to the text.
         text: what the generator reads.
         words: the strings to be rendered; default to what is quoted in the text.
-        regions: where they belong, if known.
+        regions: where the words belong, if known.
         category: for evaluation by category.
         label: class index of a class-conditional model.
         negative: negative prompt for guidance.
@@ -119,26 +108,43 @@ class Prompt(Immutable):
         unknown = sorted(set(line) - known)
         if unknown:
             raise ValueError(f"unknown keys {unknown}; a prompt has {sorted(known)}")
-        if not isinstance(line.get("text"), str) or not line["text"].strip():
-            raise ValueError(f"'text' must be a non-empty string, got {line.get('text')!r}")
-        for key in ("id", "category", "negative"):
-            if line.get(key) is not None and not isinstance(line[key], str):
-                raise ValueError(f"{key!r} must be a string, got {line[key]!r}")
-        values = {k: v for k, v in line.items() if v is not None}
-        if "words" in values:
-            if not isinstance(values["words"], list) or not all(isinstance(w, str) and w.strip() for w in values["words"]):
-                raise ValueError(f"'words' must be a list of non-empty strings, got {values['words']!r}")
-            values["words"] = tuple(values["words"])
-        if "regions" in values:
-            values["regions"] = tuple(_box(r) for r in _listed(values["regions"], "regions"))
-        if "label" in values and (not isinstance(values["label"], int) or isinstance(values["label"], bool)):
-            raise ValueError(f"'label' must be an integer, got {values['label']!r}")
-        if "size" in values:
-            size = _listed(values["size"], "size")
-            if len(size) != 2 or not all(isinstance(s, int) and s > 0 for s in size):
-                raise ValueError(f"'size' must be [height, width] in pixels, got {values['size']!r}")
-            values["size"] = (size[0], size[1])
+        _check_strings(line)
+        values = {key: value for key, value in line.items() if value is not None}
+        for key, read in (("words", _words), ("regions", _regions), ("label", _label), ("size", _size)):
+            if key in values:
+                values[key] = read(values[key])
         return cls(**values)
+
+
+def _check_strings(line: Mapping[str, Any]) -> None:
+    if not isinstance(line.get("text"), str) or not line["text"].strip():
+        raise ValueError(f"'text' must be a non-empty string, got {line.get('text')!r}")
+    for key in ("id", "category", "negative"):
+        if line.get(key) is not None and not isinstance(line[key], str):
+            raise ValueError(f"{key!r} must be a string, got {line[key]!r}")
+
+
+def _words(value: Any) -> tuple[str, ...]:
+    if not isinstance(value, list) or not all(isinstance(word, str) and word.strip() for word in value):
+        raise ValueError(f"'words' must be a list of non-empty strings, got {value!r}")
+    return tuple(value)
+
+
+def _regions(value: Any) -> tuple[Box, ...]:
+    return tuple(_box(region) for region in _listed(value, "regions"))
+
+
+def _label(value: Any) -> int:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise ValueError(f"'label' must be an integer, got {value!r}")
+    return value
+
+
+def _size(value: Any) -> tuple[int, int]:
+    sides = _listed(value, "size")
+    if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
+        raise ValueError(f"'size' must be [height, width] in pixels, got {value!r}")
+    return sides[0], sides[1]
 
 
 def _listed(value: Any, key: str) -> list[Any]:
@@ -156,9 +162,9 @@ def _box(value: Any) -> Box:
 
 @dataclass(frozen=True)
 class Stage:
-    """Optimise the policy over scales `[start, stop)`; prefix, suffix and plain GRPO are values of this.
+    """The scales `[start, stop)` that an update trains, and its groups; prefix, suffix and plain GRPO are values of this.
 
-    Per prompt, `starts` states s_start are drawn and forked into `branches` in all, scales `[start, stop)` are drawn in each
+    Per prompt, `starts` states s_start are sampled and forked into `branches` in all. Scales `[start, stop)` are sampled in each
     branch, and each branch is continued `continuations` times to the last scale.
 
     Args:
@@ -194,125 +200,17 @@ class Stage:
 
 
 @dataclass(frozen=True)
-class Sampling:
-    """How tokens are drawn.
-
-    Args:
-        cfg: guidance strength in the family's own form (`VARPolicy.guidance`), one number or one per scale; None for no guidance.
-        top_k: keep the k likeliest tokens, ties included; 0 keeps all; 1 is greedy.
-        top_p: keep the smallest set with this probability mass, in (0, 1].
-        temperature: divides the logits, > 0; one number or one per scale.
-    """
-
-    cfg: float | tuple[float, ...] | None = None
-    top_k: int = 0
-    top_p: float = 1.0
-    temperature: float | tuple[float, ...] = 1.0
-
-    def __post_init__(self) -> None:
-        for name in ("cfg", "temperature"):
-            if isinstance(getattr(self, name), list):
-                object.__setattr__(self, name, tuple(getattr(self, name)))
-        if self.cfg is not None and not all(map(math.isfinite, _numbers(self.cfg))):
-            raise ValueError(f"cfg must be finite, or null for no guidance, got {self.cfg}")
-        if self.top_k < 0:
-            raise ValueError(f"top_k must be 0 (off) or positive, got {self.top_k}")
-        if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p must be in (0, 1], got {self.top_p}")
-        if not all(x > 0 and math.isfinite(x) for x in _numbers(self.temperature)):
-            raise ValueError(f"temperature must be positive and finite, got {self.temperature}")
-
-    def check(self, scales: int) -> None:
-        """Check that what is said per scale is said for every scale.
-
-        Raises:
-            ValueError: names the setting and both numbers.
-        """
-        for name, value in (("cfg", self.cfg), ("temperature", self.temperature)):
-            if isinstance(value, tuple) and len(value) != scales:
-                raise ValueError(f"sampling.{name} must be one number or one for each of the {scales} scales, got {len(value)}")
-
-    def cfg_at(self, scale: int) -> float | None:
-        """Guidance strength of one scale."""
-        return self.cfg[scale] if isinstance(self.cfg, tuple) else self.cfg
-
-    def temperature_at(self, scale: int) -> float:
-        """Temperature of one scale."""
-        return self.temperature[scale] if isinstance(self.temperature, tuple) else self.temperature
-
-    def greedy(self) -> Sampling:
-        """The same guidance, always the likeliest token."""
-        return replace(self, top_k=1, top_p=1.0)
-
-
-@dataclass(frozen=True)
-class SamplingChanges:
-    """What differs from a family's own way of sampling; `own` leaves a setting as it is.
-
-    Args:
-        cfg: as in `Sampling`.
-        top_k: as in `Sampling`.
-        top_p: as in `Sampling`.
-        temperature: as in `Sampling`.
-    """
-
-    cfg: float | tuple[float, ...] | Literal["own"] | None = "own"
-    top_k: int | Literal["own"] = "own"
-    top_p: float | Literal["own"] = "own"
-    temperature: float | tuple[float, ...] | Literal["own"] = "own"
-
-    def over(self, default: Sampling) -> Sampling:
-        """The default with these changes.
-
-        Raises:
-            ValueError: when a value is out of its range.
-        """
-        return replace(default, **{f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != "own"})
-
-
-@dataclass(frozen=True)
-class Score:
-    """Which distribution is trained: what `VARPolicy.forward` takes the log-probability of.
-
-    Args:
-        kind: `model`: unguided, temperature 1. `guided`: with classifier-free guidance, untruncated. `sampler`: exactly what was
-            drawn from: guidance, temperature, top-k and top-p renormalised, the drawn token always in the support. `corrected`:
-            as `model`, with truncated importance weights min(max_weight, pi / mu) per token.
-        sampling: the sampler's settings.
-        unconditional_gradient: whether the gradient flows through the unconditional half too (`flows`), or not (`detached`).
-        max_weight: c, the truncation of the importance weights; >= 1.
-    """
-
-    kind: Literal["model", "sampler", "guided", "corrected"] = "model"
-    sampling: Sampling = field(default_factory=Sampling)
-    unconditional_gradient: Literal["flows", "detached"] = "flows"
-    max_weight: float = 2.0
-
-    def __post_init__(self) -> None:
-        kinds = ("model", "sampler", "guided", "corrected")
-        if self.kind not in kinds:
-            raise ValueError(f"score must be one of {', '.join(kinds)}, got {self.kind!r}")
-        if not self.max_weight >= 1:
-            raise ValueError(f"max_weight must be >= 1, got {self.max_weight}")
-
-    @property
-    def guided(self) -> bool:
-        """Whether the unconditional half is needed."""
-        return self.kind in ("sampler", "guided") and self.sampling.cfg is not None
-
-
-@dataclass(frozen=True)
 class Rollout:
-    """What one call of the sampler drew.
+    """What one call of the sampler returns.
 
     Args:
-        stage: what was asked for.
+        stage: the stage that was sampled.
         prompts: the P prompts.
         schedule: the scale schedule, the same for all rows.
         tokens: scales `< stage.stop`, rows P * A: all that the update needs.
         tail_tokens: scales `>= stage.stop`, rows P * A * K.
         images: P * A * K images, RGB in [0, 1].
-        log_probs: the sampler's own log-probability of each drawn token in scales `[start, stop)`, rows P * A.
+        log_probs: log-probability of each sampled token under the sampler, in scales `[start, stop)`, rows P * A.
         keys: the noise key of each image; None when a generator was used.
         branches: which of the P * A branches, counted prompt by prompt, the rows are; all of them unless several processes share
             the work.
@@ -341,15 +239,15 @@ class Rollout:
 
 @dataclass(frozen=True)
 class Scores:
-    """What a reward says of N images.
+    """What a reward returns for N images.
 
     Args:
         values: one return per image.
         components: named parts of it, for the log.
-        regions: the boxes that decided the value, one list per image, for mask sources; None when the reward has no notion of it.
+        regions: the boxes that decided the value, one list per image, for mask sources; None when the reward knows no regions.
         valid: False where an image could not be scored; its value is then ignored.
         texts: the words that were read in each image, for pictures and metrics; None when the reward does not read.
-        parts: what each reward of a weighted sum said, by name; empty for a reward of its own.
+        parts: the scores of each reward of a weighted sum, by name; empty for a single reward.
     """
 
     values: Float[Tensor, " N"]
@@ -361,7 +259,7 @@ class Scores:
 
     @property
     def usable(self) -> Bool[Tensor, " N"]:
-        """Where a finite value exists."""
+        """Mask of the images that have a finite value."""
         finite = torch.isfinite(self.values)
         return finite if self.valid is None else finite & self.valid
 
@@ -403,7 +301,7 @@ class LogProbs:
 def _joined(scores: Sequence[Scores], parts: Sequence[Sequence[Sequence[T]] | None]) -> list[Sequence[T]] | None:
     """The rows of all parts; empty ones for a part of which no image could be scored.
 
-    None where a part that was scored has none: what is known of some images only is known of none.
+    None where a part that was scored has none: rows of a few images cannot stand for all.
     """
     rows: list[Sequence[T]] = []
     for score, part in zip(scores, parts, strict=True):
@@ -423,7 +321,3 @@ def check_choices(options: Any) -> None:
         value = getattr(options, name)
         if get_origin(hint) is Literal and value not in get_args(hint):
             raise ValueError(f"{name} must be one of {', '.join(get_args(hint))}, got {value!r}")
-
-
-def _numbers(value: float | tuple[float, ...]) -> tuple[float, ...]:
-    return value if isinstance(value, tuple) else (value,)

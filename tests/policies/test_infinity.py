@@ -325,7 +325,7 @@ def test_the_tokenizer_must_fit(tmp_path: Path) -> None:
 
 def test_heads_that_no_tensor_tells_have_to_be_said(weights_folder: Path) -> None:
     for variant, heads, message in (
-        ("swiglu", None, "say num_heads"),
+        ("swiglu", None, "give num_heads"),
         ("swiglu", 3, "must divide the width 64"),
         ("published_2b", 4, "has 2 heads; leave num_heads out"),
     ):

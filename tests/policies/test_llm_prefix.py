@@ -253,7 +253,7 @@ def test_sizes_are_prefixes_of_the_schedule() -> None:
     policy = tiny_policy(schedule=NEXTFLOW_1024)
     assert policy.schedule() == NEXTFLOW_1024
     assert policy.schedule((256, 256)).grids == NEXTFLOW_1024.grids[:12]
-    with pytest.raises(ValueError, match=r"no image of \(250, 250\) pixels ends this model's schedule; it draws \[\(16, 16\)"):
+    with pytest.raises(ValueError, match=r"no image of \(250, 250\) pixels ends this model's schedule; it generates \[\(16, 16\)"):
         policy.schedule((250, 250))
 
 

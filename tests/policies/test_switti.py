@@ -368,7 +368,7 @@ def test_what_a_file_does_not_store_is_asked_for(tmp_path: Path) -> None:
     def loaded(**options: Any) -> SwittiPolicy:
         return SwittiPolicy.from_pretrained(tmp_path / "model.pth", VQVAE(64, 8, 32), num_heads=4, **options)
 
-    with pytest.raises(ValueError, match=r"stores no mask; say autoregressive=True for Switti-AR"):
+    with pytest.raises(ValueError, match=r"stores no mask; give autoregressive=True for Switti-AR"):
         loaded(sides=(1, 2, 3, 4, 6))
     with pytest.raises(ValueError, match=r"has 5 scales, the published models have \[10, 14\]; give sides"):
         loaded(autoregressive=True)

@@ -177,7 +177,7 @@ def test_missing_weights_are_not_filled_with_random_ones(tmp_path: Path) -> None
     tensors = load_file(folder / "model.safetensors")
     kept = {name: x for name, x in tensors.items() if not name.startswith("encoder.block.1.")}
     save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(ValueError, match=r"no whole T5EncoderModel: it has no encoder\.block\.1\.layer\.0"):
+    with pytest.raises(ValueError, match=r"no complete T5EncoderModel: it has no encoder\.block\.1\.layer\.0"):
         T5Text.from_pretrained(folder)
 
 

@@ -21,12 +21,12 @@ DESCRIPTION = """Compare recipes over seeds, at equal training time and at equal
   final   the best points over the final seeds, on the test prompts: final/
   figure  comparison.png, results.json and results.md
 
-Without --phase all four, in this order. What is there is not made again: a command that was stopped goes on with the next run.
+Without --phase all four, in this order. Existing results are kept: a command that was stopped resumes with the next run.
 Exit status 0, 2 when the spec or a configuration is wrong, 1 otherwise."""
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the phases that are asked for."""
+    """Run the requested phases."""
     parser = argparse.ArgumentParser(
         prog="varrl compare", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter, exit_on_error=False
     )
@@ -36,11 +36,11 @@ def main(arguments: Sequence[str]) -> int:
 
     def run() -> int:
         with reraise_as(ConfigError, argparse.ArgumentError):
-            asked = parser.parse_args(arguments)
+            options = parser.parse_args(arguments)
         quiet()
-        comparison = Comparison(read_spec(asked.spec, asked.output))
+        comparison = Comparison(read_spec(options.spec, options.output))
         steps = {"time": comparison.time, "grid": comparison.grid, "final": comparison.final}
-        for phase in PHASES if asked.phase is None else (asked.phase,):
+        for phase in PHASES if options.phase is None else (options.phase,):
             print(f"--- {phase}", flush=True)
             if phase == "figure":
                 write_report(comparison)

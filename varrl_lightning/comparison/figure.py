@@ -1,4 +1,4 @@
-"""The paper's Figure 2 at this size: accuracy against training time and against images drawn."""
+"""The paper's Figure 2 at this size: accuracy against training time and against images sampled."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ COLORS = ("#0969da", "#cf222e", "#bf8700", "#1a7f37", "#8250df", "#57606a")
 
 @dataclass(frozen=True)
 class Line:
-    """One recipe: where its readings lie, and their values, a row per seed.
+    """One recipe: the positions of its readings, and their values, a row per seed.
 
     Args:
-        time_budget, image_budget: where the readings that are compared lie.
+        time_budget, image_budget: positions of the readings that are compared.
     """
 
     label: str
@@ -29,15 +29,15 @@ class Line:
 
 
 def comparison_figure(lines: Sequence[Line], measure: str) -> Figure:
-    """Left against seconds, right against images; a line is the mean over seeds, its band one standard deviation."""
+    """Plot lines, left against seconds, right against images: means over seeds, with bands of one standard deviation."""
     figure = Figure(figsize=(9.6, 3.8), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
     for line, color in zip(lines, COLORS * len(lines), strict=False):
-        _draw(left, line.seconds, line, color)
-        _draw(right, line.images, line, color)
+        _plot(left, line.seconds, line, color)
+        _plot(right, line.images, line, color)
     for axes, label, budget in (
         (left, "seconds of training", max(line.time_budget for line in lines)),
-        (right, "images drawn in training", min(line.image_budget for line in lines)),
+        (right, "images sampled in training", min(line.image_budget for line in lines)),
     ):
         axes.axvline(budget, color="#57606a", linewidth=0.8, linestyle=":")
         axes.set_xlabel(label)
@@ -52,7 +52,7 @@ def comparison_figure(lines: Sequence[Line], measure: str) -> Figure:
     return figure
 
 
-def _draw(axes: Axes, x: Sequence[float], line: Line, color: str) -> None:
+def _plot(axes: Axes, x: Sequence[float], line: Line, color: str) -> None:
     values = np.asarray(line.values)
     mean, spread = values.mean(axis=0), values.std(axis=0, ddof=1 if len(values) > 1 else 0)
     axes.plot(x, mean, color=color, linewidth=1.8, label=line.label)

@@ -1,4 +1,4 @@
-"""The runs of a comparison, as what a worker process needs to make one, and making it."""
+"""The runs of a comparison: a job holds all that a worker process needs to make one."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ Kind = Literal["time", "start", "grid", "final"]
 
 @dataclass(frozen=True)
 class Job:
-    """One run.
+    """One run of a comparison.
 
     Args:
-        name: of its file, without the ending.
+        name: of its result file, without the ending.
         arguments: of `varrl fit`.
-        made: what its result depends on; a file with another is another run's.
-        updates: of the whole run.
+        made: all that its result depends on; a result file with a different `made` is another run's.
+        updates: of the complete run.
         at_time, at_images: updates at which the budgets of seconds and of images are used up.
         every: updates between two points of the curve.
-        curve, choice: how many of the validation prompts a point of the curve has, and a reading that a point is chosen by,
-            which has all when None.
+        curve: number of validation prompts for a point of the curve.
+        choice: number of validation prompts that the best point is chosen by; all when None.
         warm_up: updates before those that are measured, in `time`.
     """
 
@@ -46,10 +46,10 @@ class Job:
     warm_up: int = 0
 
     def run(self) -> dict[str, Any]:
-        """Make the run in this process; what its file holds."""
+        """Make the run in this process; return the content of its result file."""
         began = time.perf_counter()
-        found = {"time": self._time, "start": self._start, "grid": self._train, "final": self._train}[self.kind]()
-        return {"made": dict(self.made)} | found | {"wall_seconds": round(time.perf_counter() - began, 1)}
+        result = {"time": self._time, "start": self._start, "grid": self._train, "final": self._train}[self.kind]()
+        return {"made": dict(self.made)} | result | {"wall_seconds": round(time.perf_counter() - began, 1)}
 
     def _time(self) -> dict[str, Any]:
         module, data, config = build(self.arguments, self.updates)
@@ -74,32 +74,32 @@ class Job:
             else:
                 points[updates].append(("validation", means(spaced(validation, self.choice or len(validation)))))
         readings = {updates: together(*parts) for updates, parts in points.items()}
-        found: dict[str, Any] = {"updates": self.updates, "at_time": self.at_time, "at_images": self.at_images}
+        result: dict[str, Any] = {"updates": self.updates, "at_time": self.at_time, "at_images": self.at_images}
         try:
             recorder = train(module, data, config, self.updates, readings)
         except RunStoppedError as error:  # a learning rate that is too high is a result too
-            return found | {"stopped": str(error), "readings": {}}
+            return result | {"stopped": str(error), "readings": {}}
         if module.rollouts_done != self.updates:
             raise RuntimeError(
                 f"{self.name} ended after {module.rollouts_done} of {self.updates} updates; it is run again next time"
             )
-        return found | {"readings": {str(u): r for u, r in sorted(recorder.taken.items())}, "log": log(recorder, self.every)}
+        return result | {"readings": {str(u): r for u, r in sorted(recorder.taken.items())}, "log": log(recorder, self.every)}
 
 
 def stage_costs(recorder: Recorder, module: VARGRPO, prompts: int, warm_up: int) -> list[StageCost]:
     """Medians over the updates after the warm-up, of each place in the cycle; a stage that occurs more than once has one median."""
     stages = [module.cycle[i % len(module.cycle)] for i in range(len(recorder.steps))]
-    found = {}
+    costs = {}
     for stage in dict.fromkeys(module.cycle):
         steps = [step for i, step in enumerate(recorder.steps) if stages[i] == stage and i >= warm_up]
         parts = {part: statistics.median(step["parts"][part] for step in steps) for part in PARTS}
         seconds, cpu = (statistics.median(step[clock] for step in steps) for clock in ("seconds", "cpu_seconds"))
-        found[stage] = StageCost(stage.name, prompts * stage.images_per_prompt, seconds, cpu, parts)
-    return [found[stage] for stage in module.cycle]
+        costs[stage] = StageCost(stage.name, prompts * stage.images_per_prompt, seconds, cpu, parts)
+    return [costs[stage] for stage in module.cycle]
 
 
 def log(recorder: Recorder, every: int) -> list[dict[str, float]]:
-    """Means of what training logged between two points of the curve, and the seconds that really passed."""
+    """Means of what training logged between two points of the curve, and the seconds that passed."""
     rows = []
     for first in range(0, len(recorder.steps), every):
         steps = recorder.steps[first : first + every]

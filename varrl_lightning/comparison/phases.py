@@ -20,29 +20,29 @@ from varrl_lightning.comparison.costs import Cost
 from varrl_lightning.comparison.jobs import Job
 from varrl_lightning.comparison.spec import Budget, Spec, digest
 from varrl_lightning.comparison.training import build, policy_fingerprint
-from varrl_lightning.comparison.workers import check_made, make_all, write_json
+from varrl_lightning.comparison.workers import check_made, run_all, write_json
 from varrl_lightning.configuration.files import find_config
 from varrl_lightning.data import check_disjoint
 from varrl_lightning.errors import ConfigError, StartError
 
 Point = tuple[int, float]
 JUDGED = ("model.reward", "model.judge", "trainer.precision", "trainer.accelerator", "trainer.devices")
-"""Keys of a recipe, as parsed, by which its pictures are judged and computed: alike for all recipes."""
+"""Parsed keys that decide how a recipe's pictures are judged and computed; they must be equal for all recipes."""
 BUSY = 0.15
-"""From this share of waiting on, a measurement on one thread is told to have shared its core."""
+"""Share of waiting from which on a measurement on one thread is reported to have shared its core."""
 
 
 @dataclass(frozen=True)
 class Built:
-    """What a recipe is before training: digests of its weights and of how its evaluations are drawn, and its cycle."""
+    """A recipe before training: digests of its weights and of its evaluation settings, and the length of its cycle."""
 
     weights: str
-    drawing: str
+    evaluation: str
     stages: int
 
 
 class Comparison:
-    """A spec whose recipes have all been built once, so that what is wrong is said before any work."""
+    """A spec whose recipes have all been built once, so that mistakes are reported before any work."""
 
     def __init__(self, spec: Spec) -> None:
         self.spec, self.folder = spec, Path(spec.output)
@@ -53,19 +53,19 @@ class Comparison:
             with reraise_as(StartError, ValueError):
                 check_disjoint(data.prompts["validation"], data.prompts["test"], ("validation", "test"))
                 largest = max(spec.grid.prompts_per_update)
-                if largest > (there := len(data.prompts["train"])):
-                    raise ValueError(f"grid.prompts_per_update asks for {largest} prompts, and there are {there} to train on")
-            drawing = digest([repr(module.sampling), module.eval_seed, *(str(config.get(key)) for key in JUDGED)])
-            self.built[name] = Built(policy_fingerprint(module.policy), drawing, len(module.cycle))
+                if largest > (available := len(data.prompts["train"])):
+                    raise ValueError(f"grid.prompts_per_update asks for {largest} prompts, and there are {available} to train on")
+            evaluation = digest([repr(module.sampling), module.eval_seed, *(str(config.get(key)) for key in JUDGED)])
+            self.built[name] = Built(policy_fingerprint(module.policy), evaluation, len(module.cycle))
         judged = ", ".join(("model.sampling", "model.eval_seed", *JUDGED))
-        for what, shown in (("weights", "their policy's weights"), ("drawing", f"one of {judged}")):
+        for what, shown in (("weights", "their policy's weights"), ("evaluation", f"one of {judged}")):
             if len({getattr(built, what) for built in self.built.values()}) > 1:
-                raise ConfigError(f"the recipes differ in {shown}: what they start from, and are judged by, must be the same")
-
-    # --- phase time -------------------------------------------------------------------------------------------------------------
+                raise ConfigError(
+                    f"the recipes differ in {shown}; they must start from the same weights and be judged in the same way"
+                )
 
     def time(self) -> None:
-        """Measure what is not in timing.json yet, one configuration after another."""
+        """Measure the configurations that are not in timing.json yet, one after another."""
         path = self.folder / "timing.json"
         table = self._timing()
         for recipe in self.spec.recipes:
@@ -73,7 +73,7 @@ class Comparison:
                 if str(prompts) in table.setdefault("recipes", {}).setdefault(recipe, {}):
                     continue
                 job = self._timing_job(recipe, prompts)
-                name, result = next(iter(make_all([job], self.folder / "timing", 1, self.spec.threads).items()))
+                name, result = next(iter(run_all([job], self.folder / "timing", 1, self.spec.threads).items()))
                 cost = Cost.read(result["cycle"])
                 numbers = {n: round(getattr(cost, n), 5) for n in ("seconds_per_update", "images_per_update", "reward_share")}
                 table["recipes"][recipe][str(prompts)] = {"made": dict(job.made), **numbers, "cycle": cost.as_json()}
@@ -96,7 +96,7 @@ class Comparison:
         return Job("time", f"{recipe}_{prompts}", tuple(arguments), made, updates, warm_up=timing.warm_up)
 
     def _timing(self) -> dict[str, Any]:
-        """timing.json without machine and versions; refuses other recipes' times."""
+        """Read timing.json, without machine and versions; refuse times of other recipes."""
         path = self.folder / "timing.json"
         if not path.is_file():
             return {}
@@ -107,26 +107,24 @@ class Comparison:
         return table
 
     def costs(self) -> dict[str, dict[int, Cost]]:
-        """By recipe and prompts per update.
+        """The measured costs, by recipe and prompts per update.
 
         Raises:
-            StartError: when some were not measured yet.
+            StartError: when a cost was not measured yet.
         """
-        table, found = self._timing().get("recipes", {}), {}
+        table, costs = self._timing().get("recipes", {}), {}
         for recipe in self.spec.recipes:
-            there = table.get(recipe, {})
-            missing = [prompts for prompts in self.spec.grid.prompts_per_update if str(prompts) not in there]
+            measured = table.get(recipe, {})
+            missing = [prompts for prompts in self.spec.grid.prompts_per_update if str(prompts) not in measured]
             if missing:
                 raise StartError(f"{self.folder / 'timing.json'} lacks {recipe} with {missing} prompts; run --phase time first")
-            found[recipe] = {p: Cost.read(there[str(p)]["cycle"]) for p in self.spec.grid.prompts_per_update}
-        return found
-
-    # --- phases grid and final ---------------------------------------------------------------------------------------------------
+            costs[recipe] = {p: Cost.read(measured[str(p)]["cycle"]) for p in self.spec.grid.prompts_per_update}
+        return costs
 
     def grid(self) -> None:
-        """Every recipe at every point; grid.json holds the table and each recipe's best point."""
+        """Run every recipe at every point; write grid.json with the table and each recipe's best point."""
         jobs = self._grid_jobs()
-        results = make_all([job for job, *_ in jobs], self.folder / "grid", self.spec.workers, self.spec.threads)
+        results = run_all([job for job, *_ in jobs], self.folder / "grid", self.spec.workers, self.spec.threads)
         table = _grid_table(jobs, results)
         write_json(self.folder / "grid.json", {"measure": self.spec.measure, "best": self._best(table), "runs": table})
 
@@ -140,20 +138,20 @@ class Comparison:
         """Each recipe's best point.
 
         Raises:
-            StartError: when the grid was not searched to its end.
+            StartError: when runs of the grid are missing.
         """
         jobs = self._grid_jobs()
         missing = [job.name for job, *_ in jobs if not (self.folder / "grid" / f"{job.name}.json").is_file()]
         if missing:
             raise StartError(f"{self.folder / 'grid'} lacks {len(missing)} of {len(jobs)} runs; run --phase grid first")
-        # All are there: this reads them, and checks what they were made from.
-        results = make_all([job for job, *_ in jobs], self.folder / "grid", 1, self.spec.threads)
+        # All results exist: this only reads them, and checks what they were made from.
+        results = run_all([job for job, *_ in jobs], self.folder / "grid", 1, self.spec.threads)
         best = self._best(_grid_table(jobs, results))
         return {recipe: (best[recipe]["prompts"], best[recipe]["learning_rate"]) for recipe in self.spec.recipes}
 
     def _best(self, table: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-        """Most of the measure at equal time, over the tuning seeds; of equal ones the smaller rate, then fewer prompts."""
-        found = {}
+        """The point with the highest mean measure at equal time; of equal ones the smaller rate, then fewer prompts."""
+        best = {}
         for recipe in self.spec.recipes:
             values: dict[Point, list[float]] = {}
             for row in (row for row in table if row["recipe"] == recipe):
@@ -161,11 +159,11 @@ class Comparison:
             (prompts, rate), scores = max(values.items(), key=lambda item: (fmean(item[1]), -item[0][1], -item[0][0]))
             if fmean(scores) == -math.inf:
                 raise StartError(f"every run of {recipe} stopped before its end; lower grid.learning_rates")
-            found[recipe] = {"prompts": prompts, "learning_rate": rate, self.spec.measure: round(fmean(scores), 6)}
-        return found
+            best[recipe] = {"prompts": prompts, "learning_rate": rate, self.spec.measure: round(fmean(scores), 6)}
+        return best
 
     def _measured(self, row: Mapping[str, Any]) -> float:
-        """A run that stopped is worse than any other."""
+        """The measure of a run at equal time; a run that stopped is worse than any other."""
         if "stopped" in row:
             return -math.inf
         metrics = row["at_time"]["sampled"]
@@ -174,12 +172,12 @@ class Comparison:
         return float(metrics[self.spec.measure])
 
     def final(self) -> None:
-        """The start, and each recipe's best point over the final seeds."""
+        """Evaluate the start, and run each recipe's best point over the final seeds."""
         jobs = self.final_jobs()
-        make_all([self.start_job(), *(job for job, *_ in jobs)], self.folder / "final", self.spec.workers, self.spec.threads)
+        run_all([self.start_job(), *(job for job, *_ in jobs)], self.folder / "final", self.spec.workers, self.spec.threads)
 
     def start_job(self) -> Job:
-        """All recipes start alike: one evaluation of it serves them all."""
+        """The evaluation before training: one for all recipes, which start alike."""
         recipe, (prompts, rate) = self.spec.rival, self.spec.grid.points[0]
         return Job(
             "start",
@@ -190,7 +188,7 @@ class Comparison:
         )
 
     def final_jobs(self) -> list[tuple[Job, str, Point, int]]:
-        """The runs at the best points."""
+        """The jobs at the best points, each with its recipe, point and seed."""
         points = {recipe: [point] for recipe, point in self.best().items()}
         seeds = {recipe: self.spec.final_seeds(recipe) for recipe in self.spec.recipes}
         return self._jobs("final", self.spec.final, seeds, points, self.costs())
@@ -203,7 +201,7 @@ class Comparison:
         points: Mapping[str, list[Point]],
         costs: Mapping[str, Mapping[int, Cost]],
     ) -> list[tuple[Job, str, Point, int]]:
-        """Seed by seed and point by point, so that the recipes move on together."""
+        """Jobs in order of seed and point, so that all recipes advance together."""
         cost_of = {(recipe, point): costs[recipe][point[0]] for recipe, of_recipe in points.items() for point in of_recipe}
         updates = {key: cost.updates_in(budget.seconds) for key, cost in cost_of.items()}
         for (recipe, point), count in updates.items():
@@ -227,29 +225,27 @@ class Comparison:
         every = max(1, round(budget.curve_every / cost.seconds_per_update))
         numbers = {"updates": max(at_time, at_images), "at_time": at_time, "at_images": at_images, "every": every}
         prompts = self.spec.prompts
-        read = {"choice": prompts.choice} if kind == "grid" else {"curve": prompts.curve}
-        made = self._evaluations() | read | {"recipe": self._recipe(recipe), "point": list(point), "seed": seed, **numbers}
+        counts = {"choice": prompts.choice} if kind == "grid" else {"curve": prompts.curve}
+        made = self._evaluations() | counts | {"recipe": self._recipe(recipe), "point": list(point), "seed": seed, **numbers}
         name = f"{recipe}_{point[0]}prompts_lr{point[1]:g}_seed{seed}"
         arguments = tuple(self.spec.arguments(recipe, *point, seed))
         return Job(kind, name, arguments, made, **numbers, curve=prompts.curve, choice=prompts.choice)
-
-    # --- what results depend on --------------------------------------------------------------------------------------------------
 
     def _tree(self, recipe: str) -> dict[str, Any]:
         return dict(yaml.safe_load(find_config(self.spec.recipes[recipe].config).read_text(encoding="utf-8")))
 
     def _recipe(self, recipe: str) -> str:
-        """Of what it trains: neither learning rate nor prompts, which are the grid's, nor what is not used here."""
+        """A digest of the recipe's training: without learning rate and prompts, which the grid sets, and without unused keys."""
         tree = self._tree(recipe)
         return digest([tree.get("model"), dict(self.spec.recipes[recipe].overrides)])
 
     def _evaluations(self) -> dict[str, Any]:
-        """Of what it starts from and is judged by."""
+        """Everything that evaluations depend on besides the training: initial weights, settings and prompts."""
         built = self.built[self.spec.rival]
         prompts = self.spec.prompts
         return {
             "weights": built.weights,
-            "drawing": built.drawing,
+            "drawing": built.evaluation,  # the key of existing result files
             "prompts": [prompts.train, prompts.validation, prompts.test],
         }
 
@@ -262,7 +258,7 @@ def _grid_table(jobs: Sequence[tuple[Job, str, Point, int]], results: Mapping[st
 
 
 def _summary(result: Mapping[str, Any]) -> dict[str, Any]:
-    """A run's readings of the validation prompts that a point is chosen on."""
+    """A run's readings of the validation prompts, on which the best point is chosen."""
     if result.get("stopped"):
         return {"stopped": result["stopped"]}
     return {
@@ -271,7 +267,7 @@ def _summary(result: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def machine(threads: int) -> dict[str, Any]:
-    """Where times were measured."""
+    """A description of the machine on which times were measured."""
     model = platform.processor()
     info = Path("/proc/cpuinfo")
     if info.is_file():

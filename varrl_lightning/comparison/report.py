@@ -1,4 +1,4 @@
-"""The results of a comparison: tables and the figure."""
+"""Writes the results of a comparison: tables and the figure."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from varrl_lightning.comparison.figure import Line, comparison_figure
 from varrl_lightning.comparison.phases import Comparison, Point
 from varrl_lightning.comparison.statistics import Spread, paired_difference
-from varrl_lightning.comparison.workers import kept, write_json
+from varrl_lightning.comparison.workers import stored_result, write_json
 from varrl_lightning.errors import StartError
 from varrl_lightning.figures.pictures import save_figure
 
@@ -30,29 +30,33 @@ def write_report(comparison: Comparison) -> None:
     """Write comparison.png, results.json and results.md from the final runs.
 
     Raises:
-        StartError: when some of them are missing.
+        StartError: when final runs are missing.
     """
-    jobs = comparison.final_jobs()
-    found = {job.name: kept(job, comparison.folder / "final") for job in (comparison.start_job(), *(job for job, *_ in jobs))}
-    if missing := [name for name, result in found.items() if result is None]:
-        raise StartError(f"{comparison.folder / 'final'} lacks {', '.join(missing)}; run --phase final first")
-    start: Any = found["start"]
-    runs: Runs = {recipe: {} for recipe in comparison.spec.recipes}
-    for job, recipe, _, seed in jobs:
-        result: Any = found[job.name]
-        if result.get("stopped"):
-            raise StartError(f"{job.name} stopped before its end: {result['stopped']}")
-        runs[recipe][seed] = result
-    points = {recipe: point for _, recipe, point, _ in jobs}
-    table = results(comparison, runs, points, start["readings"]["0"])
+    runs, points, start = _final_runs(comparison)
+    table = results(comparison, runs, points, start)
     write_json(comparison.folder / "results.json", table)
     (comparison.folder / "results.md").write_text(markdown(comparison, table), encoding="utf-8")
-    figure = comparison_figure(
-        _lines(comparison, runs, points, start["readings"]["0"]), HEADINGS.get(comparison.spec.measure, comparison.spec.measure)
-    )
+    measure = comparison.spec.measure
+    figure = comparison_figure(_lines(comparison, runs, points, start), HEADINGS.get(measure, measure))
     save_figure(figure, comparison.folder / "comparison.png")
     for name in ("comparison.png", "results.md", "results.json"):
         print(comparison.folder / name)
+
+
+def _final_runs(comparison: Comparison) -> tuple[Runs, dict[str, Point], dict[str, Any]]:
+    """The results of the final runs, each recipe's point, and the readings at the start."""
+    jobs, folder = comparison.final_jobs(), comparison.folder / "final"
+    stored = {job.name: stored_result(job, folder) for job in (comparison.start_job(), *(job for job, *_ in jobs))}
+    if missing := [name for name, result in stored.items() if result is None]:
+        raise StartError(f"{folder} lacks {', '.join(missing)}; run --phase final first")
+    runs: Runs = {recipe: {} for recipe in comparison.spec.recipes}
+    for job, recipe, _, seed in jobs:
+        result: Any = stored[job.name]
+        if result.get("stopped"):
+            raise StartError(f"{job.name} stopped before its end: {result['stopped']}")
+        runs[recipe][seed] = result
+    start: Any = stored["start"]
+    return runs, {recipe: point for _, recipe, point, _ in jobs}, start["readings"]["0"]
 
 
 def results(comparison: Comparison, runs: Runs, points: Mapping[str, Point], start: Mapping[str, Any]) -> dict[str, Any]:
@@ -77,21 +81,29 @@ def results(comparison: Comparison, runs: Runs, points: Mapping[str, Point], sta
 def _compared(runs: Runs, recipe: str, rival: str, reading: str, way: str) -> dict[str, Any]:
     """Every measure of a recipe: over its seeds, and paired with the baseline over those that both have."""
     ours, theirs = ({seed: _test(run, reading).get(way) for seed, run in runs[name].items()} for name in (recipe, rival))
-    found: dict[str, Any] = {}
+    measures: dict[str, Any] = {}
     for measure in (name for name in MEASURES if name in _first(ours)["means"]):
         values = [run["means"][measure] for run in ours.values()]
         spread = Spread.of(values)
-        found[measure] = {"mean": spread.mean, "min": spread.low, "max": spread.high, "std": _number(spread.std), "seeds": values}
+        measures[measure] = {
+            "mean": spread.mean,
+            "min": spread.low,
+            "max": spread.high,
+            "std": _number(spread.std),
+            "seeds": values,
+        }
         both = [seed for seed in ours if measure in (theirs.get(seed) or {"prompts": {}})["prompts"]]
         if recipe != rival and len(both) > 1:
-            difference = paired_difference(*([of[seed]["prompts"][measure] for seed in both] for of in (ours, theirs)))
-            found[measure] |= {"difference": difference.mean, "error": difference.error, "differences": list(difference.seeds)}
-            found[measure]["difference_seeds"] = both
-    return found
+            difference = paired_difference(
+                *([runs_by_seed[seed]["prompts"][measure] for seed in both] for runs_by_seed in (ours, theirs))
+            )
+            measures[measure] |= {"difference": difference.mean, "error": difference.error, "differences": list(difference.seeds)}
+            measures[measure]["difference_seeds"] = both
+    return measures
 
 
 def _first(of_seeds: Mapping[int, Any]) -> Any:
-    """What is alike for all seeds may be read of any."""
+    """The first seed's entry, for values that are equal for all seeds."""
     return next(iter(of_seeds.values()))
 
 
@@ -107,11 +119,8 @@ def _number(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-# --- as a page ------------------------------------------------------------------------------------------------------------------
-
-
 def markdown(comparison: Comparison, table: Mapping[str, Any]) -> str:
-    """The tables of results.md."""
+    """The text of results.md."""
     spec = comparison.spec
     lines = [
         "# Recipes compared",
@@ -128,7 +137,7 @@ def markdown(comparison: Comparison, table: Mapping[str, Any]) -> str:
 
 
 def _cost_table(comparison: Comparison) -> list[str]:
-    """As measured, one after another, at each number of prompts: means over a recipe's cycle."""
+    """The lines of the table of measured costs at each number of prompts: means over a recipe's cycle."""
     lines = ["| recipe | prompts | seconds | images | share of the reward |", f"|---|{'---:|' * 4}"]
     for recipe, of_prompts in comparison.costs().items():
         for prompts, cost in of_prompts.items():
@@ -139,22 +148,22 @@ def _cost_table(comparison: Comparison) -> list[str]:
 
 def _table(comparison: Comparison, table: Mapping[str, Any], reading: str) -> list[str]:
     spec, start = comparison.spec, table["start"]
-    read = [row[reading] for row in table["recipes"].values()]
+    readings = [row[reading] for row in table["recipes"].values()]
     columns = [
         (way, measure)
         for measure in MEASURES
         for way in ("sampled", "greedy")
-        if all(measure in found.get(way, {}) for found in (start, *read))
+        if all(measure in values.get(way, {}) for values in (start, *readings))
     ]
     headings = [f"{HEADINGS[measure]}{', greedy' if way == 'greedy' else ''}" for way, measure in columns]
     lines = [f"| recipe | seeds | learning rate | prompts | updates | seconds | images | {' | '.join(headings)} |"]
     lines += [f"|---|{'---:|' * (6 + len(headings))}"]
     lines += [f"| start | | | | 0 | 0 | 0 | {' | '.join(f'{start[way][measure]:.3f}' for way, measure in columns)} |"]
     for recipe, row in table["recipes"].items():
-        found = row[reading]
-        cells = [_cell(found[way][measure]) for way, measure in columns]
+        values = row[reading]
+        cells = [_cell(values[way][measure]) for way, measure in columns]
         point = f"{len(row['seeds'])} | {row['learning_rate']:g} | {row['prompts']}"
-        about = f"{point} | {found['updates']} | {found['seconds']:.0f} | {found['images']}"
+        about = f"{point} | {values['updates']} | {values['seconds']:.0f} | {values['images']}"
         lines.append(f"| {spec.label(recipe)} | {about} | {' | '.join(cells)} |")
     return lines
 
@@ -168,21 +177,18 @@ def _cell(values: Mapping[str, Any]) -> str:
     return cell
 
 
-# --- as a picture ---------------------------------------------------------------------------------------------------------------
-
-
 def _lines(comparison: Comparison, runs: Runs, points: Mapping[str, Point], start: Mapping[str, Any]) -> list[Line]:
     """Validation curves of each recipe, from the start that all share to the end of the run."""
     spec, costs = comparison.spec, comparison.costs()
-    found = []
+    lines = []
     for recipe, of_recipe in runs.items():
         cost = costs[recipe][points[recipe][0]]
         first = _first(of_recipe)
         updates = [0, *sorted(int(u) for u in first["readings"])]
         values = [[_curve(run["readings"][str(u)] if u else start, spec.measure) for u in updates] for run in of_recipe.values()]
         seconds, images = [cost.seconds(u) for u in updates], [float(cost.images(u)) for u in updates]
-        found.append(Line(spec.label(recipe), seconds, images, values, spec.final.seconds, float(cost.images(first["at_images"]))))
-    return found
+        lines.append(Line(spec.label(recipe), seconds, images, values, spec.final.seconds, float(cost.images(first["at_images"]))))
+    return lines
 
 
 def _curve(reading: Mapping[str, Any], measure: str) -> float:

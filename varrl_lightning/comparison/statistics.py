@@ -1,4 +1,4 @@
-"""How sure a difference between two recipes is, when the same prompts are drawn after training with several seeds."""
+"""Standard error of the difference between two recipes on the same prompts, after training with several seeds."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Spread:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Spread:
-        """Of one value per seed."""
+        """Summarise one value per seed."""
         return cls(fmean(values), min(values), max(values), stdev(values) if len(values) > 1 else math.nan)
 
 
@@ -43,9 +43,9 @@ def paired_difference(ours: Sequence[Sequence[float]], theirs: Sequence[Sequence
         V_i = sum_i (d_.i - d_..)^2 / (n (n - 1))                   estimates var(b) / n + var(e) / (S n)
         V_e = sum_si (d_si - d_s. - d_.i + d_..)^2 / (S n (S - 1) (n - 1))     estimates var(e) / (S n), which both contain
 
-    Seeds and prompts are both drawn at random, crossed: what is said holds for other seeds and other prompts. SE^2 is unbiased but
-    where it is raised to the larger of V_s and V_i, below which it falls by chance alone. With few seeds it has few degrees of
-    freedom (S - 1 at worst): two standard errors are less than 95% then. Dots stand for means.
+    Seeds and prompts are both sampled at random, crossed, so that the result holds for other seeds and other prompts. SE^2 is
+    unbiased, except where it is raised to the larger of V_s and V_i, below which it falls by chance alone. With few seeds it has
+    few degrees of freedom (S - 1 at worst): two standard errors are less than 95% then. Dots stand for means.
 
     Prompts count as independent. Where several ask for the same word, SE is somewhat too small for other words.
 

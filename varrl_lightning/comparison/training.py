@@ -1,4 +1,4 @@
-"""One run of a recipe in this process: the same updates as `varrl fit`, with clocks and readings in place of its files."""
+"""Trains a recipe in this process: the same updates as `varrl fit`, with clocks and readings in place of its files."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Reading = Callable[[VARGRPO], dict[str, Any]]
 
 
 def build(arguments: Sequence[str], updates: int | None = None) -> tuple[VARGRPO, PromptDataModule, ParsedConfig]:
-    """The module and the data of a `varrl fit` command line; a schedule with a `T_max` ends with the run.
+    """Build the module and the data of a `varrl fit` command line; a schedule with a `T_max` ends with the run.
 
     Raises:
         ConfigError: on a wrong configuration.
@@ -60,7 +60,7 @@ class Recorder(Callback):
         self._began = (0.0, 0.0)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
-        """The reading before the first update."""
+        """Take the reading before the first update."""
         self._read(pl_module)
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
@@ -68,7 +68,7 @@ class Recorder(Callback):
         self._began = _clocks()
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Stop it; read where asked."""
+        """Stop the clock; take a reading if one is due."""
         seconds, cpu = (now - began for now, began in zip(_clocks(), self._began, strict=True))
         logged = trainer.callback_metrics
         values = {name: float(logged[name]) for name in ("reward", "kl", "grad_norm") if name in logged}
@@ -89,11 +89,11 @@ def train(module: VARGRPO, data: PromptDataModule, config: ParsedConfig, updates
         RunStoppedError: when the updates turn non-finite.
     """
     recorder = Recorder(readings)
-    asked = config.get("trainer")
+    options = config.get("trainer")
     trainer = L.Trainer(
-        accelerator=asked.accelerator,
-        devices=asked.devices,
-        precision=asked.precision,
+        accelerator=options.accelerator,
+        devices=options.devices,
+        precision=options.precision,
         max_steps=updates * module.updater.updates_per_rollout,
         max_epochs=-1,
         limit_val_batches=0,
@@ -110,36 +110,33 @@ def train(module: VARGRPO, data: PromptDataModule, config: ParsedConfig, updates
 
 
 def _clocks() -> tuple[float, float]:
-    """Seconds that have passed, and those that this process has computed in them."""
+    """Wall-clock time and CPU time of this process, in seconds."""
     return time.perf_counter(), time.process_time()
 
 
-# --- readings -----------------------------------------------------------------------------------------------------------------
-
-
 def means(prompts: Sequence[Prompt]) -> Reading:
-    """Metrics over prompts, drawn by the module's sampler."""
+    """A reading of the metrics over prompts, sampled by the module's sampler."""
     return lambda module: {"sampled": _finite(module.evaluate(prompts, module.sampling).metrics())}
 
 
 def by_prompt(prompts: Sequence[Prompt], thorough: bool) -> Reading:
-    """Metrics over prompts and of each of them, drawn by the module's sampler.
+    """A reading of the metrics over prompts and of each of them, sampled by the module's sampler.
 
     Args:
-        thorough: whether they are drawn greedily too, and what is sampled is read by the second judge, if there is one.
+        thorough: also sample greedily, and have the sampled images read by the second judge, if there is one.
     """
 
     def read(module: VARGRPO) -> dict[str, Any]:
-        found = {"sampled": _each(module, prompts, module.sampling, module.judge if thorough else None)}
+        readings = {"sampled": _each(module, prompts, module.sampling, module.judge if thorough else None)}
         if thorough:
-            found["greedy"] = _each(module, prompts, module.sampling.greedy(), None)
-        return found
+            readings["greedy"] = _each(module, prompts, module.sampling.greedy(), None)
+        return readings
 
     return read
 
 
 def together(*readings: tuple[str, Reading]) -> Reading:
-    """Several readings of one moment, by name."""
+    """Several readings at the same update, by name."""
     return lambda module: {name: reading(module) for name, reading in readings}
 
 
@@ -155,7 +152,7 @@ def _each(module: VARGRPO, prompts: Sequence[Prompt], sampling: Sampling, judge:
 
 
 def _words(prompts: Sequence[Prompt], texts: Sequence[Sequence[str]] | None) -> dict[str, list[float]]:
-    """Word accuracy and NED of each prompt, times its number of words over the mean number: so their mean is over all words."""
+    """Word accuracy and NED of each prompt, weighted by its number of words over the mean number: their mean is over all words."""
     if texts is None:
         return {}
     wanted = [split_words(prompt.words) for prompt in prompts]
@@ -173,9 +170,9 @@ def _finite(metrics: Mapping[str, float]) -> dict[str, float]:
 
 
 def spaced(prompts: Sequence[Prompt], count: int) -> list[Prompt]:
-    """So many of the prompts, evenly spaced; all when there are no more.
+    """`count` of the prompts, evenly spaced; all when there are fewer.
 
-    In a file that repeats itself, such as one, two and three words in turn, a step that is a multiple of that sees one kind alone.
+    In a periodic file, such as one, two and three words in turn, a step that is a multiple of the period selects one kind alone.
     """
     count = min(count, len(prompts))
     return [prompts[i * len(prompts) // count] for i in range(count)]

@@ -1,4 +1,4 @@
-"""Runs side by side in processes that live on from run to run; every result is a file as soon as it is there."""
+"""Makes runs side by side in worker processes; every result is written to a file as soon as its run ends."""
 
 from __future__ import annotations
 
@@ -23,33 +23,34 @@ from varrl_lightning.configuration.atomic_write import replace_text
 from varrl_lightning.errors import StartError
 
 _NUMBERS = re.compile(r"\[\n([\d\s.,e+-]+)\]")
-"""A list of nothing but numbers, as `json.dumps` lays it out: an item a line."""
+"""A list of numbers only, as `json.dumps` formats it: an item a line."""
 _THREADS = ("OMP_NUM_THREADS", "OPENCV_FOR_THREADS_NUM")
 
 
-def make_all(jobs: Sequence[Job], folder: Path, workers: int, threads: int) -> dict[str, dict[str, Any]]:
-    """The results of all jobs by name: those that lie in the folder, and the others made now.
+def run_all(jobs: Sequence[Job], folder: Path, workers: int, threads: int) -> dict[str, dict[str, Any]]:
+    """Return the results of all jobs by name: those in the folder, and the others after running them now.
 
     Raises:
-        StartError: when a file there was made from something else.
+        StartError: when a file in the folder was made from something else.
     """
-    found = {job.name: result for job in jobs if (result := kept(job, folder)) is not None}
-    missing = [job for job in jobs if job.name not in found]
-    if found and missing:
-        print(f"{len(found)} of {len(jobs)} runs are there already", flush=True)
+    results = {job.name: result for job in jobs if (result := stored_result(job, folder)) is not None}
+    missing = [job for job in jobs if job.name not in results]
+    if results and missing:
+        print(f"{len(results)} of {len(jobs)} runs exist already", flush=True)
     began = time.perf_counter()
-    for done, (job, result) in enumerate(_made(missing, workers, threads), start=1):
+    for done, (job, result) in enumerate(_results_of(missing, workers, threads), start=1):
         write_json(folder / f"{job.name}.json", result)
-        found[job.name] = result
-        left = (time.perf_counter() - began) / done * (len(missing) - done) / 60
+        results[job.name] = result
+        minutes_left = (time.perf_counter() - began) / done * (len(missing) - done) / 60
         print(
-            f"{job.name}: {result['wall_seconds']:.0f} s{_figure(result)}; {len(missing) - done} to go, {left:.0f} min", flush=True
+            f"{job.name}: {result['wall_seconds']:.0f} s{_figure(result)}; {len(missing) - done} to go, {minutes_left:.0f} min",
+            flush=True,
         )
-    return {job.name: found[job.name] for job in jobs}
+    return {job.name: results[job.name] for job in jobs}
 
 
-def kept(job: Job, folder: Path) -> dict[str, Any] | None:
-    """The result that lies in the folder, or None.
+def stored_result(job: Job, folder: Path) -> dict[str, Any] | None:
+    """The result of a job in the folder, or None.
 
     Raises:
         StartError: when it was made from something else; names what differs.
@@ -62,12 +63,12 @@ def kept(job: Job, folder: Path) -> dict[str, Any] | None:
     return result
 
 
-def check_made(found: Mapping[str, Any], asked: Mapping[str, Any], where: str) -> None:
+def check_made(stored: Mapping[str, Any], wanted: Mapping[str, Any], where: str) -> None:
     """Refuse results that were made from something else."""
-    differ = [name for name in {**asked, **found} if found.get(name) != json.loads(json.dumps(asked.get(name)))]
+    differ = [name for name in {**wanted, **stored} if stored.get(name) != json.loads(json.dumps(wanted.get(name)))]
     if differ:
         raise StartError(
-            f"{where} was made with another {', '.join(sorted(differ))} than is asked for now. Remove it to make it again, or give "
+            f"{where} was made with another {', '.join(sorted(differ))} than requested now. Remove it to make it again, or give "
             "another --output."
         )
 
@@ -78,8 +79,8 @@ def write_json(path: Path, value: Any) -> None:
     replace_text(path, text + "\n")
 
 
-def _made(jobs: Sequence[Job], workers: int, threads: int) -> Iterator[tuple[Job, dict[str, Any]]]:
-    """Each job with its result, as they are done; in this process when one worker is enough."""
+def _results_of(jobs: Sequence[Job], workers: int, threads: int) -> Iterator[tuple[Job, dict[str, Any]]]:
+    """Yield each job with its result as it is done; with one worker, run them in this process."""
     if not jobs:
         return
     if workers == 1:
@@ -102,7 +103,7 @@ def _made(jobs: Sequence[Job], workers: int, threads: int) -> Iterator[tuple[Job
 
 
 def quiet() -> None:
-    """Silence what Lightning says at the beginning and end of each of many runs."""
+    """Silence Lightning's messages at the beginning and end of each of many runs."""
     silence_lightning()
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
@@ -110,7 +111,7 @@ def quiet() -> None:
 
 @contextmanager
 def _threads(threads: int) -> Iterator[None]:
-    """Within it, this process and those that it starts have so many threads each."""
+    """Give this process and those that it starts this many threads each, inside the `with` block."""
     before = {name: os.environ.get(name) for name in _THREADS}
     torch_before = torch.get_num_threads()
     os.environ |= dict.fromkeys(_THREADS, str(threads))
@@ -125,16 +126,16 @@ def _threads(threads: int) -> Iterator[None]:
 
 
 def _begin(threads: int) -> None:
-    """What a worker process does first."""
+    """Prepare a worker process."""
     torch.set_num_threads(threads)
     quiet()
     parent = multiprocessing.parent_process()
     assert parent is not None
-    threading.Thread(target=_follow, args=(parent.join,), daemon=True).start()
+    threading.Thread(target=_exit_with_parent, args=(parent.join,), daemon=True).start()
 
 
-def _follow(wait: Callable[[], None]) -> None:
-    """A worker whose command was killed would wait for work for ever."""
+def _exit_with_parent(wait: Callable[[], None]) -> None:
+    """Exit when the parent has ended: a worker whose command was killed would wait for work for ever."""
     wait()
     os._exit(1)
 

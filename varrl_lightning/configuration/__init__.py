@@ -1,1 +1,1 @@
-"""From names in a file to objects: class paths, plain specs, configuration files, and what jsonargparse's complaints mean."""
+"""Builds objects from names in a file: class paths, plain specs, configuration files, and what jsonargparse's complaints mean."""

@@ -1,4 +1,4 @@
-"""Turns jsonargparse's complaints into one sentence with the closest name and the names there are."""
+"""Turns jsonargparse's errors into one sentence with the closest name and the known names."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ _NOISE = re.compile(r"^\s*(Does not validate against|Subtypes: |Errors:|- Expect
 
 
 def explain(message: str, known: Iterable[str]) -> str:
-    """Say which key is wrong, what is closest to it and what there is; other complaints only lose their noise.
+    """Name an unknown key, the closest one and the known ones; other errors only lose their noise.
 
     Args:
-        message: what jsonargparse said.
+        message: jsonargparse's error message.
         known: every key that the command takes, dotted: `model.alpha`.
     """
-    wrong = _UNRECOGNISED.search(message)
-    if wrong:
-        return _unknown_key(wrong[1], set(known)) or message
-    wrong = _NOT_ACCEPTED.search(message)
-    if wrong:
-        key = wrong[1] or wrong[2]
+    unrecognised = _UNRECOGNISED.search(message)
+    if unrecognised:
+        return _unknown_key(unrecognised[1], set(known)) or message
+    refused = _NOT_ACCEPTED.search(message)
+    if refused:
+        key = refused[1] or refused[2]
         owner = _PARSER_KEY.search(message)
         classes = _CLASS_PATH.findall(message)
         if classes:
@@ -59,7 +59,7 @@ def _unknown_key(key: str, known: set[str]) -> str | None:
 
 
 def _unknown_argument(name: str, class_path: str, key: str) -> str:
-    """The same for an argument of something that is named by its class_path."""
+    """Name an unknown argument of a class or function, given by its class_path, and the known ones."""
     target = pydoc.locate(class_path)
     names = [] if target is None else list(inspect.signature(target).parameters)  # type: ignore[arg-type]
     return no_such_name(f"{key}: {class_path}" if key else class_path, name, names)

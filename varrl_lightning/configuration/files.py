@@ -1,4 +1,4 @@
-"""`--config NAME`: a file, or one of those that come with the package."""
+"""Resolves `--config NAME`: a file, or one of the configurations that come with the package."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ def shipped_configs() -> dict[str, Path]:
 
 
 def find_config(name: str) -> Path:
-    """The file itself where it exists, else the shipped one of that base name, so that the quick-start runs from any folder.
+    """The file of that name, or else the shipped one of that base name, so that the quick-start runs from any folder.
 
     Raises:
-        ConfigError: when there is neither; lists what is shipped.
+        ConfigError: when neither exists; lists the shipped ones.
     """
     path = Path(name)
     if path.is_file():
@@ -44,7 +44,7 @@ def find_config(name: str) -> Path:
 
 
 def resolve_configs(arguments: Sequence[str]) -> tuple[list[str], list[Path]]:
-    """The command line with every `--config` pointing to an existing file, and these files in order."""
+    """Point every `--config` of a command line to an existing file; also return these files in order."""
     resolved: list[str] = []
     files: list[Path] = []
     pending = False
@@ -64,7 +64,7 @@ def refuse_keys(files: Sequence[Path], refused: dict[str, str]) -> None:
     """Refuse keys that would be read and then overwritten.
 
     Args:
-        refused: dotted key to the key that decides in its place.
+        refused: each dotted key with the key that overwrites it.
 
     Raises:
         ConfigError: names the file, the key and what to write.

@@ -1,4 +1,4 @@
-"""Arguments as plain values, as a configuration has them, so that a checkpoint can hold them and what they name is built again."""
+"""Turns arguments into plain values for a checkpoint, and builds the objects that plain values specify."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class OptionGroup:
 
 
 LEFT_OUT = "not_saved"
-"""Key that stands, in saved arguments, for an object that a checkpoint cannot hold."""
+"""Key in saved arguments that marks an object which a checkpoint cannot hold."""
 
 
 class _NotPlainError(Exception):
@@ -42,15 +42,15 @@ class _NotPlainError(Exception):
 
 
 def built(name: str, kind: Any, value: Any) -> Any:
-    """What a plain spec (a class path, `{class_path, init_args}`, a mapping of a dataclass's fields) means in a configuration.
+    """Build what a plain spec means in a configuration: a class path, `{class_path, init_args}`, or the fields of a dataclass.
 
-    Anything else, an object above all, is returned as it is.
+    Any other value, such as an object, is returned unchanged.
 
     Args:
-        kind: the annotation of the argument, which says what the spec may name.
+        kind: the annotation of the argument: what the spec may name.
 
     Raises:
-        SpecError: names the argument and what is wrong with it.
+        SpecError: names the argument and the mistake.
     """
     if not isinstance(value, Mapping) and (is_dataclass(kind) or not isinstance(value, str)):
         return value
@@ -68,23 +68,23 @@ def built(name: str, kind: Any, value: Any) -> Any:
         raise SpecError(explain(str(error), [name])) from error
 
 
-def saved_arguments(arguments: Mapping[str, Any], own: Iterable[str]) -> dict[str, Any]:
-    """Arguments as plain values; an object among the `own` ones leaves a note of what it was, any other is left out."""
-    saved, own = {}, set(own)
+def saved_arguments(arguments: Mapping[str, Any], required: Iterable[str]) -> dict[str, Any]:
+    """Arguments as plain values; an object among the `required` ones leaves a note of its class, any other is left out."""
+    saved, required = {}, set(required)
     for name, value in arguments.items():
         try:
             saved[name] = _plain(value)
         except _NotPlainError as error:
-            if name in own:
+            if name in required:
                 saved[name] = {LEFT_OUT: error.name}
     return saved
 
 
 def refuse_left_out(owner: str, arguments: Mapping[str, Any]) -> None:
-    """Say which arguments a checkpoint does not hold.
+    """Refuse arguments that a checkpoint does not hold.
 
     Raises:
-        SpecError: when there are any; names all of them and what they were.
+        SpecError: when there are any; names all of them and their classes.
     """
     missing = {name: value[LEFT_OUT] for name, value in arguments.items() if isinstance(value, Mapping) and LEFT_OUT in value}
     if missing:
@@ -103,7 +103,7 @@ def _plain(value: Any) -> Any:
         value = vars(value)
     if value is None or isinstance(value, bool):
         return value
-    kinds: dict[type, Any] = {str: str, Path: str, Integral: int, Real: float}  # those of numpy are no plain numbers
+    kinds: dict[type, Any] = {str: str, Path: str, Integral: int, Real: float}  # numpy's numbers become plain ones too
     for kind, simple in kinds.items():
         if isinstance(value, kind):
             return simple(value)

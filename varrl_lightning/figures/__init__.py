@@ -1,1 +1,1 @@
-"""The pictures of a run, drawn from its folder alone: no Trainer, no torch."""
+"""The figures of a run, drawn from its folder alone: no Trainer, no torch."""

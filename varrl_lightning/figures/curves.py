@@ -1,4 +1,4 @@
-"""The curves of a run."""
+"""Draws the curves of a run."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ def curve_figures(metrics: Metrics, summary: Mapping[str, Any] | None = None) ->
 
 def _per_stage(metrics: Metrics, name: str) -> dict[str, Curve]:
     """One curve a stage. Lightning repeats its last value in the rows of other stages, which differ from the column `name`."""
-    found = {stage: metrics.where_equal(f"{stage}/{name}", name) for stage in metrics.matching("", "/loss")}
-    return found if any(found.values()) else {name.replace("_", " "): metrics[name]}
+    curves = {stage: metrics.where_equal(f"{stage}/{name}", name) for stage in metrics.matching("", "/loss")}
+    return curves if any(curves.values()) else {name.replace("_", " "): metrics[name]}
 
 
 def _accuracy(metrics: Metrics, summary: Mapping[str, Any]) -> dict[str, Curve]:
@@ -63,7 +63,7 @@ def _figure(title: str, label: str, curves: Mapping[str, Curve], draw: Callable[
 
 
 def _line(axes: Axes, curves: Mapping[str, Curve]) -> None:
-    """Each curve, and its moving mean over what it is too noisy to be read in."""
+    """Draw each curve; of a long, noisy one a pale curve with its moving mean."""
     for (name, curve), color in zip(curves.items(), _COLORS * len(curves), strict=False):
         noisy = len(curve.steps) >= 40
         mark = "" if len(curve.steps) > 25 else "o"
@@ -84,7 +84,7 @@ def _line(axes: Axes, curves: Mapping[str, Curve]) -> None:
 
 
 def _filled(axes: Axes, curves: Mapping[str, Curve]) -> None:
-    """Parts that add up, on the steps that all of them have; moving means, since stages take turns in being long."""
+    """Stack parts that add up, on the steps that all of them have; moving means, since stages of different length alternate."""
     steps = sorted(set.intersection(*(set(c.steps) for c in curves.values())))
     if len(steps) < 2:
         _line(axes, curves)

@@ -1,4 +1,4 @@
-"""Draw all figures of a run folder."""
+"""Draws all figures of a run folder."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from varrl_lightning.figures.tables import Metrics, read_summary
 
 
 def draw_figures(run: Path) -> list[Path]:
-    """Write `figures/*.png` from metrics.csv, summary.json and samples/raw, as far as they exist; return what was written."""
+    """Write `figures/*.png` from metrics.csv, summary.json and samples/raw, as far as they exist; return the written files."""
     written = []
     for name, figure in curve_figures(Metrics(run / "metrics.csv"), read_summary(run)).items():
         written.append(run / "figures" / f"{name}.png")
@@ -22,13 +22,13 @@ def draw_figures(run: Path) -> list[Path]:
 
 
 def _before_after(run: Path, count: int = 24) -> Path | None:
-    """The picture of a run; None until there are samples of two steps."""
+    """Write the picture of the same prompts before and after; None until there are samples of two steps."""
     files = sample_files(run)
     if len(files) < 2:
         return None
     (_, before), (step, after) = load_samples(files[0]), load_samples(files[-1])
     if [s.text for s in before] != [s.text for s in after]:
-        return None  # the prompts were changed half-way: nothing to set side by side
+        return None  # the prompts were changed during the run, so that no pictures can be compared
     shown = chosen(before, after, count)
     summary = read_summary(run)
     figure = before_after(
@@ -45,9 +45,9 @@ def _before_after(run: Path, count: int = 24) -> Path | None:
 def _numbers(summary: dict[str, Any], when: str) -> str:
     """The numbers over all evaluation prompts, as a second line."""
     names = {"word_accuracy": "word accuracy", "greedy_word_accuracy": "greedy", "reward": "reward"}
-    found = {label: summary.get(f"{name}_{when}") for name, label in names.items()}
-    if found["word accuracy"] is not None:
-        del found["reward"]
-    parts = [f"{label} {value:.3f}" for label, value in found.items() if value is not None]
-    of = f" ({summary['eval_samples']} prompts)" if parts and "eval_samples" in summary else ""
-    return f"\n{', '.join(parts)}{of}" if parts else ""
+    numbers = {label: summary.get(f"{name}_{when}") for name, label in names.items()}
+    if numbers["word accuracy"] is not None:
+        del numbers["reward"]
+    parts = [f"{label} {value:.3f}" for label, value in numbers.items() if value is not None]
+    total = f" ({summary['eval_samples']} prompts)" if parts and "eval_samples" in summary else ""
+    return f"\n{', '.join(parts)}{total}" if parts else ""

@@ -1,4 +1,4 @@
-"""Before and after, two pairs for each category, as the paper's Figs. 9 and 10 show them."""
+"""Draws images before and after training, two pairs for each category, as the paper's Figs. 9 and 10 show them."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ _GAP = 0.08
 _CAPTION = 0.14
 """Height of the line above a picture, in inches."""
 _PIXELS = 384
-"""No picture is drawn finer than this."""
+"""Longest side of a drawn picture, in pixels."""
 
 
 def choose_pairs(prompts: Sequence[Prompt], per_category: int = PER_CATEGORY, seed: int = 0) -> dict[str, list[int]]:
-    """Places of some prompts of each category: at random, and by their ids alone, so that no result is looked at.
+    """Choose prompts of each category at random, by their ids alone, so that the choice depends on no result; return their places.
 
     Raises:
         ValueError: when a prompt has no category, or `per_category` is not positive.
@@ -59,23 +59,7 @@ def category_figures(before: Evaluation, after: Evaluation, per_category: int = 
 
 def _figure(before: Evaluation, after: Evaluation, chosen: Sequence[tuple[str, list[int]]], per_category: int) -> Figure:
     aspect = before.images.shape[-2] / before.images.shape[-1]
-    width, height = 0.5 + (2 + _GAP) * per_category * _SIDE, 0.35 + len(chosen) * (_SIDE * aspect + _CAPTION)
-    figure = Figure(figsize=(width, height))
-    figure.suptitle(
-        "In each pair: before (left), after (right)", fontsize=8, x=0.1 / width, y=1 - 0.05 / height, ha="left", va="top"
-    )
-    # Between pairs lies an empty column, narrower than the pictures.
-    ratios = [1.0, 1.0, _GAP] * per_category
-    space = _CAPTION / (_SIDE * aspect)
-    axes: np.ndarray = figure.subplots(
-        len(chosen),
-        len(ratios),
-        squeeze=False,
-        width_ratios=ratios,
-        gridspec_kw={"left": 0.4 / width, "right": 1.0, "top": 1 - 0.35 / height, "bottom": 0.02, "wspace": 0.03, "hspace": space},
-    )
-    for axis in axes.ravel():
-        axis.set_axis_off()
+    figure, axes = _grid(len(chosen), per_category, aspect)
     for line, (name, places) in zip(axes, chosen, strict=True):
         label = name.replace(" ", "\n")
         line[0].text(-0.05, 0.5, label, transform=line[0].transAxes, rotation=90, ha="right", va="center", fontsize=7)
@@ -84,6 +68,28 @@ def _figure(before: Evaluation, after: Evaluation, chosen: Sequence[tuple[str, l
                 axis.imshow(_pixels(side, place), interpolation="nearest", aspect="auto")
                 axis.set_title(f"{float(side.values[place]):.2f}", fontsize=6.5, pad=2)
     return figure
+
+
+def _grid(rows: int, per_category: int, aspect: float) -> tuple[Figure, np.ndarray]:
+    """An empty figure with a title, and its axes: a row per category, three columns per pair."""
+    width, height = 0.5 + (2 + _GAP) * per_category * _SIDE, 0.35 + rows * (_SIDE * aspect + _CAPTION)
+    figure = Figure(figsize=(width, height))
+    figure.suptitle(
+        "In each pair: before (left), after (right)", fontsize=8, x=0.1 / width, y=1 - 0.05 / height, ha="left", va="top"
+    )
+    # Between pairs lies an empty column, narrower than the pictures.
+    ratios = [1.0, 1.0, _GAP] * per_category
+    space = _CAPTION / (_SIDE * aspect)
+    axes: np.ndarray = figure.subplots(
+        rows,
+        len(ratios),
+        squeeze=False,
+        width_ratios=ratios,
+        gridspec_kw={"left": 0.4 / width, "right": 1.0, "top": 1 - 0.35 / height, "bottom": 0.02, "wspace": 0.03, "hspace": space},
+    )
+    for axis in axes.ravel():
+        axis.set_axis_off()
+    return figure, axes
 
 
 def _pixels(evaluation: Evaluation, place: int) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Grids of sample pictures, the words read under each, misread ones marked."""
+"""Draws grids of sample pictures with the words read under each; misread ones are marked."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ RIGHT, WRONG, PLAIN = "#1a7f37", "#cf222e", "#57606a"
 _CELL = 1.15
 """Width of one picture, in inches."""
 _CAPTION = 0.19
-"""Height of the line under it."""
+"""Height of the caption under it, in inches."""
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-    """Write a figure; no pyplot, so that no backend and no figure of the user's is touched."""
+    """Write a figure, without pyplot, so that neither its backend nor the user's figures change."""
     FigureCanvasAgg(figure)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=160, facecolor="white")
 
 
 def sample_grid(samples: Sequence[Sample], title: str, columns: int = 8) -> Figure:
-    """All samples, with a title that counts the words read right."""
+    """Draw all samples, with a title that counts the words read right."""
     columns = min(columns, len(samples))
     rows = math.ceil(len(samples) / columns)
     width, height = columns * _CELL + 0.2, rows * _cell_height(samples) + 0.42
@@ -42,7 +42,7 @@ def sample_grid(samples: Sequence[Sample], title: str, columns: int = 8) -> Figu
 
 
 def before_after(before: Sequence[Sample], after: Sequence[Sample], title: str, captions: tuple[str, str]) -> Figure:
-    """The same prompts before and after, left and right, with a caption over each half."""
+    """Draw the same prompts before and after, left and right, with a caption over each half."""
     columns = 4 if len(before) >= 8 else 2
     rows = math.ceil(len(before) / columns)
     width, height = 2 * columns * _CELL + 0.6, rows * _cell_height(before) + 0.95
@@ -56,7 +56,7 @@ def before_after(before: Sequence[Sample], after: Sequence[Sample], title: str, 
 
 
 def chosen(before: Sequence[Sample], after: Sequence[Sample], count: int) -> list[int]:
-    """The first `count` prompts: a choice that looks at no result."""
+    """The places of the first `count` prompts: a choice that depends on no result."""
     return list(range(min(count, len(before), len(after))))
 
 
@@ -77,7 +77,7 @@ def _fill(figure: Figure | SubFigure, samples: Sequence[Sample], rows: int, colu
 
 
 def _show(axis: Axes, sample: Sample, caption_share: float) -> None:
-    """A picture in the upper part of its cell, what was read in the lower."""
+    """Draw a picture in the upper part of its cell, and the words read in the lower part."""
     color = PLAIN if sample.correct is None else RIGHT if sample.correct else WRONG
     axis.set_axis_off()
     inner = axis.inset_axes((0.0, caption_share, 1.0, 1 - caption_share))

@@ -1,4 +1,4 @@
-"""Drawn images as files: one PNG a prompt, and all of them side by side."""
+"""Writes sampled images: one PNG a prompt, and one grid of all."""
 
 from __future__ import annotations
 

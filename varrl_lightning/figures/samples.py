@@ -1,4 +1,4 @@
-"""Sample pictures as files: bare images with what was asked for and read, to be drawn again at any time."""
+"""Sample pictures as files: bare images with the words asked for and read, from which figures can be drawn at any time."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ _KEY = "varrl-lightning"
 
 @dataclass(frozen=True)
 class Sample:
-    """One drawn image.
+    """One sampled image.
 
     Args:
         image: RGB, (H, W, 3), 0 to 255.
         text: the prompt.
-        wanted: the words that it asks for.
+        wanted: the words that the prompt asks for.
         read: the words that were read, None when no reward reads.
-        correct: whether every wanted word was read, None when that is not known.
+        correct: whether every wanted word was read, None when no reward reads.
         reward: NaN where there is none.
     """
 
@@ -57,7 +57,7 @@ def load_samples(path: Path) -> tuple[int, list[Sample]]:
     """The step and the samples of a file that `save_samples` wrote.
 
     Raises:
-        ValueError: when it is another kind of picture.
+        ValueError: when the file is another kind of picture.
     """
     with Image.open(path) as opened:
         text = getattr(opened, "text", {}).get(_KEY)
@@ -85,7 +85,7 @@ def sample_files(run: Path) -> list[Path]:
 
 
 def remove_samples(run: Path, from_step: int) -> None:
-    """Remove what another run has left in the folder, or this one from steps that it repeats: they would be taken for its end."""
+    """Remove samples of `from_step` and later, left by another run or by steps that are repeated: they would count as the end."""
     for path in [*(run / "samples").glob("step_*.png"), *sample_files(run)]:
         number = path.stem.removeprefix("step_")
         if number.isdecimal() and int(number) >= from_step:

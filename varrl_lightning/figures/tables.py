@@ -1,4 +1,4 @@
-"""A run's numbers as they lie in its folder."""
+"""Reads the numbers of a run from its folder."""
 
 from __future__ import annotations
 
@@ -34,17 +34,17 @@ class Metrics:
         return self._curve(name, self.rows)
 
     def where_equal(self, name: str, other: str) -> Curve:
-        """A column, only where it has the value of another."""
+        """A column, in the rows where it equals another column."""
         return self._curve(name, [row for row in self.rows if row.get(name) == row.get(other)])
 
     @staticmethod
     def _curve(name: str, rows: list[dict[str, str]]) -> Curve:
-        found = [(int(float(row["step"])), _number(row.get(name))) for row in rows if row.get("step")]
-        finite = [(step, value) for step, value in found if math.isfinite(value)]
+        points = [(int(float(row["step"])), _number(row.get(name))) for row in rows if row.get("step")]
+        finite = [(step, value) for step, value in points if math.isfinite(value)]
         return Curve([step for step, _ in finite], [value for _, value in finite])
 
     def matching(self, prefix: str, suffix: str = "") -> dict[str, Curve]:
-        """The non-empty columns of that form, by what lies between."""
+        """The non-empty columns `prefix...suffix`, by the part between."""
         names = {name for row in self.rows for name in row if name and name.startswith(prefix) and name.endswith(suffix)}
         curves = {name[len(prefix) : len(name) - len(suffix)]: self[name] for name in sorted(names)}
         return {name: curve for name, curve in curves.items() if curve}

@@ -1,4 +1,4 @@
-"""The exponential moving average of a policy's trained weights, and drawing with it."""
+"""The exponential moving average of a policy's trained weights, and sampling with it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 PREFIX = "average."
-"""Of its tensors' names in a checkpoint: `average.transformer.blocks.0.qkv.weight` averages `policy.transformer.blocks.0...`."""
+"""Prefix of tensor names in a checkpoint: `average.transformer.blocks.0.qkv.weight` averages `policy.transformer.blocks.0...`."""
 
 
 class WeightAverage(nn.Module):
@@ -21,10 +21,10 @@ class WeightAverage(nn.Module):
 
     The small d of the first steps lets the average of a short run leave its start. It begins at the weights themselves.
 
-    It is kept in float32 at least, whatever the weights are: 1 - d of a step's change is far below the last digit of bfloat16, in
-    which the average would never move. It has the parameters' own names, so that an adapter's average is an adapter's tensor by
-    its name, and their own form: where they are sharded, so is the average. It costs 4 bytes a trained weight; drawing with it
-    costs a second copy of the trained weights for as long.
+    The average is kept in float32 at least, whatever the weights are: 1 - d of a step's change is far below the last digit of
+    bfloat16, in which the average would never move. It has the parameters' names, so that an adapter's average is recognised as an
+    adapter's tensor by its name. Where the parameters are sharded, so is the average. It costs 4 bytes a trained weight; sampling
+    with it costs a second copy of the trained weights while it lasts.
 
     Args:
         policy: whose weights are averaged.
@@ -47,7 +47,7 @@ class WeightAverage(nn.Module):
         self.register_state_dict_pre_hook(lambda average, *_: average.restore())  # type: ignore[no-untyped-call]
 
     def follow(self, policy: nn.Module) -> None:
-        """Take on the form of the policy's parameters after these were sharded; keeps what was averaged."""
+        """Shard the average as the policy's parameters were sharded; its values stay."""
         for name, held, parameter in self._pairs(policy):
             if isinstance(parameter, DTensor) and not isinstance(held, DTensor):
                 mesh, placements = parameter.device_mesh, parameter.placements
@@ -56,7 +56,7 @@ class WeightAverage(nn.Module):
 
     @torch.no_grad()
     def update(self, policy: nn.Module, step: int) -> None:
-        """Take in the weights after an optimizer step.
+        """Add the weights after an optimizer step to the average.
 
         Args:
             step: n, the optimizer steps before this one.
@@ -68,10 +68,10 @@ class WeightAverage(nn.Module):
 
     @contextmanager
     def used(self, policy: nn.Module) -> Iterator[None]:
-        """Within it the policy has the averaged weights, afterwards its own again, bit for bit; nested uses are one.
+        """Give the policy the averaged weights inside the `with` block, and its trained ones after it, bit for bit; may be nested.
 
-        Neither an exception nor a signal leaves the average in the policy for good: what was begun is taken back before the next
-        update, and before anything is saved.
+        Neither an exception nor a signal leaves the average in the policy for good: the trained weights are restored before the
+        next update, and before anything is saved.
         """
         if self._set_aside:  # in use already
             yield
@@ -85,14 +85,14 @@ class WeightAverage(nn.Module):
     @torch.no_grad()
     def _put_in(self, policy: nn.Module) -> None:
         pairs = self._parts(policy)
-        # Whole before anything is overwritten, so that an interruption at any point can be taken back.
+        # The copy is complete before anything is overwritten, so that an interruption at any point can be undone.
         self._set_aside = [(parameter, parameter.clone()) for _, parameter in pairs]
         for held, parameter in pairs:
             parameter.copy_(held)
 
     @torch.no_grad()
     def restore(self) -> None:
-        """Give the policy its own weights back, where they were set aside; may be interrupted and called again."""
+        """Give the policy its trained weights back, where they were set aside; may be interrupted and called again."""
         for parameter, value in self._set_aside:
             parameter.copy_(value)
         self._set_aside = []
@@ -107,7 +107,7 @@ class WeightAverage(nn.Module):
         return [(name, held[name], parameter) for name, parameter in trained.items()]
 
     def _parts(self, policy: nn.Module) -> list[tuple[Tensor, Tensor]]:
-        """Of each averaged and each trained tensor, the part that this process holds; they share the tensors' memory."""
+        """Each averaged tensor with its trained one, of both the part that this process holds; they share the tensors' memory."""
         pairs = self._pairs(policy)
         if gathered := [name for name, held, parameter in pairs if isinstance(held, DTensor) != isinstance(parameter, DTensor)]:
             raise RuntimeError(
@@ -117,7 +117,7 @@ class WeightAverage(nn.Module):
         return [(_local(held), _local(parameter)) for _, held, parameter in pairs]
 
     def _apply(self, fn: Any, recurse: bool = True) -> WeightAverage:
-        """Move to another device; the dtype stays, where a Trainer rounds all else."""
+        """Move to another device; the dtype stays, although a Trainer in half precision casts all other modules."""
 
         def moved(x: Tensor) -> Tensor:
             y: Tensor = fn(x)
@@ -128,15 +128,19 @@ class WeightAverage(nn.Module):
 
 
 def check_average(saved: float | None, decay: float | None, source: str = "the checkpoint") -> None:
-    """Compare whether a checkpoint and a module hold an average; their decays may differ.
+    """Check that a checkpoint and a module both hold an average, or neither; their decays may differ.
 
     Raises:
         ValueError: when one has it and the other does not.
     """
     if (saved is None) != (decay is None):
-        there, here = ("an average", "none (ema_decay is null)") if decay is None else ("no average", f"one (ema_decay {decay:g})")
+        saved_has, module_has = (
+            ("an average", "none (ema_decay is null)") if decay is None else ("no average", f"one (ema_decay {decay:g})")
+        )
         use = "set ema_decay" if decay is None else "set ema_decay to null"
-        raise ValueError(f"{source} holds {there} of the weights, the module has {here}; {use} as in the run that wrote it")
+        raise ValueError(
+            f"{source} holds {saved_has} of the weights, the module has {module_has}; {use} as in the run that wrote it"
+        )
 
 
 def has_average(names: Mapping[str, Any]) -> bool:

@@ -1,9 +1,9 @@
 """The policy interface: a next-scale generator that can be sampled, forked and scored.
 
-A family subclasses `VARPolicy` and says five things: its schedule, how prompts are encoded, how the cache begins, the features of
-consecutive scales given the cache, and their logits; and three more, how tokens become a latent and an image, where its frozen
-`tokenizer` does not say them. Sampling, teacher forcing, guidance, truncation, log-probabilities, entropy and the KL are written
-here once, for all families.
+A family subclasses `VARPolicy` and defines five methods: its schedule, how prompts are encoded, how the cache begins, the features
+of consecutive scales given the cache, and their logits. Three more, how tokens become a latent and an image, come from its frozen
+`tokenizer` by default. Sampling, teacher forcing and guidance are written here once, for all families; what follows from the logits
+is in `scoring`.
 """
 
 from __future__ import annotations
@@ -17,11 +17,10 @@ from typing import Any, Literal
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-from varrl_lightning.algorithms.noise import uniforms
-from varrl_lightning.algorithms.sampling import guided_logits, inverse_cdf, truncate
+from varrl_lightning.algorithms.sampling import guided_logits, truncate
 from varrl_lightning.policies.cache import Cache
+from varrl_lightning.policies.scoring import by_chunks, sample_tokens, split_halves, token_scores
 from varrl_lightning.policies.state import Anchor, Cond, State
 from varrl_lightning.schedule import Schedule
 from varrl_lightning.types import LogProbs, Prompt, Sampling, Score
@@ -30,7 +29,7 @@ from varrl_lightning.types import LogProbs, Prompt, Sampling, Score
 class VARPolicy(nn.Module, ABC):
     """A next-scale image generator as a policy over scales.
 
-    `transformer` holds all that trains: it is what is sharded, saved, and copied for the reference. Frozen parts (tokenizer, text
+    `transformer` holds all that trains: it is sharded, saved, and copied for the reference. Frozen parts (tokenizer, text
     encoder) stay outside the module tree: they are in no state dict, no strategy wraps them, and they follow the policy's device,
     never its dtype.
 
@@ -43,7 +42,7 @@ class VARPolicy(nn.Module, ABC):
     vocab_size: int
     bits: int | None = None
     scales_attend: bool = True
-    """False where scales know of each other by the latent alone: teacher forcing then runs `[start, stop)` only."""
+    """False where scales depend on each other by the latent alone: teacher forcing then runs `[start, stop)` only."""
     guidance: Literal["ramp", "constant"] = "ramp"
     default_sampling: Sampling = Sampling()
 
@@ -55,10 +54,8 @@ class VARPolicy(nn.Module, ABC):
         self._frozen: tuple[dict[str, nn.Module]] = (frozen or {},)
         for part in self._frozen[0].values():
             part.requires_grad_(False).eval()
-        # A Trainer leaves the mode of a module as it finds it, and a new module is in training mode.
+        # A Trainer does not change a module's mode, and a new module is in training mode.
         self.eval()
-
-    # --- what a family says -------------------------------------------------------------------------------------------------
 
     @abstractmethod
     def schedule(self, size: tuple[int, int] | None = None) -> Schedule:
@@ -69,7 +66,7 @@ class VARPolicy(nn.Module, ABC):
         """Encode prompts of one image size by the frozen parts only; nothing here has a gradient.
 
         Raises:
-            ValueError: for a prompt that this family cannot draw; the message names it.
+            ValueError: for a prompt that this family cannot generate an image for; the message names it.
         """
 
     @abstractmethod
@@ -105,8 +102,8 @@ class VARPolicy(nn.Module, ABC):
 
     def accumulate(self, latent: Tensor, tokens: Tensor, scale: int, schedule: Schedule) -> Tensor:
         """The latent after the tokens of one scale: fp32, free of autocast, one function for sampler and teacher forcing."""
-        grown: Tensor = self.tokenizer.accumulate(latent, tokens, scale, schedule)
-        return grown
+        updated: Tensor = self.tokenizer.accumulate(latent, tokens, scale, schedule)
+        return updated
 
     def decode_latent(self, latent: Tensor) -> Float[Tensor, "R 3 H W"]:
         """RGB in [0, 1] of a latent of any depth; differentiable."""
@@ -114,18 +111,16 @@ class VARPolicy(nn.Module, ABC):
         return image
 
     def published(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The transformer's tensors as the family's own checkpoints hold them, with what its code computes and yet stores."""
+        """The transformer's tensors as the family's published checkpoints hold them, constants that its code stores included."""
         return tensors
 
     def blocks(self) -> list[nn.Module]:
-        """The layers of the transformer, each with weights of its own: what a strategy shards one by one.
+        """The layers of the transformer, which share no weights; a strategy shards them one by one.
 
         A layer is entered by calling it and, where it has them, by its methods `remember` and `through`; it returns whatever is
-        needed of it later on. Here those in the transformer's list `blocks`, if it has one.
+        needed of it later on. By default these are the modules of the transformer's list `blocks`, if it has one.
         """
         return list(getattr(self.transformer, "blocks", ()))
-
-    # --- what holds for all families ----------------------------------------------------------------------------------------
 
     def __getattr__(self, name: str) -> Any:
         frozen = self.__dict__.get("_frozen")
@@ -145,22 +140,22 @@ class VARPolicy(nn.Module, ABC):
 
     @property
     def frozen_parts(self) -> dict[str, nn.Module]:
-        """What never trains and lies outside the module tree, such as a tokenizer or a text encoder, by name."""
-        return self._frozen[0]
+        """The parts that never train, by name: tokenizer, text encoder and whatever else the family has."""
+        return dict(self._frozen[0])
 
     @property
     def device(self) -> torch.device:
-        """Where the transformer is."""
+        """The device of the transformer."""
         return next(self.transformer.parameters()).device
 
     def frozen_copy(self) -> VARPolicy:
-        """A copy with its own frozen transformer that shares the frozen parts: the reference."""
+        """A copy with a frozen transformer, which shares the frozen parts: the reference."""
         shared = {id(part): part for part in self._frozen[0].values()}
         return copy.deepcopy(self, shared).requires_grad_(False)
 
     @torch.no_grad()
     def begin(self, cond: Cond, sampling: Sampling, keys: Int[Tensor, " R"] | torch.Generator) -> State:
-        """The empty state s_0 of each row of `cond`; a generator in place of keys draws as `torch.multinomial` does."""
+        """The empty state s_0 of each row of `cond`; a generator in place of keys samples as `torch.multinomial` does."""
         if isinstance(keys, Tensor) and keys.shape != (len(cond),):
             raise ValueError(f"one noise key per row is needed: {len(cond)} rows, keys of shape {tuple(keys.shape)}")
         sampling.check(len(cond.schedule))
@@ -170,22 +165,22 @@ class VARPolicy(nn.Module, ABC):
 
     @torch.no_grad()
     def sample(self, state: State, until: int) -> State:
-        """Draw scales up to, not including, `until`."""
+        """Sample scales up to, not including, `until`."""
         inputs = state.cond.halves(state.halves == 2)
         while state.scale < until:
-            state = self._draw_scale(state, inputs, until)
+            state = self._sample_scale(state, inputs, until)
         return state
 
-    def _draw_scale(self, state: State, inputs: dict[str, Tensor], until: int) -> State:
+    def _sample_scale(self, state: State, inputs: dict[str, Tensor], until: int) -> State:
         scale, schedule = state.scale, state.cond.schedule
         latent = state.latent if state.halves == 1 else torch.cat((state.latent, state.latent))
-        # The keys and values of the last scale are read by none, so that there is no room for them.
+        # No scale reads the keys and values of the last one, so that no room is reserved for them.
         cache = state.cache.expecting(schedule.span(scale, min(until, len(schedule) - 1)))
         features, cache = self.scale_features(inputs, cache, [latent], scale, schedule)
         score = Score("sampler", state.sampling)
-        logits = self._score_logits(_split(features[0], state.halves), scale, schedule, score)
+        logits = self._score_logits(split_halves(features[0], state.halves), scale, schedule, score)
         log_probs = logits.log_softmax(dim=-1)
-        tokens = _draw(log_probs.exp(), state.keys, scale)
+        tokens = sample_tokens(log_probs.exp(), state.keys, scale)
         log_prob = log_probs.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
         return replace(
             state,
@@ -272,9 +267,9 @@ class VARPolicy(nn.Module, ABC):
         if not score.guided:
             return [[f] for f in self.span_features(cond.tensors, tokens, start, stop, cond.schedule)]
         if score.unconditional_gradient == "flows":
-            twice = [torch.cat((x, x)) for x in tokens[:stop]]
-            both = self.span_features(cond.halves(True), twice, start, stop, cond.schedule)
-            return [_split(f, 2) for f in both]
+            doubled = [torch.cat((x, x)) for x in tokens[:stop]]
+            both = self.span_features(cond.halves(True), doubled, start, stop, cond.schedule)
+            return [split_halves(f, 2) for f in both]
         conditional = self.span_features(cond.tensors, tokens, start, stop, cond.schedule)
         with torch.no_grad():
             unconditional = self.span_features(cond.unconditional, tokens, start, stop, cond.schedule)
@@ -289,46 +284,20 @@ class VARPolicy(nn.Module, ABC):
         score: Score,
         anchor: list[Tensor] | None,
         reference: Anchor | None,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, ...]:
         """(log_prob, entropy, kl, reference log_prob) of one scale, a chunk of tokens after the other."""
-        rows, n = tokens.shape[:2]
 
         def score_chunk(index: slice) -> tuple[Tensor, ...]:
-            anchor_chunk = None if anchor is None else [h.flatten(0, 1)[index] for h in anchor]
-            chunk = [h.flatten(0, 1)[index] for h in halves]
-            return self._score_chunk(chunk, tokens.flatten(0, 1)[index], scale, schedule, score, anchor_chunk, reference)
+            chosen = tokens.flatten(0, 1)[index]
+            logits = self._score_logits([half.flatten(0, 1)[index] for half in halves], scale, schedule, score, chosen)
+            if anchor is None or reference is None:
+                return token_scores(logits, chosen)
+            with torch.no_grad():
+                anchor_halves = [half.flatten(0, 1)[index] for half in anchor]
+                anchor_log_probs = reference.on_support(anchor_halves, torch.isfinite(logits), scale, schedule, score)
+            return token_scores(logits, chosen, anchor_log_probs)
 
-        parts = []
-        for first in range(0, rows * n, self.chunk_tokens):
-            index = slice(first, first + self.chunk_tokens)
-            # Recomputed in the backward pass: the head is cheap, the logits of a sequence are not.
-            parts.append(checkpoint(score_chunk, index, use_reentrant=False) if torch.is_grad_enabled() else score_chunk(index))
-        log_prob, entropy, kl, anchor_log_prob = (torch.cat(column).unflatten(0, (rows, n)) for column in zip(*parts, strict=True))
-        return log_prob, entropy, kl, anchor_log_prob
-
-    def _score_chunk(
-        self,
-        halves: list[Tensor],
-        tokens: Tensor,
-        scale: int,
-        schedule: Schedule,
-        score: Score,
-        anchor: list[Tensor] | None,
-        reference: Anchor | None,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        logits = self._score_logits(halves, scale, schedule, score, tokens)
-        support = torch.isfinite(logits)
-        log_probs = logits.log_softmax(dim=-1)
-        probabilities, log_probs = log_probs.exp(), log_probs.masked_fill(~support, 0.0)
-        log_prob = _at(log_probs, tokens)
-        entropy = _token_sum(-(probabilities * log_probs).sum(-1))
-        if reference is None or anchor is None:
-            nothing = torch.zeros_like(entropy)
-            return log_prob, entropy, nothing, nothing
-        with torch.no_grad():
-            anchor_log_probs = reference.on_support(anchor, support, scale, schedule, score)
-        kl = _token_sum((probabilities * (log_probs - anchor_log_probs)).sum(-1))
-        return log_prob, entropy, kl, _token_sum(_at(anchor_log_probs, tokens))
+        return by_chunks(score_chunk, tokens.shape[:2], self.chunk_tokens)
 
     def on_support(
         self, halves: list[Tensor], support: Bool[Tensor, "*rows V"], scale: int, schedule: Schedule, score: Score
@@ -343,28 +312,6 @@ class VARPolicy(nn.Module, ABC):
     def decode(self, tokens: list[Int[Tensor, "R _n ..."]], schedule: Schedule) -> Float[Tensor, "R 3 H W"]:
         """The image of any number of scales, RGB in [0, 1]."""
         latent = self.initial_latent(tokens[0].shape[0], schedule)
-        for scale, drawn in enumerate(tokens):
-            latent = self.accumulate(latent, drawn, scale, schedule)
+        for scale, sampled in enumerate(tokens):
+            latent = self.accumulate(latent, sampled, scale, schedule)
         return self.decode_latent(latent)
-
-
-def _split(x: Tensor, halves: int) -> list[Tensor]:
-    return list(x.chunk(halves)) if halves > 1 else [x]
-
-
-def _at(log_probs: Float[Tensor, "*rows V"], tokens: Int[Tensor, "*rows"]) -> Float[Tensor, "*rows"]:
-    return log_probs.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
-
-
-def _token_sum(x: Tensor) -> Tensor:
-    """Sum over bits, where a token has bits: (tokens, bits) to (tokens,)."""
-    return x.sum(-1) if x.dim() == 2 else x
-
-
-def _draw(probabilities: Float[Tensor, "R n *V"], keys: Tensor | torch.Generator, scale: int) -> Int[Tensor, "R n *bits"]:
-    shape = probabilities.shape[:-1]
-    if isinstance(keys, torch.Generator):
-        rows = probabilities.flatten(0, -2)
-        return torch.multinomial(rows, 1, generator=keys).view(shape)
-    uniform = uniforms(keys, scale, shape[1:].numel()).view(shape)
-    return inverse_cdf(probabilities, uniform)

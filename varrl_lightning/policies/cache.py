@@ -1,4 +1,4 @@
-"""What a policy keeps between scales: a value to whoever holds it, written in place where nobody can see that."""
+"""Keys and values that a policy keeps between scales: immutable to their holders, written in place where no holder can see it."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ KeysValues = tuple[Tensor, Tensor]
 class Room:
     """Buffers of one layer's keys and values, filled from the front.
 
-    `filled` is the high-water mark: positions before it belong to whoever wrote them and never change, those behind it are free.
+    `filled` is the high-water mark: positions before it were written and never change, those behind it are free.
 
     Args:
-        positions: that there is room for.
-        key, value: what is going to be written, but for the number of positions.
+        positions: length of the buffers.
+        key, value: tensors with the shapes that will be written, but for the number of positions.
     """
 
     def __init__(self, positions: int, key: Float[Tensor, "R heads _n d"], value: Float[Tensor, "R heads _n d"]) -> None:
@@ -28,7 +28,7 @@ class Room:
         self.filled = 0
 
     def write(self, key: Float[Tensor, "R heads n d"], value: Float[Tensor, "R heads n d"]) -> KeysValues:
-        """Fill the next positions; returns all that are filled."""
+        """Fill the next positions; return all that are filled."""
         first, self.filled = self.filled, self.filled + key.shape[2]
         for buffer, x in zip(self.buffers, (key, value), strict=True):
             buffer.narrow(2, first, x.shape[2]).copy_(x)
@@ -36,7 +36,7 @@ class Room:
         return keys, values
 
     def takes(self, after: int, key: Tensor, value: Tensor) -> bool:
-        """Whether these can be written right behind position `after`: nobody has been there before, and they fit."""
+        """Whether these can be written right behind position `after`: the positions are free, and there are enough."""
         inference = torch.is_inference_mode_enabled()
         return self.filled == after and all(
             after + x.shape[2] <= buffer.shape[2] and x.dtype == buffer.dtype and (inference or not buffer.is_inference())
@@ -46,19 +46,19 @@ class Room:
 
 @dataclass(frozen=True, eq=False)
 class Past:
-    """Keys and values of one layer's self-attention while scales are drawn; it reads as the pair of both.
+    """Keys and values of one layer's self-attention while scales are sampled; unpacks as the pair of both.
 
-    It is a value: what it reads never changes. What is appended goes into a buffer behind it; where another continuation of the
-    same past was there first, or where there is no room, everything moves to a new buffer. Rows are taken when they are needed, so
-    that a fork is copied once, into the buffer that it grows in.
+    A past is immutable. What is appended goes into a buffer behind it. Where another continuation of the same past was appended
+    before, or where the buffer is full, everything is copied to a new buffer. Rows are taken when they are needed, so that a fork
+    is copied once, into the buffer that it grows in.
 
-    No tuple, so that what walks through the arguments of modules, as strategies do, hands it on as it is.
+    It is no tuple, so that strategies, which walk through the arguments of modules, pass it on unchanged.
 
     Args:
         key, value: of all positions so far, before `rows` are taken.
         rows: takes rows along dimension 0; None for all as they are.
-        room: what `key` and `value` are the front of.
-        spare: positions that a new buffer has room for behind these.
+        room: the buffers whose front `key` and `value` are.
+        spare: positions that a new buffer reserves behind these.
         last: one more scale reads this and none after it, so that what is appended is not kept.
     """
 
@@ -80,8 +80,8 @@ class Past:
         return x if self.rows is None else self.rows(x)
 
     @classmethod
-    def of(cls, kept: Kept) -> Past:
-        """What is kept as what it reads as."""
+    def of(cls, kept: LayerCache) -> Past:
+        """A layer's cache as a `Past`."""
         return kept if isinstance(kept, Past) else cls(*kept)
 
     def map(self, f: Callable[[Tensor], Tensor]) -> Past:
@@ -89,8 +89,8 @@ class Past:
         before = self.rows
         return Past(self.key, self.value, f if before is None else lambda x: f(before(x)))
 
-    def append(self, key: Float[Tensor, "R heads n d"], value: Float[Tensor, "R heads n d"]) -> tuple[KeysValues, Kept]:
-        """All keys and values, the new ones last; and what is to be kept of them."""
+    def append(self, key: Float[Tensor, "R heads n d"], value: Float[Tensor, "R heads n d"]) -> tuple[KeysValues, LayerCache]:
+        """All keys and values, the new ones last; and the layer's cache for the next scale."""
         if torch.is_grad_enabled() or (self.key.dtype, self.value.dtype) != (key.dtype, value.dtype):
             return _joined(self, key, value)
         if self.last:
@@ -103,46 +103,48 @@ class Past:
         return together, Past(*together, room=room)
 
 
-Kept = KeysValues | Past
-"""What is kept of one layer's self-attention."""
+LayerCache = KeysValues | Past
+"""What the cache holds of one layer's self-attention."""
 
 
-def appended(past: Kept | None, key: Float[Tensor, "R heads n d"], value: Float[Tensor, "R heads n d"]) -> tuple[KeysValues, Kept]:
-    """Keys and values of a past and of what follows it; and what is to be kept of them for the next scale."""
+def appended(
+    past: LayerCache | None, key: Float[Tensor, "R heads n d"], value: Float[Tensor, "R heads n d"]
+) -> tuple[KeysValues, LayerCache]:
+    """Keys and values of a past and of what follows it; and the layer's cache for the next scale."""
     if past is None:
         return (key, value), (key, value)
     return past.append(key, value) if isinstance(past, Past) else _joined(past, key, value)
 
 
-def _joined(past: Kept, key: Tensor, value: Tensor) -> tuple[KeysValues, Kept]:
+def _joined(past: LayerCache, key: Tensor, value: Tensor) -> tuple[KeysValues, LayerCache]:
     together = torch.cat((past[0], key), dim=2), torch.cat((past[1], value), dim=2)
     return together, together
 
 
 @dataclass(frozen=True)
 class Cache:
-    """What need not be computed again for the next scale; rows (guidance half, row) along dimension 0.
+    """Results that the next scale reuses; rows (guidance half, row) along dimension 0.
 
     Args:
-        layers: of each layer's self-attention, all positions so far; grows with the scales.
-        cross: of each layer's cross-attention to the prompt; stays.
-        condition: what the transformer made of the prompt as a whole, (R, ...); stays.
+        layers: keys and values of each layer's self-attention, all positions so far; grows with the scales.
+        cross: keys and values of each layer's cross-attention to the prompt; constant.
+        condition: the transformer's pooled encoding of the prompt, (R, ...); constant.
     """
 
-    layers: Sequence[Kept]
+    layers: Sequence[LayerCache]
     cross: Sequence[KeysValues] = field(default_factory=list)
     condition: Tensor | None = None
 
     def map(self, f: Callable[[Tensor], Tensor]) -> Cache:
-        """The cache of other rows, which `f` takes along dimension 0; those of `layers` not before something reads them."""
+        """The cache of other rows, which `f` takes along dimension 0; `layers` take them when they are read."""
         layers = [Past.of(layer).map(f) for layer in self.layers]
         cross = [(f(key), f(value)) for key, value in self.cross]
         return Cache(layers, cross, None if self.condition is None else f(self.condition))
 
     def expecting(self, positions: int) -> Cache:
-        """The same, where a layer that grows makes room for so many positions more at once.
+        """A copy whose layers reserve this many more positions at once when they grow.
 
         Args:
-            positions: of the scales that are going to be drawn and read again; 0 where one scale follows and none reads it.
+            positions: of the scales that will be sampled and read again; 0 where one scale follows and none reads it.
         """
         return replace(self, layers=[replace(Past.of(x), spare=positions, last=positions == 0) for x in self.layers])

@@ -31,19 +31,19 @@ COMPUTED = (
     "Infinity_visible_kvlen",
     "Infinity_invisible_qlen",
 )
-"""Stored by the public code, though constant or derived: zeros, ones and masks."""
+"""Tensors that the public code stores although they are constant or derived: zeros, ones and masks."""
 
 
 class InfinityPolicy(VARPolicy):
-    """Infinity as a policy: a token is a row of bits, each drawn on its own given what came before.
+    """Infinity as a policy: a token is a row of bits, sampled independently given what came before.
 
-    The unconditional half of guidance reads a prompt's `negative`, or where it has none a learned text of the prompt's own length,
-    which trains along. Guidance acts on logits. The public sampler can also mix the hidden states of both halves in the middle of
-    the transformer (`cfg_insertion_layer` < 0); that is no function of the two halves' logits, so that its draws have no
+    The unconditional half of guidance reads a prompt's `negative`, or where it has none a learned text as long as the prompt, which
+    trains along. Guidance acts on logits. The public sampler can also mix the hidden states of both halves in the middle of the
+    transformer (`cfg_insertion_layer` < 0). That is no function of the two halves' logits, so that its samples have no
     log-probability here, and it is left out.
 
     Args:
-        transformer: what trains.
+        transformer: all that trains.
         tokenizer: the frozen binary quantiser; its bits fill a token exactly once, or four times (2 x 2 places).
         text_encoder: gives `text` and `mask` of texts; None where no prompt will have to be encoded.
         pixels: the default resolution in megapixels: `0.06M`, `0.25M`, `0.60M` or `1M`.
@@ -77,7 +77,7 @@ class InfinityPolicy(VARPolicy):
                 f"{4 * tokenizer.channels} for 2 x 2 places; give the tokenizer that belongs to it"
             )
         self.stride = tokenizer.stride * zooms[self.bits]
-        if zooms[self.bits] > 1:  # as Infinity-8B, whose demo draws at temperature 1
+        if zooms[self.bits] > 1:  # as Infinity-8B, whose demo samples at temperature 1
             self.default_sampling = Sampling(cfg=4.0, top_p=0.97)
 
     @classmethod
@@ -96,7 +96,7 @@ class InfinityPolicy(VARPolicy):
     ) -> InfinityPolicy:
         """Load `infinity_2b_reg.pth`, the shards of `infinity_8b_weights`, or any weights of their layout.
 
-        Sizes are read from the tensors. The keywords that no tensor tells stand as the published models need them.
+        Sizes are read from the tensors. The defaults of the other keywords are those of the published models.
 
         Args:
             path: a file, a folder or a hub id.
@@ -104,11 +104,11 @@ class InfinityPolicy(VARPolicy):
             text_encoder: Flan-T5-XL's folder or hub id (`google/flan-t5-xl`), a `.safetensors` file of encoded texts, or a module
                 that gives `text` and `mask` of texts; None where no prompt will have to be encoded.
             pixels: the default resolution in megapixels: `0.06M`, `0.25M`, `0.60M` or `1M`.
-            num_heads: only where attention is not normalised; elsewhere a tensor tells it.
+            num_heads: only where attention is not normalised; elsewhere it is read from a tensor.
             rope_normalisation: 0, 1 or 2, which the public code calls `rope2d_normalized_by_hw`.
             level_embedding: whether it is added in front of the `first` chunk of blocks only, or of `every` one.
             dtype: of the transformer's weights: `float32`, `bfloat16` or `float16`.
-            gradient_checkpointing: keep no activations of a block for the backward pass.
+            gradient_checkpointing: recompute the activations of a block in the backward pass.
 
         Raises:
             ValueError: when tensors are missing, unexpected or misshaped, or do not fit what is given; the message lists them.
@@ -146,21 +146,21 @@ class InfinityPolicy(VARPolicy):
                 f"prompt {prompts[0].id!r} has to be encoded, but this Infinity policy has no text encoder; pass text_encoder to "
                 "InfinityPolicy.from_pretrained: T5Text of Flan-T5-XL, or EncodedTexts for features from a file"
             )
-        asked, refused = [p.text for p in prompts], [p.negative or p.text for p in prompts]
-        texts = list(dict.fromkeys(asked + refused))
+        prompted, negatives = [p.text for p in prompts], [p.negative or p.text for p in prompts]
+        texts = list(dict.fromkeys(prompted + negatives))
         with torch.no_grad():
-            found = {name: x.to(self.device) for name, x in self.text_encoder(texts).items()}
-        anywhere = found["mask"].bool().any(dim=0)  # some encoders pad further than the longest text
-        text, mask = found["text"][:, anywhere].float(), found["mask"][:, anywhere].bool()
+            features = {name: x.to(self.device) for name, x in self.text_encoder(texts).items()}
+        used = features["mask"].bool().any(dim=0)  # some encoders pad further than the longest text
+        text, mask = features["text"][:, used].float(), features["mask"][:, used].bool()
         self._check_text(texts, text, mask)
         learned = torch.tensor([not p.negative for p in prompts], device=self.device)
 
-        def rows(of: list[str], unconditional: Bool[Tensor, " R"]) -> dict[str, Tensor]:
-            index = torch.tensor([texts.index(text) for text in of], device=self.device)
+        def rows(half: list[str], unconditional: Bool[Tensor, " R"]) -> dict[str, Tensor]:
+            index = torch.tensor([texts.index(text) for text in half], device=self.device)
             return {"text": text[index], "mask": mask[index], "unconditional": unconditional}
 
         schedule = next(iter(schedules.values()))
-        return Cond(schedule, rows(asked, torch.zeros_like(learned)), rows(refused, learned))
+        return Cond(schedule, rows(prompted, torch.zeros_like(learned)), rows(negatives, learned))
 
     def _check_text(self, texts: list[str], features: Float[Tensor, "R S c"], mask: Bool[Tensor, "R S"]) -> None:
         sizes = self.transformer.sizes
@@ -184,9 +184,9 @@ class InfinityPolicy(VARPolicy):
         seen = [self.tokenizer.next_input(x, t, schedule) if t else None for t, x in zip(scales, latents, strict=True)]
         sizes = self.transformer.sizes
         angles = rotary_angles(schedule.grids, sizes.width // sizes.heads, self.rope_normalisation, latents[0].device)
-        here = slice(schedule.offsets[first], schedule.offsets[scales.stop])
+        span = slice(schedule.offsets[first], schedule.offsets[scales.stop])
         lengths = schedule.lengths[first : scales.stop]
-        places = (angles[0][here], angles[1][here])
+        places = (angles[0][span], angles[1][span])
         last = scales.stop == len(schedule)
         features, cache = self.transformer(seen, inputs["mask"], cache, first, lengths, places, last)
         return features, cache
@@ -200,12 +200,12 @@ class InfinityPolicy(VARPolicy):
         return [block for chunk in self.transformer.chunks for block in chunk]
 
     def published(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """With the constants that the public code stores among its weights."""
+        """The tensors with the constants that the public code stores among its weights."""
         constants = {}
         for name, x in tensors.items():
             if name.endswith("v_bias"):
                 constants[name.removesuffix("v_bias") + "zero_k_bias"] = torch.zeros_like(x)
-            # Norms without weights of their own have weights nevertheless, if they are RMS norms.
+            # The public code stores weights of its RMS norms even where these are not learned.
             if self.transformer.sizes.rms and name.endswith("ca_norm.weight"):
                 constants[name.removesuffix("ca_norm.weight") + "ln_wo_grad.weight"] = torch.ones_like(x)
         if self.transformer.sizes.rms and self.transformer.sizes.head_aln:

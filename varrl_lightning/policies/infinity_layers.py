@@ -1,4 +1,4 @@
-"""What Infinity's transformer is made of, with the names that its published weights have."""
+"""The layers of Infinity's transformer, with the names that its published weights have."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from varrl_lightning.policies.cache import Kept, KeysValues
+from varrl_lightning.policies.cache import KeysValues, LayerCache
 from varrl_lightning.policies.infinity_sizes import Sizes
 from varrl_lightning.policies.layers import rotate, scalewise_attention
 
 EPSILON = 1e-6
-"""Of all norms."""
+"""Epsilon of all norms."""
 _LARGEST_SCALE = math.log(100)
 
 
@@ -50,12 +50,12 @@ def _unit(x: Float[Tensor, "... d"], rms: bool) -> Float[Tensor, "... d"]:
 
 
 def norm(sizes: Sizes, width: int) -> nn.Module:
-    """A norm with weights, of the kind that these sizes say."""
+    """A norm with weights: RMS norm or layer norm, by `sizes.rms`."""
     return RMSNorm(width) if sizes.rms else LayerNorm(width)
 
 
 def in_own_dtype(module: nn.Module, x: Tensor) -> Tensor:
-    """Call a module on what its weights can be multiplied with."""
+    """Call a module on its input cast to the dtype of its weights."""
     out: Tensor = module(x.to(next(module.parameters()).dtype))
     return out
 
@@ -73,9 +73,9 @@ class SelfAttention(nn.Module):
             self.scale_mul_1H11 = nn.Parameter(torch.full(sizes.scale_shape, math.log(4)))
 
     def forward(
-        self, x: Float[Tensor, "R n d"], lengths: Sequence[int], past: Kept | None, angles: tuple[Tensor, Tensor]
-    ) -> tuple[Float[Tensor, "R n d"], Kept]:
-        """What is attended to, and the keys and values of past and present."""
+        self, x: Float[Tensor, "R n d"], lengths: Sequence[int], past: LayerCache | None, angles: tuple[Tensor, Tensor]
+    ) -> tuple[Float[Tensor, "R n d"], LayerCache]:
+        """The attended features, and the keys and values of past and present."""
         qkv = in_own_dtype(self.mat_qkv, x)
         qkv = qkv + torch.cat((self.q_bias, torch.zeros_like(self.q_bias), self.v_bias)).to(qkv.dtype)
         q, k, v = qkv.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
@@ -93,9 +93,9 @@ class CrossAttention(nn.Module):
     """Attention to the tokens of a prompt.
 
     Args:
-        width: of the queries and of what comes out.
+        width: of the queries and of the output.
         text_width: of the prompt's tokens.
-        pool: the query is learned: one for the whole prompt.
+        pool: the query is learned: one for the complete prompt.
     """
 
     mat_q: nn.Parameter | nn.Linear
@@ -116,7 +116,7 @@ class CrossAttention(nn.Module):
         return k, v
 
     def forward(self, x: Float[Tensor, "R n d"] | None, text: KeysValues, mask: Bool[Tensor, "R S"]) -> Float[Tensor, "R _n d"]:
-        """What is attended to; `x` is None where the query is learned."""
+        """The attended features; `x` is None where the query is learned."""
         k, v = text
         if x is None:
             assert isinstance(self.mat_q, nn.Parameter)
@@ -140,7 +140,7 @@ class FeedForward(nn.Module):
             self.fcg = nn.Linear(sizes.width, sizes.hidden, bias=False)
 
     def forward(self, x: Float[Tensor, "R n d"]) -> Float[Tensor, "R n d"]:
-        """The same at every position."""
+        """Apply the same function at every position."""
         h = in_own_dtype(self.fc1, x)
         h = F.silu(in_own_dtype(self.fcg, x)) * h if self.gated else F.gelu(h, approximate="tanh")
         return in_own_dtype(self.fc2, h)
@@ -153,7 +153,7 @@ class Block(nn.Module):
         x <- x + ca_gamma ca(ca_norm(x))
         x <- x + gamma_2 ffn((1 + scale_2) norm(x) + shift_2)
 
-    Gammas, scales and shifts follow from the prompt as a whole.
+    Gammas, scales and shifts are computed from the pooled prompt.
     """
 
     def __init__(self, sizes: Sizes) -> None:
@@ -171,7 +171,7 @@ class Block(nn.Module):
             self.ca_gamma = nn.Parameter(torch.zeros(sizes.width))
 
     def remember(self, text: Float[Tensor, "R S d"]) -> KeysValues:
-        """What cross-attention keeps of the prompt."""
+        """The prompt's keys and values for cross-attention."""
         return self.ca.keys_values(text)
 
     def forward(
@@ -181,13 +181,13 @@ class Block(nn.Module):
         text: KeysValues,
         mask: Bool[Tensor, "R S"],
         lengths: Sequence[int],
-        past: Kept | None,
+        past: LayerCache | None,
         angles: tuple[Tensor, Tensor],
-    ) -> tuple[Float[Tensor, "R n d"], Kept]:
+    ) -> tuple[Float[Tensor, "R n d"], LayerCache]:
         """The stream after this block, and its keys and values.
 
         Args:
-            condition: (R, d), or where its map is shared what that made of it, (R, 1, 6, d).
+            condition: (R, d), or its projection (R, 1, 6, d) where all blocks share one.
             text: keys and values of the prompt.
             angles: cosines and sines of the positions of x.
         """
@@ -222,7 +222,7 @@ class HeadNorm(nn.Module):
 
 
 class TextPool(nn.Module):
-    """One vector of a prompt."""
+    """Pools the tokens of a prompt to one vector."""
 
     def __init__(self, sizes: Sizes) -> None:
         super().__init__()

@@ -26,7 +26,7 @@ _TALL: tuple[Grids, ...] = (
     ((1, 1), (2, 2), (6, 2), (9, 3), (15, 5), (21, 7), (27, 9), (36, 12), (45, 15), (54, 18), (72, 24), (90, 30), (111, 37)),
 )
 PUBLISHED: tuple[Grids, ...] = _TALL + tuple(tuple((w, h) for h, w in grids) for grids in _TALL[1:])
-"""All 13 scales of each aspect ratio: 1, seven upright ones, and the same lying."""
+"""All 13 scales of each aspect ratio: the square, seven tall ones, and the same seven turned to wide ones."""
 _BASE, _TABLE = 10000.0, 128
 
 
@@ -74,7 +74,7 @@ def last_grid(grids: Grids) -> tuple[int, int]:
 
 
 @lru_cache(maxsize=16)
-@torch.inference_mode(False)  # what is kept must serve training too
+@torch.inference_mode(False)  # cached tensors must serve training too
 def rotary_angles(
     grids: Grids, head_dim: int, normalisation: int, device: torch.device
 ) -> tuple[Float[Tensor, "L half"], Float[Tensor, "L half"]]:
@@ -92,7 +92,7 @@ def rotary_angles(
     """
     last = last_grid(grids) if normalisation else grids[-1]
     if normalisation == 1:
-        # In the public code's own order of operations: int() is at the mercy of the last digit.
+        # The order of operations is the public code's: int() depends on the last digit.
         extent = [_TABLE if side == max(last) else int(_TABLE / max(last) * side) for side in last]
         table = _waves(torch.arange(extent[0]), torch.arange(extent[1]), head_dim).permute(0, 3, 1, 2)
         maps = [F.interpolate(table, grid, mode="bilinear", align_corners=True).permute(0, 2, 3, 1) for grid in grids]

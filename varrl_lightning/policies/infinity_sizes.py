@@ -1,4 +1,4 @@
-"""What the tensors of an Infinity checkpoint tell of its transformer."""
+"""Reads the sizes of Infinity's transformer from the tensors of a checkpoint."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from varrl_lightning.weights.sizes import numbered, require
 
 @dataclass(frozen=True)
 class Sizes:
-    """What an Infinity transformer is made of.
+    """The sizes and options of an Infinity transformer.
 
     Args:
         width: of the residual stream.
@@ -55,17 +55,13 @@ class Sizes:
 
     @classmethod
     def of(cls, tensors: Mapping[str, Tensor], source: str, num_heads: int | None) -> Sizes:
-        """Sizes that the tensors of a file tell, and `num_heads` where they do not.
+        """Read the sizes from the tensors of a file; `num_heads` is needed where no tensor has it.
 
         Raises:
             ValueError: when the file is none of this family, or `num_heads` does not agree with it or is needed and None.
         """
-        flat = numbered(tensors, "blocks.")
-        prefixes = [f"block_chunks.{i}.module." for i in range(numbered(tensors, "block_chunks."))]
-        chunks = None if flat else tuple(numbered(tensors, prefix) for prefix in prefixes)
-        if chunks and len(set(chunks)) > 1:
-            raise ValueError(f"the chunks of {source} must have the same number of blocks each, got {chunks}; a block is missing")
-        first = "blocks.0." if flat else "block_chunks.0.module.0."
+        chunks = _chunks(tensors, source)
+        first = "blocks.0." if chunks is None else "block_chunks.0.module.0."
         outside = ("cfg_uncond", "lvl_embed.weight", "word_embed.weight", "text_proj_for_sos.ca.mat_q")
         needed = (*outside, f"{first}ffn.fc1.weight")
         dims = dict.fromkeys(needed, 2) | {"text_proj_for_sos.ca.mat_q": 3}
@@ -76,7 +72,7 @@ class Sizes:
             width=width,
             bits=bits,
             chunks=chunks,
-            depth=flat if chunks is None else sum(chunks),
+            depth=numbered(tensors, "blocks.") if chunks is None else sum(chunks),
             heads=_heads(scale, num_heads, width, source),
             text_width=tensors["cfg_uncond"].shape[1],
             text_length=tensors["cfg_uncond"].shape[0],
@@ -94,13 +90,24 @@ class Sizes:
         )
 
 
+def _chunks(tensors: Mapping[str, Tensor], source: str) -> tuple[int, ...] | None:
+    """Blocks of each chunk; None where the names know no chunks."""
+    if numbered(tensors, "blocks."):
+        return None
+    prefixes = [f"block_chunks.{i}.module." for i in range(numbered(tensors, "block_chunks."))]
+    chunks = tuple(numbered(tensors, prefix) for prefix in prefixes)
+    if len(set(chunks)) > 1:
+        raise ValueError(f"the chunks of {source} must have the same number of blocks each, got {chunks}; a block is missing")
+    return chunks
+
+
 def _heads(scale: Tensor | None, given: int | None, width: int, source: str) -> int:
-    told = None if scale is None else scale.numel()
-    if told is None and given is None:
-        raise ValueError(f"no tensor of {source} tells the number of heads: attention is not normalised there; say num_heads")
-    if told is not None and given not in (None, told):
-        raise ValueError(f"num_heads is {given}, but {source} has {told} heads; leave num_heads out")
-    heads = told or given
+    stored = None if scale is None else scale.numel()
+    if stored is None and given is None:
+        raise ValueError(f"no tensor of {source} has the number of heads: attention is not normalised there; give num_heads")
+    if stored is not None and given not in (None, stored):
+        raise ValueError(f"num_heads is {given}, but {source} has {stored} heads; leave num_heads out")
+    heads = stored or given
     assert heads is not None
     if width % heads or width // heads % 4:
         raise ValueError(f"num_heads must divide the width {width} of {source} into heads of a multiple of 4, got {heads}")

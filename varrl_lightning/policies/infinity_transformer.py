@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from varrl_lightning.policies.cache import Cache, Kept
+from varrl_lightning.policies.cache import Cache, LayerCache
 from varrl_lightning.policies.infinity_layers import Block, HeadNorm, RMSNorm, TextPool, in_own_dtype, norm
 from varrl_lightning.policies.infinity_sizes import Sizes
 from varrl_lightning.policies.layers import checkpointed
@@ -29,7 +29,7 @@ class InfinityTransformer(nn.Module):
     Args:
         sizes: usually read from a file.
         level_embedding: is added in front of the `first` chunk only, or in front of `every` chunk.
-        gradient_checkpointing: keep no activations of a block for the backward pass.
+        gradient_checkpointing: recompute the activations of a block in the backward pass.
     """
 
     def __init__(self, sizes: Sizes, level_embedding: str = "first", gradient_checkpointing: bool = False) -> None:
@@ -59,10 +59,10 @@ class InfinityTransformer(nn.Module):
         self.head = _head(sizes)
 
     def read(self, text: Float[Tensor, "R S c"], mask: Bool[Tensor, "R S"], unconditional: Bool[Tensor, " R"]) -> Cache:
-        """What the transformer makes of prompts before the first scale, in fp32 up to the keys and values.
+        """Encode prompts before the first scale, in fp32 up to the keys and values.
 
         Args:
-            mask: where there is text and not padding.
+            mask: True for text, False for padding.
             unconditional: rows that read the learned unconditional text instead, as long as their mask is.
         """
         with torch.autocast(text.device.type, enabled=False):
@@ -85,18 +85,18 @@ class InfinityTransformer(nn.Module):
         """Features of consecutive scales, ready for `head`, and the cache with them.
 
         Args:
-            seen: what is known of each of these scales; None for scale 0, which starts from the prompt.
+            seen: the latent before each of these scales, at its cells; None for scale 0, which starts from the prompt.
             mask: of the prompt.
             cache: from `read`, with all scales before `first`.
             lengths: tokens of these scales.
             angles: cosines and sines of their positions.
-            last: no scale follows, so that keys and values need not be kept; without gradients they are most of the memory.
+            last: no scale follows, so that keys and values are not kept; without gradients they are most of the memory.
         """
         assert cache.condition is not None
         x, levels = self._enter(seen, cache.condition, first, lengths)
         modulation = self._shared(cache.condition)
         past, text = iter(cache.layers), iter(cache.cross)
-        grown: list[Kept] = []
+        layers: list[LayerCache] = []
         for index, chunk in enumerate(self.chunks):
             if index == 0 or self.level_embedding == "every":
                 x = x + levels
@@ -104,10 +104,10 @@ class InfinityTransformer(nn.Module):
                 arguments = (x, modulation, next(text), mask, lengths, next(past, None), angles)
                 x, kept = checkpointed(block, *arguments, enabled=self.gradient_checkpointing)
                 if not last:
-                    grown.append(kept)
+                    layers.append(kept)
         with torch.autocast(x.device.type, enabled=False):
             features = self.head_nm(x, cache.condition) if hasattr(self, "head_nm") else x
-        return list(features.split(tuple(lengths), dim=1)), Cache(grown, cache.cross, cache.condition)
+        return list(features.split(tuple(lengths), dim=1)), Cache(layers, cache.cross, cache.condition)
 
     def logits(self, features: Float[Tensor, "... d"]) -> Float[Tensor, "... D 2"]:
         """Logits of both values of each bit, in fp32."""
@@ -127,7 +127,7 @@ class InfinityTransformer(nn.Module):
     def _enter(
         self, seen: Sequence[Tensor | None], condition: Tensor, first: int, lengths: Sequence[int]
     ) -> tuple[Float[Tensor, "R n d"], Float[Tensor, "n d"]]:
-        """The stream in front of the first block, and the level embedding of its positions."""
+        """The inputs of the first block, and the level embedding of their positions."""
         with torch.autocast(condition.device.type, enabled=False):
             start = condition[:, None] + self.pos_start.float()
             parts = [start if x is None else in_own_dtype(self.word_embed, self.norm0_ve(x)).float() for x in seen]
@@ -144,7 +144,7 @@ class InfinityTransformer(nn.Module):
 
 
 def _head(sizes: Sizes) -> nn.Module:
-    """Linear layers to the logits, under the public code's numbers; without a modulated norm a plain one stands in front."""
+    """Linear layers to the logits, under the public code's numbers; without a modulated norm they begin with a plain norm."""
     layers: list[nn.Module] = [] if sizes.head_aln else [norm(sizes, sizes.width)]
     if sizes.head_depth == 2:
         layers += [nn.Linear(sizes.width, sizes.width), nn.GELU(approximate="tanh")]

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from varrl_lightning.policies.cache import Kept, KeysValues, appended
+from varrl_lightning.policies.cache import KeysValues, LayerCache, appended
 from varrl_lightning.policies.layers import checkpointed
 from varrl_lightning.schedule import Schedule
 
@@ -22,14 +22,14 @@ ATTENTION = "varrl_scales"
 
 
 class PrefixTransformer(nn.Module, ABC):
-    """A language model's decoder with what turns scales into its inputs and its outputs into logits.
+    """A language model's decoder, with embeddings that turn scales into its inputs and a head that turns its outputs into logits.
 
     The layers are those of transformers; attention, the cache and gradient checkpointing are ours, because a scale is neither
     causal nor masked, and because transformers checkpoints in training mode only, and then without a cache.
 
     Args:
         decoder: of the Llama kind: `embed_tokens`, `layers`, `norm` and `rotary_emb`, full attention in every layer.
-        gradient_checkpointing: run each layer again in the backward pass in place of keeping its activations.
+        gradient_checkpointing: recompute the activations of each layer in the backward pass.
 
     Raises:
         ValueError: for a decoder of another kind.
@@ -38,10 +38,10 @@ class PrefixTransformer(nn.Module, ABC):
     def __init__(self, decoder: Any, gradient_checkpointing: bool = False) -> None:
         super().__init__()
         _check(decoder)
-        # Its frequencies are in no file, so that they cannot stay on the meta device on which a model may be built.
+        # A model may be built on the meta device; its frequencies are in no file, so they are built on the CPU.
         with torch.device("cpu"):
             decoder.rotary_emb = type(decoder.rotary_emb)(decoder.config)
-        # In bfloat16 they would turn far positions by wrong angles: a tuple keeps these in float32 whatever the module becomes.
+        # In bfloat16 they would turn far positions by wrong angles: a tuple hides this copy from casts of the module.
         self._rotary = (copy.deepcopy(decoder.rotary_emb),)
         decoder.config._attn_implementation = ATTENTION
         self.gradient_checkpointing = gradient_checkpointing
@@ -62,7 +62,7 @@ class PrefixTransformer(nn.Module, ABC):
 
     @abstractmethod
     def picture(self, features: Float[Tensor, "R n C"], t: int, schedule: Schedule) -> Float[Tensor, "R n d"]:
-        """Embedded inputs of scale t >= 1: what is known of the latent at its cells."""
+        """Embedded inputs of scale t >= 1: the latent so far at its cells."""
 
     @abstractmethod
     def logits(self, features: Float[Tensor, "*rows d"]) -> Float[Tensor, "*rows V"]:
@@ -72,38 +72,38 @@ class PrefixTransformer(nn.Module, ABC):
         self,
         x: Float[Tensor, "R n d"],
         positions: Int[Tensor, "R n"],
-        cache: Sequence[Kept] | None = None,
+        cache: Sequence[LayerCache] | None = None,
         seen: Bool[Tensor, "R 1 _q _k"] | None = None,
         lengths: Sequence[int] | None = None,
-    ) -> tuple[Float[Tensor, "R n d"], list[Kept]]:
+    ) -> tuple[Float[Tensor, "R n d"], list[LayerCache]]:
         """Normalised outputs of the last layer, and every layer's keys and values, those of `cache` included.
 
         Args:
             positions: of each input in its row's sequence, counted without padding.
-            cache: keys and values of what came before.
+            cache: keys and values of earlier positions.
             seen: which keys may be seen; all where None.
             lengths: tokens of each of consecutive scales; None for text, which is causal where `seen` is None.
         """
-        _register()  # the attention function is known to a process, not to a module that was sent to another
+        _register()  # the attention function is registered by process: a module may have been sent to another one
         decoder = self.decoder
         rotary = self._rotary[0].to(x.device)(x, positions)
-        grown = []
+        layers = []
         for i, layer in enumerate(decoder.layers):
             past = None if cache is None else cache[i]
             call = getattr(layer, "through", None) or partial(through, layer)
             x, kept = checkpointed(call, x, rotary, past, seen, lengths, enabled=self.gradient_checkpointing)
-            grown.append(kept)
-        return decoder.norm(x), grown
+            layers.append(kept)
+        return decoder.norm(x), layers
 
 
 class Memory:
-    """One layer's keys and values in the place of transformers' cache; lives for one call, so that a layer is a pure function."""
+    """One layer's keys and values in place of transformers' cache; it lives for one call, so that a layer is a pure function."""
 
-    def __init__(self, past: Kept | None) -> None:
+    def __init__(self, past: LayerCache | None) -> None:
         self.kept = past
 
     def update(self, key: Tensor, value: Tensor, *_: Any, **__: Any) -> KeysValues:
-        """Append, and return all."""
+        """Append keys and values; return all of them."""
         key = key.to(value.dtype)  # under autocast the rotary embedding has made it float32
         together, self.kept = appended(self.kept, key, value)
         return together
@@ -129,7 +129,7 @@ def attend(
         lengths: as in `PrefixTransformer.run`.
     """
     shared = query.shape[1] // key.shape[1]
-    if shared > 1 and attention_mask is not None:  # the kernels that take a mask want as many keys as queries
+    if shared > 1 and attention_mask is not None:  # the kernels that take a mask need as many key heads as query heads
         key, value, shared = key.repeat_interleave(shared, dim=1), value.repeat_interleave(shared, dim=1), 1
     query, last, parts = query.to(value.dtype), key.shape[2] - query.shape[2], []
     for part in query.split(list(lengths or [query.shape[2]]), dim=2):
@@ -148,7 +148,7 @@ def attend(
 
 
 def causal(mask: Bool[Tensor, "R S"]) -> Bool[Tensor, "R 1 S S"]:
-    """What each token of left-padded texts sees: itself and the earlier tokens, never padding; padding sees itself alone."""
+    """The mask of left-padded texts: a token sees itself and the earlier tokens, never padding; padding sees itself alone."""
     length = mask.shape[1]
     earlier = torch.ones(length, length, dtype=torch.bool, device=mask.device).tril()
     itself = torch.eye(length, dtype=torch.bool, device=mask.device)
@@ -159,11 +159,11 @@ def through(
     layer: Callable[..., Any],
     x: Tensor,
     rotary: tuple[Tensor, Tensor],
-    past: Kept | None,
+    past: LayerCache | None,
     seen: Tensor | None,
     lengths: Sequence[int] | None,
-) -> tuple[Tensor, Kept]:
-    """What one layer makes of its inputs, and its keys and values."""
+) -> tuple[Tensor, LayerCache]:
+    """The outputs of one layer, and its keys and values."""
     memory = Memory(past)
     x = layer(x, attention_mask=seen, position_embeddings=rotary, past_key_values=memory, use_cache=True, lengths=lengths)
     assert memory.kept is not None

@@ -1,4 +1,4 @@
-"""What the transformers of several families are made of."""
+"""Parts that the transformers of several families share."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from varrl_lightning.policies.cache import Kept, appended
+from varrl_lightning.policies.cache import LayerCache, appended
 
 T = TypeVar("T")
 
@@ -21,10 +21,10 @@ def scalewise_attention(
     k: Float[Tensor, "R heads n d"],
     v: Float[Tensor, "R heads n d"],
     lengths: Sequence[int],
-    past: Kept | None = None,
+    past: LayerCache | None = None,
     scale: float | None = None,
     across: bool = True,
-) -> tuple[Float[Tensor, "R heads n d"], Kept]:
+) -> tuple[Float[Tensor, "R heads n d"], LayerCache]:
     """Attention of consecutive scales: full within a scale, causal across scales.
 
     One call of scaled dot-product attention per scale, on the keys that it may see and so without a mask: no L x L matrix exists,
@@ -32,12 +32,12 @@ def scalewise_attention(
 
     Args:
         lengths: tokens of each of the scales; they sum to n.
-        past: keys and values of what came before; all scales see it.
+        past: keys and values of earlier positions; all scales see them.
         scale: of the logits of attention; 1 / sqrt(d) when None.
         across: False when a scale sees neither the other scales nor a past.
 
     Returns:
-        what was attended to, and what is kept: the keys and values of past and scales together.
+        the attended features, and the keys and values of past and scales together.
     """
     (k, v), kept = appended(past, k, v)
     before = k.shape[2] - q.shape[2]
@@ -64,7 +64,7 @@ def rotate(
 
 
 def checkpointed(block: Callable[..., T], *args: object, enabled: bool) -> T:
-    """Run a block, and in the backward pass again in place of keeping its activations."""
+    """Run a block; with `enabled`, recompute its activations in the backward pass."""
     if enabled and torch.is_grad_enabled():
         recomputed: T = checkpoint(block, *args, use_reentrant=False)
         return recomputed
@@ -72,7 +72,7 @@ def checkpointed(block: Callable[..., T], *args: object, enabled: bool) -> T:
 
 
 def outside_autocast(linear: nn.Module, x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-    """Apply a linear layer in its weights' own dtype, whatever autocast says: for logits, and for what modulates whole layers."""
+    """Apply a linear layer in the dtype of its weights, even under autocast: for logits, and for the modulation of layers."""
     weight: Tensor = linear.weight  # type: ignore[assignment]
     with torch.autocast(x.device.type, enabled=False):
         y: Tensor = linear(x.to(weight.dtype))
@@ -87,6 +87,6 @@ class FeedForward(nn.Module):
         self.fc1, self.fc2 = nn.Linear(width, hidden), nn.Linear(hidden, width)
 
     def forward(self, x: Float[Tensor, "R n d"]) -> Float[Tensor, "R n d"]:
-        """Position by position."""
+        """Apply both layers at every position."""
         y: Tensor = self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
         return y

@@ -1,4 +1,4 @@
-"""What a sign of the embedded model shows, and the grid of its letters: shared by the policy and by the pictures it learnt from."""
+"""The contents of a sign, and the grid of its letters: shared by the embedded model and by its training pictures."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from dataclasses import dataclass
 
 LINES, COLUMNS = 3, 5
 LINE_HEIGHT, LETTER_PITCH = 16, 12
-"""Pixels of one letter's cell."""
+"""Size of one letter's cell, in pixels."""
 HEIGHT, WIDTH = LINES * LINE_HEIGHT, COLUMNS * LETTER_PITCH
 LINES_OF = {1: (1,), 2: (0, 2), 3: (0, 1, 2)}
-"""On which lines a number of words is written."""
+"""The lines that words are written on, by the number of words."""
 FIRST_COLUMN = {3: 1, 4: 0, 5: 0}
-"""Where a word of so many letters begins."""
+"""The column in which a word begins, by its number of letters."""
 COLOURS = {
     "white": (0.10, 0.03),
     "red": (0.00, 0.36),
@@ -28,12 +28,12 @@ MATERIALS = ("paper", "wooden", "brick", "metal")
 
 @dataclass(frozen=True)
 class Sign:
-    """What a picture shows.
+    """The contents of one sign.
 
     Args:
         words: one to three, of three to five capital letters.
-        colour: one of `COLOURS`; drawn by lot when None.
-        material: one of `MATERIALS`; drawn by lot when None.
+        colour: one of `COLOURS`; random when None.
+        material: one of `MATERIALS`; random when None.
     """
 
     words: tuple[str, ...]

@@ -27,21 +27,21 @@ from varrl_lightning.weights.sizes import dtype_named
 class LLMPrefixPolicy(VARPolicy):
     """An image as the continuation of a prompt: text, `<boi>`, then all scales, each written at once.
 
-    The paper says of its base model, NextFlow: the transformer starts from Qwen2.5-VL-7B; it gets a new visual codebook and a
+    The paper describes its base model, NextFlow: the transformer starts from Qwen2.5-VL-7B; it gets a new visual codebook and a
     revised head; after `<boi>` attention is full and generation is VAR's; the scales are those of Table 6; sampling is VAR's, with
     guidance 5, top-k 2 and top-p .9; training has no guidance. Its code and its weights are not published, and no more than that is
-    confirmed. Our choice are the connector, the embeddings of scale and place, a learned `<boi>` as the query of the 1x1 scale,
-    one-dimensional positions that count on behind the text, and the layout of the weights file. The language part of Qwen2.5-VL
+    confirmed. Our choices are the connector, the embeddings of scale and place, a learned `<boi>` as the query of the 1x1 scale,
+    one-dimensional positions that continue those of the text, and the layout of the weights file. The language part of Qwen2.5-VL
     counts a text alike in all three dimensions of its positions, so that with these weights a Qwen2 model computes the same.
 
-    Rows may have texts of different lengths: they are padded on the left, padding is never seen and does not count as a position.
+    Rows may have texts of different lengths. They are padded on the left; padding is never seen and does not count as a position.
 
     Args:
         transformer: all that trains.
         tokenizer: the visual tokenizer, frozen.
-        text_encoder: a tokenizer of transformers, or a mapping from texts to their ids; None where every text has its ids there.
+        text_encoder: a tokenizer of transformers, or a mapping from texts to their ids; None where no prompt is encoded.
         schedule: all scales of the largest image, as a schedule or as the sides of square grids.
-        negative: the text of the unconditional half of guidance, where a prompt has none of its own.
+        negative: the text of the unconditional half of guidance, where a prompt has no `negative`.
         max_text_tokens: the longest text.
     """
 
@@ -79,7 +79,7 @@ class LLMPrefixPolicy(VARPolicy):
         negative: str = "",
         max_text_tokens: int = 512,
     ) -> LLMPrefixPolicy:
-        """Load weights in our own layout: `backbone.*` with the decoder's names, and the visual parts.
+        """Load weights in this package's layout: `backbone.*` with the decoder's names, and the visual parts.
 
         Args:
             path: a safetensors file, a folder of shards, or a hub id.
@@ -87,7 +87,7 @@ class LLMPrefixPolicy(VARPolicy):
             text_encoder: as in the class, or a folder or hub id of a text tokenizer.
             backbone: config of the language model, or a folder or hub id that has one; `path` itself when None.
             dtype: of all weights.
-            gradient_checkpointing: run each layer again in the backward pass in place of keeping its activations.
+            gradient_checkpointing: recompute the activations of each layer in the backward pass.
             schedule, negative, max_text_tokens: as in the class.
 
         Raises:
@@ -118,14 +118,14 @@ class LLMPrefixPolicy(VARPolicy):
         negative: str = "",
         max_text_tokens: int = 512,
     ) -> LLMPrefixPolicy:
-        """Begin with a plain language model; its visual parts are fresh, so that it must be pre-trained before it draws anything.
+        """Begin with a plain language model; its visual parts are random, so that it must be pre-trained before use.
 
         Args:
             backbone: a causal language model of transformers, or the folder or hub id of one.
             tokenizer: as in `from_pretrained`.
-            text_encoder: as in `from_pretrained`; None takes the backbone's own when `backbone` is a folder or hub id.
+            text_encoder: as in `from_pretrained`; None takes the backbone's tokenizer when `backbone` is a folder or hub id.
             dtype, gradient_checkpointing: as in `from_pretrained`.
-            seed: of the fresh parts.
+            seed: of the random visual parts.
             schedule, negative, max_text_tokens: as in the class.
 
         Raises:
@@ -143,14 +143,14 @@ class LLMPrefixPolicy(VARPolicy):
         return cls(transformer, vq, text_tokenizer(text_encoder), longest, negative, max_text_tokens)
 
     def schedule(self, size: tuple[int, int] | None = None) -> Schedule:
-        """The scales of an image size: all, or those up to the one whose grid covers it, as in the rows of the paper's Table 6."""
+        """The scales of an image size: all, or those up to the one whose grid covers it, as in the paper's Table 6."""
         if size is None:
             return self.longest
         height, width = self.longest.stride
-        shown = [(h * height, w * width) for h, w in self.longest.grids]
-        if size not in shown:
-            raise ValueError(f"no image of {size} pixels ends this model's schedule; it draws {sorted(set(shown))}")
-        return Schedule(self.longest.grids[: shown.index(size) + 1], self.longest.stride)
+        image_sizes = [(h * height, w * width) for h, w in self.longest.grids]
+        if size not in image_sizes:
+            raise ValueError(f"no image of {size} pixels ends this model's schedule; it generates {sorted(set(image_sizes))}")
+        return Schedule(self.longest.grids[: image_sizes.index(size) + 1], self.longest.stride)
 
     def encode_prompts(self, prompts: Sequence[Prompt]) -> Cond:
         """Ids of each prompt and of its negative prompt, padded on the left to one length.
@@ -169,10 +169,10 @@ class LLMPrefixPolicy(VARPolicy):
         return Cond(schedules.pop(), conditional, unconditional)
 
     def prefix_ids(self, text: str) -> list[int]:
-        """Ids of a text as the language model's tokenizer writes it, with its own special tokens.
+        """Ids of a text with the special tokens of the language model's tokenizer.
 
         Raises:
-            ValueError: when the text has more than `max_text_tokens`, or when nothing says what its ids are.
+            ValueError: when the text has more than `max_text_tokens`, or when its ids are unknown.
         """
         ids = self._known_ids(text)
         if ids is None:
@@ -193,7 +193,7 @@ class LLMPrefixPolicy(VARPolicy):
     def scale_features(
         self, inputs: dict[str, Tensor], cache: Cache, latents: list[Tensor], first: int, schedule: Schedule
     ) -> tuple[list[Float[Tensor, "R _n d"]], Cache]:
-        """Features of consecutive scales, whose positions see the text, all coarser scales and their own."""
+        """Features of consecutive scales, whose positions see the text, all coarser scales and their own scale."""
         _, mask = self._text(inputs)
         last = first + len(latents)
         x = torch.cat([self._input(inputs, latent, first + i, schedule) for i, latent in enumerate(latents)], dim=1)
@@ -201,8 +201,8 @@ class LLMPrefixPolicy(VARPolicy):
         positions = mask.sum(dim=1, keepdim=True) + place
         seen = None
         if not bool(mask.all()):
-            drawn = mask.new_ones(len(mask), schedule.offsets[last])
-            seen = torch.cat((mask, drawn), dim=1)[:, None, None]
+            visual = mask.new_ones(len(mask), schedule.offsets[last])
+            seen = torch.cat((mask, visual), dim=1)[:, None, None]
         lengths = schedule.lengths[first:last]
         features, layers = self.transformer.run(x, positions, cache.layers, seen, lengths)
         return list(features.split(lengths, dim=1)), Cache(layers)
@@ -226,18 +226,18 @@ class LLMPrefixPolicy(VARPolicy):
         return self.transformer.picture(self.tokenizer.next_input(latent, t, schedule), t, schedule)
 
     def _text(self, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Ids and mask of the text that lies before the query."""
+        """Ids and mask of the text before the query."""
         end = inputs["ids"].shape[1] - self.text_is_query
         return inputs["ids"][:, :end], inputs["mask"][:, :end]
 
     def _padded(self, rows: Sequence[Sequence[int]], length: int) -> dict[str, Tensor]:
-        length = max(length, 1 + self.text_is_query)  # attention over no key at all has no value
+        length = max(length, 1 + self.text_is_query)  # attention over zero keys is undefined
         ids = torch.tensor([[0] * (length - len(row)) + list(row) for row in rows], device=self.device)
         mask = torch.tensor([[False] * (length - len(row)) + [True] * len(row) for row in rows], device=self.device)
         return {"ids": ids, "mask": mask}
 
     def _known_ids(self, text: str) -> list[int] | None:
-        """Ids by lookup; None where a tokenizer is there to make them."""
+        """Ids from the mapping; None where a tokenizer has to compute them."""
         if not isinstance(self.text_encoder, Mapping):
             if self.text_encoder is not None:
                 return None
@@ -256,7 +256,7 @@ def as_schedule(schedule: Schedule | Sequence[int], tokenizer: Any) -> Schedule:
 
 
 def visual_tokenizer(source: str | Path | nn.Module) -> nn.Module:
-    """A visual tokenizer, read from a file when it is none yet."""
+    """A visual tokenizer: the given module, or one read from a file."""
     if isinstance(source, nn.Module):
         return source
     names = read_tensors(source, nested=NESTED)
@@ -264,7 +264,7 @@ def visual_tokenizer(source: str | Path | nn.Module) -> nn.Module:
 
 
 def text_tokenizer(source: Any) -> Any:
-    """A text tokenizer of transformers from its folder or hub id; anything else as it is."""
+    """A text tokenizer of transformers from its folder or hub id; any other object is returned unchanged."""
     if not isinstance(source, (str, Path)):
         return source
     from transformers import AutoTokenizer
@@ -273,7 +273,7 @@ def text_tokenizer(source: Any) -> Any:
 
 
 def _config(source: Any) -> Any:
-    """The config of a language model, from its folder or hub id unless it is one."""
+    """The config of a language model: the given one, or one from a folder or hub id."""
     if not isinstance(source, (str, Path)):
         return source
     if Path(source).is_file() and Path(source).suffix != ".json":

@@ -36,17 +36,12 @@ def add_lora(
         dropout: 0, since with any other the ratio of an untouched policy would differ from 1.
 
     Raises:
-        ValueError: on a value out of its range, a target that is no linear layer, or a policy that has an adapter; nothing has
-            changed then.
+        ValueError: on a value out of its range, a target that is no linear layer, or a policy that has an adapter; the
+            policy is unchanged then.
     """
     from peft import LoraConfig, inject_adapter_in_model
 
-    if dropout != 0:
-        raise ValueError(f"dropout must be 0, got {dropout}: the sampler's and the trained policy must be the same function")
-    if rank < 1 or not alpha > 0:
-        raise ValueError(f"rank must be at least 1 and alpha > 0, got rank {rank} and alpha {alpha}")
-    if has_adapter(policy):
-        raise ValueError("the policy has an adapter already")
+    _check_adaptable(policy, rank, alpha, dropout)
     names = "|".join(re.escape(name) for name in _targeted(policy.transformer, targets))
     # peft's annotation of alpha is narrower than what it computes.
     config = LoraConfig(
@@ -62,8 +57,17 @@ def add_lora(
         if is_adapter(name):
             parameter.data = parameter.data.float()
             parameter.requires_grad_(True)
-    policy.eval()  # what was put in is in training mode
+    policy.eval()  # new adapter layers are in training mode
     return policy
+
+
+def _check_adaptable(policy: VARPolicy, rank: int, alpha: float, dropout: float) -> None:
+    if dropout != 0:
+        raise ValueError(f"dropout must be 0, got {dropout}: the sampler's and the trained policy must be the same function")
+    if rank < 1 or not alpha > 0:
+        raise ValueError(f"rank must be at least 1 and alpha > 0, got rank {rank} and alpha {alpha}")
+    if has_adapter(policy):
+        raise ValueError("the policy has an adapter already")
 
 
 def has_adapter(policy: VARPolicy) -> bool:
@@ -72,7 +76,7 @@ def has_adapter(policy: VARPolicy) -> bool:
 
 
 def adapter_settings(policy: VARPolicy) -> dict[str, float] | None:
-    """`rank` and `alpha` of the adapter, which its tensors alone do not tell; None without one."""
+    """`rank` and `alpha` of the adapter; None without one. Its tensors alone do not hold alpha."""
     layers = _adapted(policy.transformer)
     if not layers:
         return None
@@ -86,10 +90,10 @@ def is_adapter(name: str) -> bool:
 
 @contextmanager
 def adapter_off(policy: VARPolicy) -> Iterator[None]:
-    """Within it the policy is the one it was before `add_lora`, exactly; what requires a gradient stays as it is."""
+    """Inside the `with` block the policy computes exactly what it did before `add_lora`; `requires_grad` is unchanged."""
     layers = _adapted(policy.transformer)
     before = [layer._disable_adapters for layer in layers]
-    # Not peft's own switch, which also takes the adapter's parameters out of training.
+    # Not peft's switch: it also takes the adapter's parameters out of training.
     for layer in layers:
         layer._disable_adapters = True
     try:
@@ -131,16 +135,16 @@ def adapter_tensors(policy: VARPolicy) -> dict[str, Tensor]:
 
 
 def load_adapter(policy: VARPolicy, tensors: Mapping[str, Tensor]) -> None:
-    """Load what `adapter_tensors` gave for a policy with an adapter of the same rank and targets.
+    """Load the tensors that `adapter_tensors` returned for a policy with an adapter of the same rank and targets.
 
     Raises:
         ValueError: when the names or shapes are not exactly the adapter's; the message lists what differs.
     """
-    own = adapter_tensors(policy)
-    if problems := differences(tensors, own):
+    adapter = adapter_tensors(policy)
+    if problems := differences(tensors, adapter):
         raise ValueError("the tensors do not fit the policy's adapter (rank, targets):\n  " + "\n  ".join(problems))
     with torch.no_grad():
-        for name, x in own.items():
+        for name, x in adapter.items():
             x.copy_(tensors[name])
 
 
@@ -171,7 +175,7 @@ def _adapted(transformer: nn.Module) -> list[Any]:
 
 
 def _targeted(transformer: nn.Module, targets: Sequence[str] | None) -> list[str]:
-    """Names of the linear layers that are meant."""
+    """Names of the linear layers that the targets match."""
     linear = [name for name, module in transformer.named_modules() if isinstance(module, nn.Linear)]
     for target in targets or ():
         if not any(_matches(name, target) for name in linear):

@@ -1,4 +1,4 @@
-"""The public models at their real sizes without any weights: known by the names of their files."""
+"""The public models at their real sizes but without weights, recognised by the names of their files."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ QWEN_2_5_7B: dict[str, Any] = {
 
 
 class StandIn(nn.Module):
-    """In the place of a text encoder: as large, and with outputs of the same shapes.
+    """A placeholder for a text encoder: of the same size, with outputs of the same shapes.
 
     Args:
-        weights: how many it has, in fp32; 0 for texts encoded beforehand.
+        weights: how many it has, in fp32; 0 for texts that are read encoded from a file.
         width: features of a word piece.
         length: word pieces of every text; None for one per three letters.
-        pooled: features of a text as a whole, if there are.
+        pooled: features of the pooled text; 0 where the encoder has none.
     """
 
     def __init__(self, weights: int, width: int, length: int | None = None, pooled: int = 0) -> None:
@@ -53,10 +53,10 @@ class StandIn(nn.Module):
         self.width, self.length, self.pooled = width, length, pooled
 
     def forward(self, texts: Sequence[str]) -> dict[str, Tensor]:
-        """Features of texts, and where there are any."""
+        """Zero features of texts, and their mask."""
         length = self.length or min(max(len(text) for text in texts) // 3 + 2, 512)
-        found = {"text": torch.zeros(len(texts), length, self.width), "mask": torch.ones(len(texts), length, dtype=torch.bool)}
-        return found | ({"pooled": torch.zeros(len(texts), self.pooled)} if self.pooled else {})
+        features = {"text": torch.zeros(len(texts), length, self.width), "mask": torch.ones(len(texts), length, dtype=torch.bool)}
+        return features | ({"pooled": torch.zeros(len(texts), self.pooled)} if self.pooled else {})
 
 
 class AnyText(Mapping[str, list[int]]):
@@ -86,16 +86,16 @@ def published(spec: Any) -> VARPolicy | None:
     if name == "add_lora":
         inner = published(arguments.pop("policy"))
         return None if inner is None else add_lora(inner, **arguments)
-    known = FAMILIES.get(name)
+    build = FAMILIES.get(name)
     with torch.device("meta"):
-        made = known(arguments) if known else None
-    if made is not None and arguments.get("dtype"):
-        made.transformer.to(dtype_named(arguments["dtype"]))
-    return made
+        policy = build(arguments) if build else None
+    if policy is not None and arguments.get("dtype"):
+        policy.transformer.to(dtype_named(arguments["dtype"]))
+    return policy
 
 
 def _text(given: Any, weights: int, *sizes: int | None) -> StandIn:
-    """An encoder of a folder or hub id weighs something, texts from a file do not."""
+    """A placeholder with the encoder's weights; without weights where texts are read encoded from a file."""
     return StandIn(0 if given is None or str(given).endswith(".safetensors") else weights, *sizes)  # type: ignore[arg-type]
 
 
@@ -104,8 +104,18 @@ def _infinity(given: Mapping[str, Any]) -> VARPolicy | None:
     large = path.startswith("infinity_8b")
     if not large and not path.startswith("infinity_2b"):
         return None
+    widths = (128, 256, 512, 512)
+    tokenizer = BSQTokenizer(14, encoder_widths=widths, decoder_widths=widths) if large else BSQTokenizer()
+    options = {name: given[name] for name in ("pixels", "rope_normalisation") if given.get(name) is not None}
+    checkpointing = bool(given.get("gradient_checkpointing"))
+    transformer = InfinityTransformer(_infinity_sizes(large), given.get("level_embedding", "first"), checkpointing)
+    return InfinityPolicy(transformer, tokenizer, _text(given.get("text_encoder"), T5_XL, 2048), **options)
+
+
+def _infinity_sizes(large: bool) -> Sizes:
+    """Sizes of Infinity-8B, or of Infinity-2B."""
     width, bits = (3584, 56) if large else (2048, 32)
-    sizes = Sizes(
+    return Sizes(
         width=width,
         bits=bits,
         chunks=(10,) * 4 if large else (4,) * 8,
@@ -125,11 +135,6 @@ def _infinity(given: Mapping[str, Any]) -> VARPolicy | None:
         head_aln=True,
         head_depth=1,
     )
-    widths = (128, 256, 512, 512)
-    tokenizer = BSQTokenizer(14, encoder_widths=widths, decoder_widths=widths) if large else BSQTokenizer()
-    options = {name: given[name] for name in ("pixels", "rope_normalisation") if given.get(name) is not None}
-    transformer = InfinityTransformer(sizes, given.get("level_embedding", "first"), bool(given.get("gradient_checkpointing")))
-    return InfinityPolicy(transformer, tokenizer, _text(given.get("text_encoder"), T5_XL, 2048), **options)
 
 
 def _var(given: Mapping[str, Any]) -> VARPolicy | None:
@@ -156,7 +161,7 @@ def _switti(given: Mapping[str, Any]) -> VARPolicy | None:
         return None
     sides = PUBLISHED[14 if "1024" in name else 10]
     transformer = SwittiTransformer(scales=len(sides), gradient_checkpointing=bool(given.get("gradient_checkpointing")))
-    with torch.device("cpu"):  # it encodes prompts
+    with torch.device("cpu"):  # not on meta: it encodes prompts
         crop = CropFrequencies(1920)
     encoder = _text(given.get("text_encoder"), CLIP_PAIR, 2048, 77, 1280)
     return SwittiPolicy(transformer, VQVAE(), sides, encoder, crop, name.endswith("AR"))
@@ -186,7 +191,7 @@ def _llm_prefix(given: Mapping[str, Any]) -> VARPolicy | None:
     from varrl_lightning.policies.llm_prefix import LLMPrefixPolicy, as_schedule
     from varrl_lightning.policies.visual_language_model import VisualLanguageModel
 
-    tokenizer = VQVAE()  # of no published model, as the weights
+    tokenizer = VQVAE()  # no tokenizer of this family is published, as no weights are
     schedule = given.get("schedule") or inspect.signature(LLMPrefixPolicy.from_pretrained).parameters["schedule"].default
     if isinstance(schedule, Namespace):  # a parsed default
         schedule = Schedule(**vars(schedule))

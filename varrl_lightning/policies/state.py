@@ -1,4 +1,4 @@
-"""What flows through a policy: encoded prompts, a partly sampled batch, and what a KL is taken to."""
+"""What flows through a policy: encoded prompts, a partly sampled batch, and the anchor of a KL."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from varrl_lightning.types import Sampling, Score
 
 @dataclass(frozen=True)
 class Cond:
-    """What a policy encodes once per prompt: the outputs of its frozen parts and ids, one row a prompt.
+    """The encoded prompts: outputs of a policy's frozen parts and ids, one row a prompt.
 
     Args:
         schedule: the schedule of these prompts; all have one image size.
@@ -43,7 +43,7 @@ class Cond:
         return self._map(lambda x: x[index])
 
     def at(self, index: Int[Tensor, " R"]) -> Cond:
-        """These rows; one may come several times."""
+        """The rows of an index; one may occur several times."""
         return self._map(lambda x: x[index])
 
     def halves(self, guided: bool) -> dict[str, Tensor]:
@@ -62,16 +62,16 @@ class Cond:
 
 @dataclass(frozen=True)
 class State:
-    """A partly drawn batch: s_t for each row.
+    """A partly sampled batch: s_t for each row.
 
     Args:
-        cond: one row a drawn image.
-        sampling: how tokens are drawn.
-        keys: noise key of each row, or a generator that draws for all.
+        cond: one row per image.
+        sampling: how tokens are sampled.
+        keys: noise key of each row, or a generator for all.
         latent: fp32 latent accumulated so far, rows without guidance halves.
         cache: of the prompt and of all scales before the next one.
-        tokens: drawn scales; as long as the state is deep.
-        log_probs: log-probability of each drawn token under the sampler.
+        tokens: the scales sampled so far.
+        log_probs: log-probability of each sampled token under the sampler.
     """
 
     cond: Cond
@@ -84,7 +84,7 @@ class State:
 
     @property
     def scale(self) -> int:
-        """The next scale to draw."""
+        """The next scale to sample."""
         return len(self.tokens)
 
     @property
@@ -93,14 +93,14 @@ class State:
         return 1 if self.sampling.cfg is None else 2
 
     def fork(self, k: int) -> State:
-        """k independent continuations of each row, adjacent, which share everything drawn so far."""
+        """k independent continuations of each row, adjacent, which share everything sampled so far."""
         rows = range(len(self.cond))
         return self.children([row for row in rows for _ in range(k)], [child for _ in rows for child in range(k)])
 
     def children(self, parents: Sequence[int], numbers: Sequence[int]) -> State:
-        """A continuation of row `parents[i]` for each i, the `numbers[i]`-th that it has; it shares everything drawn so far.
+        """For each i, the `numbers[i]`-th continuation of row `parents[i]`; it shares everything sampled so far.
 
-        Who a child is depends on its parent and its number alone, so that a family may be drawn in parts and anywhere.
+        A child's noise depends on its parent and its number alone, so that continuations may be sampled in parts, on any process.
         """
         keys = self.keys
         if isinstance(keys, Tensor):
@@ -111,12 +111,12 @@ class State:
         return self._map(lambda x: x[index], self.cond.at(index), keys)
 
     def finished(self) -> State:
-        """Without the cache, which only further scales would need."""
+        """The state without its cache, which only further scales would need."""
         return replace(self, cache=Cache([]))
 
     def _map(self, f: Callable[[Tensor], Tensor], cond: Cond, keys: Tensor | torch.Generator) -> State:
-        """The state of other rows, which `f` takes; the cache has them twice under guidance."""
-        halves = self.halves  # the cache takes rows later on, and must not keep this state until then
+        """The state of other rows, which `f` selects; the cache has them twice under guidance."""
+        halves = self.halves  # a local: the cache selects rows later on, and must not keep this state alive until then
 
         def in_each_half(x: Tensor) -> Tensor:
             return f(x) if halves == 1 else torch.cat([f(half) for half in x.chunk(2)])
@@ -134,7 +134,7 @@ class State:
 
 @runtime_checkable
 class Anchor(Protocol):
-    """What a KL is taken to: a frozen policy, or a view of one."""
+    """The reference distribution of a KL: a frozen policy, or a view of one."""
 
     def span_halves(self, tokens: list[Tensor], cond: Cond, start: int, stop: int, score: Score) -> list[list[Tensor]]:
         """See `VARPolicy.span_halves`."""

@@ -1,7 +1,7 @@
 """Switti: text to image in VAR's tokens, by a transformer that reads CLIP's words.
 
-The public sampler's `more_smooth` does not exist here: it feeds a mixture of all codebook entries, weighted by a Gumbel softmax, to
-the next scale. No token is drawn, so that nothing has a probability which a policy gradient could raise.
+The public sampler's `more_smooth` does not exist here. It feeds a mixture of all codebook entries, weighted by a Gumbel softmax, to
+the next scale: no token is sampled, so that no probability exists which a policy gradient could raise.
 """
 
 from __future__ import annotations
@@ -30,11 +30,13 @@ from varrl_lightning.weights.sizes import dtype_named
 SIDES_512 = (1, 2, 3, 4, 6, 9, 13, 18, 24, 32)
 SIDES_1024 = (1, 2, 3, 4, 5, 7, 9, 12, 16, 21, 27, 36, 48, 64)
 PUBLISHED = {len(sides): sides for sides in (SIDES_512, SIDES_1024)}
-"""Sides of the published checkpoints' grids, which differ in their number."""
+"""Sides of the published checkpoints' grids, by their number."""
 COMPUTED = ("lvl_1L", "attn_bias_for_masking")
-"""Stored by the public code, and computed from the schedule."""
+"""Tensors that the public code stores, and that are computed from the schedule."""
 
 FEATURES = ("text", "pooled", "mask")
+CROP = "crop_embed.weight"
+"""The frozen frequencies of the crop condition, which the public code stores among the trained weights."""
 
 
 def guidance_window(
@@ -46,7 +48,7 @@ def guidance_window(
     turn_off: int = 10,
     last_scale_temp: float | None = None,
 ) -> Sampling:
-    """The public pipeline's way of sampling, with its defaults: guidance in scales `[turn_on, turn_off)` only.
+    """The public pipeline's sampling settings, with its defaults: guidance in scales `[turn_on, turn_off)` only.
 
     Args:
         scales: T of the model.
@@ -73,8 +75,8 @@ def crop_numbers(size: tuple[int, int], base: int = 512) -> list[int]:
 class SwittiPolicy(VARPolicy):
     """Switti as a policy over scales.
 
-    In the default model a scale does not attend to the others: they meet in the latent alone, forking copies it and the prompt's
-    keys and values, and a truncated update runs its own scales only. `Switti-AR` attends to earlier scales as VAR does.
+    In the default model a scale does not attend to the others: they share the latent alone. Forking copies the latent and the
+    prompt's keys and values, and a truncated update runs the trained scales only. In `Switti-AR` scales attend to earlier ones.
 
     Args:
         transformer: all that trains.
@@ -142,37 +144,31 @@ class SwittiPolicy(VARPolicy):
             tokenizer: likewise, or a tokenizer.
             text_encoder: folders or hub ids of CLIP-L and CLIP-bigG, a `.safetensors` file of encoded texts, or a module that gives
                 `text`, `pooled` and `mask` of texts; None where no prompt will have to be encoded.
-            autoregressive: whether scales attend to earlier ones (`Switti-AR`), which no weight tells; from the stored
+            autoregressive: whether scales attend to earlier ones (`Switti-AR`), which no weight shows; from the stored
                 `attn_bias_for_masking` when None.
-            num_heads: which no tensor tells: width / 64 when None, as in the published models.
+            num_heads: stored in no tensor; width / 64 when None, as in the published models.
             sides: of the grids, in tokens; from the stored `lvl_1L` or the number of scales when None.
-            rope_theta: base of the rotary positions, which no tensor tells.
-            rope_size: their span, which no tensor tells.
+            rope_theta: base of the rotary positions; stored in no tensor.
+            rope_size: span of the rotary positions; stored in no tensor.
             crop_size: height and width of the photographs that images shall look like crops of.
             dtype: of the transformer's weights: `float32`, `bfloat16` or `float16`.
-            gradient_checkpointing: keep no activations of a layer for the backward pass.
+            gradient_checkpointing: recompute the activations of a layer in the backward pass.
 
         Raises:
             ValueError: when tensors are missing, unexpected or misshaped (the message lists them), or do not fit what is given.
         """
         tensors, source = read_tensors(path), str(path)
-        found = sizes(tensors, source)
+        arguments = sizes(tensors, source)
         autoregressive = _scales_attend(tensors, autoregressive, source)
-        sides = _sides(tensors, sides, found, source)
-        heads = found["width"] // 64 if num_heads is None else num_heads
-        if heads < 1 or found["width"] % heads or not (found["places"] or found["width"] // heads % 4 == 0):
-            raise ValueError(f"{source} has {found['width']} features, which cannot be shared by {heads} heads; give num_heads")
+        sides = _sides(tensors, sides, arguments, source)
+        heads = _heads(arguments, num_heads, source)
         with torch.device("meta"):
             transformer = SwittiTransformer(
-                **found, heads=heads, theta=rope_theta, span=rope_size, gradient_checkpointing=gradient_checkpointing
+                **arguments, heads=heads, theta=rope_theta, span=rope_size, gradient_checkpointing=gradient_checkpointing
             )
-        apart = ("crop_embed.weight",) if found["crop"] else ()
-        load_strictly(transformer, tensors, source, ignore=(*COMPUTED, *apart), dtype=dtype_named(dtype))
-        crop = None
-        if found["crop"]:
-            crop = CropFrequencies(found["width"])
-            frequencies = {name.removeprefix("crop_embed."): x for name, x in tensors.items() if name in apart}
-            load_strictly(crop, frequencies, f"crop_embed of {source}")
+        ignore = (*COMPUTED, CROP) if arguments["crop"] else COMPUTED
+        load_strictly(transformer, tensors, source, ignore=ignore, dtype=dtype_named(dtype))
+        crop = _crop_frequencies(tensors, arguments["width"], source) if arguments["crop"] else None
         if not isinstance(tokenizer, VQVAE):
             tokenizer = VQVAE.from_pretrained(tokenizer)
         encoder = text_encoder_of(text_encoder, ClipPair.from_pretrained)
@@ -181,7 +177,7 @@ class SwittiPolicy(VARPolicy):
     def schedule(self, size: tuple[int, int] | None = None) -> Schedule:
         """The one schedule that this model has."""
         if size not in (None, self._schedule.image_size):
-            raise ValueError(f"this Switti model draws images of {self._schedule.image_size} pixels only, got {size}")
+            raise ValueError(f"this Switti model generates images of {self._schedule.image_size} pixels only, got {size}")
         return self._schedule
 
     def encode_prompts(self, prompts: Sequence[Prompt]) -> Cond:
@@ -197,20 +193,20 @@ class SwittiPolicy(VARPolicy):
                 f"prompt {prompts[0].id!r} has to be encoded, but this Switti policy has no text encoder; pass text_encoder to "
                 "SwittiPolicy.from_pretrained: ClipPair for CLIP-L and CLIP-bigG, or EncodedTexts for features from a file"
             )
-        asked, refused = [p.text for p in prompts], [p.negative or "" for p in prompts]
-        texts = list(dict.fromkeys(asked + refused))
+        prompted, negatives = [p.text for p in prompts], [p.negative or "" for p in prompts]
+        texts = list(dict.fromkeys(prompted + negatives))
         with torch.no_grad():
-            found = {name: x.to(self.device) for name, x in self.text_encoder(texts).items()}
-        if not found.keys() >= set(FEATURES):
+            features = {name: x.to(self.device) for name, x in self.text_encoder(texts).items()}
+        if not features.keys() >= set(FEATURES):
             raise ValueError(
-                f"Switti reads {', '.join(FEATURES)} of a text, but the text encoder gives {', '.join(found)}; use ClipPair"
+                f"Switti reads {', '.join(FEATURES)} of a text, but the text encoder gives {', '.join(features)}; use ClipPair"
             )
 
-        def rows(of: list[str]) -> dict[str, Tensor]:
-            index = torch.tensor([texts.index(text) for text in of], device=self.device)
-            return {name: found[name][index] for name in FEATURES} | self._crop_condition(len(of))
+        def rows(half: list[str]) -> dict[str, Tensor]:
+            index = torch.tensor([texts.index(text) for text in half], device=self.device)
+            return {name: features[name][index] for name in FEATURES} | self._crop_condition(len(half))
 
-        return Cond(self.schedule(), rows(asked), rows(refused))
+        return Cond(self.schedule(), rows(prompted), rows(negatives))
 
     def _crop_condition(self, rows: int) -> dict[str, Tensor]:
         if not hasattr(self, "crop"):
@@ -225,7 +221,7 @@ class SwittiPolicy(VARPolicy):
     def scale_features(
         self, inputs: dict[str, Tensor], cache: Cache, latents: list[Tensor], first: int, schedule: Schedule
     ) -> tuple[list[Float[Tensor, "R _n d"]], Cache]:
-        """Features of consecutive scales, which see the prompt and, in `Switti-AR`, what came before."""
+        """Features of consecutive scales, which see the prompt and, in `Switti-AR`, the earlier scales."""
         assert cache.condition is not None
         scales = range(first, first + len(latents))
         parts = []
@@ -253,11 +249,27 @@ def _plain(values: tuple[float, ...]) -> float | tuple[float, ...]:
     return values[0] if len(set(values)) == 1 else values
 
 
+def _heads(arguments: Mapping[str, Any], given: int | None, source: str) -> int:
+    width: int = arguments["width"]
+    heads = width // 64 if given is None else given
+    # Rotary positions, where they are not learned, turn features in groups of four.
+    if heads < 1 or width % heads or not (arguments["places"] or width // heads % 4 == 0):
+        raise ValueError(f"{source} has {width} features, which cannot be shared by {heads} heads; give num_heads")
+    return heads
+
+
+def _crop_frequencies(tensors: Mapping[str, Tensor], width: int, source: str) -> CropFrequencies:
+    crop = CropFrequencies(width)
+    frequencies = {"weight": tensors[CROP]} if CROP in tensors else {}
+    load_strictly(crop, frequencies, f"crop_embed of {source}")
+    return crop
+
+
 def _scales_attend(tensors: Mapping[str, Tensor], given: bool | None, source: str) -> bool:
-    """Whether the last token may see the first: by the stored mask, and by what is given."""
+    """Whether scales attend to earlier ones: by the stored mask, where the last token may see the first, or as given."""
     if "attn_bias_for_masking" not in tensors:
         if given is None:
-            raise ValueError(f"{source} stores no mask; say autoregressive=True for Switti-AR, autoregressive=False for Switti")
+            raise ValueError(f"{source} stores no mask; give autoregressive=True for Switti-AR, autoregressive=False for Switti")
         return given
     stored = bool(tensors["attn_bias_for_masking"][0, 0, -1, 0] == 0)
     if given is not None and given != stored:
@@ -266,9 +278,11 @@ def _scales_attend(tensors: Mapping[str, Tensor], given: bool | None, source: st
     return stored
 
 
-def _sides(tensors: Mapping[str, Tensor], given: Sequence[int] | None, found: Mapping[str, Any], source: str) -> tuple[int, ...]:
+def _sides(
+    tensors: Mapping[str, Tensor], given: Sequence[int] | None, arguments: Mapping[str, Any], source: str
+) -> tuple[int, ...]:
     """The given sides; else by the scale of each position, which the public code stores; else by the number of scales."""
-    scales, places = found["scales"], found["places"]
+    scales, places = arguments["scales"], arguments["places"]
     stored = tuple(math.isqrt(n) for n in tensors["lvl_1L"].flatten().long().bincount().tolist()) if "lvl_1L" in tensors else None
     if given is not None and stored not in (None, tuple(given)):
         raise ValueError(f"sides {tuple(given)} were given, but {source} stores grids of sides {stored}")

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from varrl_lightning.policies.cache import Cache, Kept, KeysValues
+from varrl_lightning.policies.cache import Cache, KeysValues, LayerCache
 from varrl_lightning.policies.layers import FeedForward, checkpointed, outside_autocast, rotate, scalewise_attention
 from varrl_lightning.schedule import Schedule
 from varrl_lightning.weights.sizes import numbered, require
@@ -20,7 +20,7 @@ EPS = 1e-6
 
 
 class RMSNorm(nn.Module):
-    """x / rms(x) in fp32, then times a weight in x's own dtype."""
+    """x / rms(x) in fp32, then times a weight in the dtype of x."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -44,9 +44,9 @@ class SelfAttention(nn.Module):
         x: Float[Tensor, "R n d"],
         lengths: Sequence[int],
         turns: tuple[Tensor, Tensor] | None,
-        past: Kept | None,
+        past: LayerCache | None,
         across: bool,
-    ) -> tuple[Float[Tensor, "R n d"], Kept]:
+    ) -> tuple[Float[Tensor, "R n d"], LayerCache]:
         """Attend as `scalewise_attention` does; return its keys and values too."""
         q, k, v = self.to_qkv(x).chunk(3, dim=-1)
         q, k, v = (_split_heads(y, self.heads) for y in (_normalised(q), _normalised(k), v))
@@ -107,7 +107,7 @@ class Block(nn.Module):
             self.crop_cond_scales = nn.Parameter(torch.zeros(1, width))
 
     def remember(self, text: Float[Tensor, "R words C"]) -> KeysValues:
-        """What cross-attention keeps of the prompt."""
+        """The prompt's keys and values for cross-attention."""
         kept: KeysValues = self.cross_attn.remember(self.attention_y_norm(text))
         return kept
 
@@ -118,14 +118,14 @@ class Block(nn.Module):
         lengths: Sequence[int],
         turns: tuple[Tensor, Tensor] | None,
         prompt: tuple[KeysValues, Tensor],
-        past: Kept | None,
+        past: LayerCache | None,
         across: bool,
-    ) -> tuple[Float[Tensor, "R n d"], Kept]:
-        """One layer; returns the keys and values of its self-attention too.
+    ) -> tuple[Float[Tensor, "R n d"], LayerCache]:
+        """Run one layer; return the keys and values of its self-attention too.
 
         Args:
             condition: the pooled prompt, and the crop where there is one.
-            prompt: what cross-attention kept, and its mask.
+            prompt: keys and values from `remember`, and their mask.
         """
         pooled = condition[:, 0]
         if condition.shape[1] > 1:
@@ -161,12 +161,12 @@ class SwittiTransformer(nn.Module):
         width, depth, heads, hidden: of the transformer and its feed-forward layers.
         scales: T.
         context: features of a word of the prompt.
-        pooled: features of the prompt as a whole.
+        pooled: features of the pooled prompt.
         gated: SwiGLU; GELU where False.
         crop: whether the prompt's condition is joined by that of the crop.
         places: learned positions, one per token; 0 where they are rotary.
         theta, span: of the rotary positions.
-        gradient_checkpointing: keep no activations of a layer for the backward pass.
+        gradient_checkpointing: recompute the activations of a layer in the backward pass.
     """
 
     def __init__(
@@ -204,7 +204,7 @@ class SwittiTransformer(nn.Module):
             self.pos_1LC = nn.Parameter(torch.zeros(1, places, width))
 
     def start(self, inputs: Mapping[str, Tensor]) -> Cache:
-        """What all scales need of the prompt; no keys and values of self-attention yet."""
+        """The cache before scale 0: the condition and the prompt's keys and values."""
         parts = [outside_autocast(self.text_pooler, inputs["pooled"])]
         if "crop" in inputs:
             parts.append(outside_autocast(self.crop_proj, inputs["crop"]))
@@ -215,7 +215,7 @@ class SwittiTransformer(nn.Module):
     def embed(
         self, seen: Float[Tensor, "R n C"], pooled: Float[Tensor, "R d"], t: int, schedule: Schedule
     ) -> Float[Tensor, "R n d"]:
-        """The tokens of scale t before the first block: the prompt at scale 0, what is known of the latent later on."""
+        """The tokens of scale t before the first block: the prompt at scale 0, the latent so far later on."""
         x = pooled[:, None] + self.pos_start if t == 0 else outside_autocast(self.word_embed, seen)
         x = x + self.lvl_embed.weight[t]
         if hasattr(self, "pos_1LC"):
@@ -235,16 +235,16 @@ class SwittiTransformer(nn.Module):
         assert cache.condition is not None
         lengths = [h * w for h, w in grids]
         turns = None if hasattr(self, "pos_1LC") else self._turns(grids, x.device)
-        grown = []
+        layers = []
         for layer, block in enumerate(self.blocks):
             past = cache.layers[layer] if cache.layers else None
             prompt = (cache.cross[layer], mask[:, None, None])
             x, kept = checkpointed(
                 block, x, cache.condition, lengths, turns, prompt, past, across, enabled=self.gradient_checkpointing
             )
-            grown.append(kept)
+            layers.append(kept)
         features: Tensor = self.head_nm(x, cache.condition[:, 0])
-        return features, Cache(grown if across else [], cache.cross, cache.condition)
+        return features, Cache(layers if across else [], cache.cross, cache.condition)
 
     def _turns(self, grids: Sequence[tuple[int, int]], device: torch.device) -> tuple[Tensor, Tensor]:
         """Cosines and sines of the rotary angles."""
@@ -264,7 +264,7 @@ def rotary_angles(grid: tuple[int, int], features: int, theta: float, span: floa
 class CropFrequencies(nn.Module):
     """Random frequencies that code the crop as sines and cosines.
 
-    They are frozen and have to stay fp32: at 512 pixels the angles reach thousands, of which bf16 keeps not even the quadrant.
+    They are frozen and have to stay fp32: at 512 pixels the angles reach thousands, where bf16 loses even the quadrant.
     """
 
     weight: Tensor
@@ -280,7 +280,7 @@ class CropFrequencies(nn.Module):
 
 
 def sizes(tensors: Mapping[str, Tensor], source: str) -> dict[str, Any]:
-    """The arguments of `SwittiTransformer` that the tensors of a file tell.
+    """Read the arguments of `SwittiTransformer` from the tensors of a file.
 
     Raises:
         ValueError: when it is no Switti.
@@ -306,7 +306,7 @@ def sizes(tensors: Mapping[str, Tensor], source: str) -> dict[str, Any]:
 
 
 def _normalised(x: Float[Tensor, "... d"]) -> Float[Tensor, "... d"]:
-    # Autocast makes fp32 of it: back, so that a cache's keys are no larger than its values.
+    # Autocast computes norms in fp32; cast back, so that a cache's keys are no larger than its values.
     normalised: Tensor = F.layer_norm(x, x.shape[-1:], eps=EPS).to(x.dtype)
     return normalised
 

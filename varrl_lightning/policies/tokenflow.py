@@ -1,4 +1,4 @@
-"""TokenFlow-t2i, the public predecessor of the paper's base model: a Llama that draws images of 256 x 256 pixels."""
+"""TokenFlow-t2i, the public predecessor of the paper's base model: a Llama that generates images of 256 x 256 pixels."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ NEGATIVE = (
     "lowres, bad anatomy, bad hands, text, error, missing fingers, extra digit, fewer digits, cropped, worst quality, low quality, "
     "normal quality, jpeg artifacts, signature, watermark, username, blurry."
 )
-"""The published unconditional half of guidance."""
+"""The text of the unconditional half of guidance, as published."""
 BEGIN_OF_IMAGE, FIRST_CODE = "<img>", "<vq_token_0>"
 COMPUTED = ("image_token_start", "image_token_end", "*.rotary_emb.inv_freq")
-"""What a checkpoint may hold besides weights."""
+"""Tensors that a checkpoint may hold besides weights."""
 
 
 class TokenFlowTransformer(PrefixTransformer):
@@ -34,7 +34,7 @@ class TokenFlowTransformer(PrefixTransformer):
 
         text:               embed_tokens(id) + lvl_embed_0
         input of scale 0:   embed_tokens(last id) + lvl_embed_0 + pos_1LC_0
-        input of scale t:   mm_projector(known of the latent) + lvl_embed_{t+1} + pos_1LC     level 1 is used by none
+        input of scale t:   mm_projector(latent so far) + lvl_embed_{t+1} + pos_1LC     level 1 is unused
         logits:             the visual range of lm_head's
 
     Args:
@@ -67,29 +67,29 @@ class TokenFlowTransformer(PrefixTransformer):
         return embedded
 
     def picture(self, features: Float[Tensor, "R n C"], t: int, schedule: Schedule) -> Float[Tensor, "R n d"]:
-        """What is known of the latent at each cell."""
+        """Embedded latent so far at each cell."""
         places = self.model.pos_1LC[schedule.offsets[t] : schedule.offsets[t + 1]]
         level = self.model.lvl_embed(torch.full((1,), t + 1, device=features.device))
         embedded: Tensor = self.model.mm_projector(features.to(places.dtype)) + level + places
         return embedded
 
     def logits(self, features: Float[Tensor, "*rows d"]) -> Float[Tensor, "*rows V"]:
-        """Logits over the visual tokens; the published sampler never draws a text token."""
+        """Logits over the visual tokens; the published sampler never samples a text token."""
         return outside_autocast(self.lm_head, features)[..., self.visual_range]
 
 
 class TokenFlowPolicy(LLMPrefixPolicy):
     """TokenFlow-t2i with its published weights, as its sampler runs it with `loop` 1.
 
-    With more loops the public sampler draws every scale from the second on again, given its own first draw; the probability of
-    what it returns is then a sum over all first draws, which nobody can compute, so that such a sampler is no policy for RL.
+    With more loops the public sampler samples every scale from the second on again, given its first sample. The probability of what
+    it returns is then a sum over all first samples, which is intractable, so that such a sampler is no policy for RL.
 
     The prefix of a prompt is its text with the begin-of-sentence token, cut to 128 tokens, then `<img>`. The public code pads it to
     128 tokens and counts padding as positions; rotary embeddings see differences of positions only, so that here it does not count.
 
     All formulas are the public code's, and tests compare with it at small sizes. The published checkpoint has not been loaded: it
-    is not confirmed that its rotary base and `rms_norm_eps`, which no tensor tells, are those of the training script's Llama-2, nor
-    that its vocabulary ends with the visual tokens. The public code could draw tokens behind them, which are left out here.
+    is not confirmed that its rotary base and `rms_norm_eps`, which no tensor stores, are those of the training script's Llama-2,
+    nor that its vocabulary ends with the visual tokens. The public code could sample tokens behind them; here they are left out.
     """
 
     transformer: TokenFlowTransformer
@@ -117,11 +117,11 @@ class TokenFlowPolicy(LLMPrefixPolicy):
         Args:
             path: a folder or hub id of shards, or a file.
             tokenizer: a `TokenFlowVQ`, or its file.
-            text_encoder: the Llama tokenizer with the visual tokens, or its folder or hub id: the checkpoint's own, which
-                transformers reads with the package sentencepiece; or a mapping from texts to the ids of their whole prefix,
+            text_encoder: the Llama tokenizer with the visual tokens, or its folder or hub id. The checkpoint has one, which
+                transformers reads with the package sentencepiece. Or a mapping from texts to the ids of their complete prefix,
                 `<img>` included.
             dtype: of all weights; published are bfloat16.
-            gradient_checkpointing: run each layer again in the backward pass in place of keeping its activations.
+            gradient_checkpointing: recompute the activations of each layer in the backward pass.
             image_token_start: id of `<vq_token_0>`; None reads it from the checkpoint, or else asks the text tokenizer.
             rope_theta: base of the rotary embedding.
             rms_norm_eps: of all norms but those of queries and keys.
@@ -131,7 +131,7 @@ class TokenFlowPolicy(LLMPrefixPolicy):
 
         Raises:
             ValueError: when tensors are missing, unexpected or misshaped (the message lists them), or do not fit the schedule; when
-                nothing says where the visual tokens begin.
+                it is unknown where the visual tokens begin.
         """
         from varrl_lightning.policies.tokenflow_llama import tokenflow_llama
 
@@ -150,11 +150,11 @@ class TokenFlowPolicy(LLMPrefixPolicy):
     def schedule(self, size: tuple[int, int] | None = None) -> Schedule:
         """The one schedule that this model was trained on."""
         if size not in (None, self.longest.image_size):
-            raise ValueError(f"this model draws images of {self.longest.image_size} pixels only, got {size}")
+            raise ValueError(f"this model generates images of {self.longest.image_size} pixels only, got {size}")
         return self.longest
 
     def published(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """With the ids of the first and the last visual token, as the public code stores them."""
+        """The tensors with the ids of the first and the last visual token, which the public code stores."""
         visual = self.transformer.visual_range
         return {
             **tensors,
@@ -166,7 +166,7 @@ class TokenFlowPolicy(LLMPrefixPolicy):
         """Ids of a text, cut off after `max_text_tokens`, and of `<img>`.
 
         Raises:
-            ValueError: when nothing says what they are.
+            ValueError: when the ids are unknown.
         """
         known = self._known_ids(text)
         if known is not None:
@@ -179,7 +179,7 @@ class TokenFlowPolicy(LLMPrefixPolicy):
 
 
 def llama_config(tensors: Mapping[str, Tensor], source: str, rope_theta: float, rms_norm_eps: float) -> Any:
-    """The config of a Llama that tensors tell.
+    """Read the config of a Llama from its tensors.
 
     Raises:
         ValueError: when they are none of TokenFlow-t2i.
@@ -210,7 +210,7 @@ def llama_config(tensors: Mapping[str, Tensor], source: str, rope_theta: float, 
 
 
 def _first_visual(tensors: Mapping[str, Tensor], text_encoder: Any, given: int | None, visual: int, vocab_size: int) -> int:
-    """Where the visual tokens begin in the vocabulary."""
+    """The id of the first visual token in the vocabulary."""
     if given is not None:
         start = given
     elif "image_token_start" in tensors:
@@ -233,5 +233,5 @@ def _check_schedule(tensors: Mapping[str, Tensor], schedule: Schedule, source: s
     if (levels, tokens) != (len(schedule), schedule.offsets[-1]):
         raise ValueError(
             f"{source} was trained on {levels} scales of {tokens} tokens in all, the schedule {schedule.grids} has {len(schedule)} "
-            f"of {schedule.offsets[-1]}; give the model's own schedule"
+            f"of {schedule.offsets[-1]}; give the schedule that the model was trained on"
         )

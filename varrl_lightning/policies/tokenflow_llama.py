@@ -15,7 +15,7 @@ from transformers.models.llama.modeling_llama import LlamaAttention, LlamaDecode
 from varrl_lightning.policies.language_model import attend
 
 NORM_EPSILON = 1e-6
-"""Of the norms of queries and keys, whatever `rms_norm_eps` is."""
+"""Epsilon of the norms of queries and keys, whatever `rms_norm_eps` is."""
 
 
 class Attention(LlamaAttention):
@@ -71,7 +71,7 @@ class DecoderLayer(LlamaDecoderLayer):  # type: ignore[no-untyped-call]
 
 
 def tokenflow_llama(config: LlamaConfig, channels: int, projections: int, scales: int, tokens: int) -> LlamaModel:
-    """A Llama with the published names of TokenFlow-t2i's own parts.
+    """A Llama with the published names of the parts that TokenFlow-t2i adds.
 
     Args:
         channels: features per cell of the visual tokenizer.

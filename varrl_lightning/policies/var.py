@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from varrl_lightning.policies.base import VARPolicy
-from varrl_lightning.policies.cache import Cache, Kept
+from varrl_lightning.policies.cache import Cache, LayerCache
 from varrl_lightning.policies.layers import FeedForward, checkpointed, outside_autocast, scalewise_attention
 from varrl_lightning.policies.state import Cond
 from varrl_lightning.schedule import VAR_256, VAR_512, Schedule, square
@@ -26,7 +26,7 @@ from varrl_lightning.weights.sizes import dtype_named, numbered, require
 IMAGENET = Path(__file__).parent.parent / "assets" / "imagenet" / "classes.txt"
 """One name a line, in the order of the class ids 0-999."""
 COMPUTED = ("lvl_1L", "attn_bias_for_masking", "blocks.*.attn.zero_k_bias")
-"""Stored by the public code, which computes them from its sizes."""
+"""Tensors that the public code stores, and that are computed from the sizes."""
 EPSILON = 1e-6
 MAX_LOG_SCALE = math.log(100)
 
@@ -42,7 +42,9 @@ class Attention(nn.Module):
         if normalised:
             self.scale_mul_1H11 = nn.Parameter(torch.full((1, heads, 1, 1), math.log(4)))
 
-    def forward(self, x: Float[Tensor, "R n d"], lengths: Sequence[int], past: Kept | None) -> tuple[Float[Tensor, "R n d"], Kept]:
+    def forward(
+        self, x: Float[Tensor, "R n d"], lengths: Sequence[int], past: LayerCache | None
+    ) -> tuple[Float[Tensor, "R n d"], LayerCache]:
         """Attend to `past` and, scale by scale, to `x`; return the keys and values of both."""
         bias = torch.cat((self.q_bias, torch.zeros_like(self.q_bias), self.v_bias))
         qkv = self.mat_qkv(x)
@@ -69,9 +71,9 @@ class Block(nn.Module):
             self.ada_lin = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
 
     def forward(
-        self, x: Float[Tensor, "R n d"], condition: Float[Tensor, "R ..."], lengths: Sequence[int], past: Kept | None
-    ) -> tuple[Float[Tensor, "R n d"], Kept]:
-        """One layer.
+        self, x: Float[Tensor, "R n d"], condition: Float[Tensor, "R ..."], lengths: Sequence[int], past: LayerCache | None
+    ) -> tuple[Float[Tensor, "R n d"], LayerCache]:
+        """Run one layer.
 
         Args:
             condition: (R, d), or (R, 1, 6, d) where one projection of it serves all layers.
@@ -107,7 +109,7 @@ class VARTransformer(nn.Module):
         sides: side of each scale's grid, in tokens.
         normalised: see `Attention`.
         shared: one projection of the condition for all layers, as in VAR-d36.
-        gradient_checkpointing: keep no activations of a layer for the backward pass.
+        gradient_checkpointing: recompute the activations of a layer in the backward pass.
     """
 
     def __init__(
@@ -137,34 +139,34 @@ class VARTransformer(nn.Module):
     def embed(
         self, seen: Float[Tensor, "R n C"], condition: Float[Tensor, "R d"], t: int, schedule: Schedule
     ) -> Float[Tensor, "R n d"]:
-        """What enters the first layer at scale t: the condition itself at scale 0, later the latent so far."""
+        """The inputs of the first layer at scale t: the condition itself at scale 0, later the latent so far."""
         first = condition.unsqueeze(1) + self.pos_start if t == 0 else self.word_embed(seen.to(self.pos_start.dtype))
         begin, end = schedule.offsets[t : t + 2]
         embedded: Tensor = first + self.lvl_embed.weight[t] + self.pos_1LC[:, begin:end]
         return embedded
 
     def run(self, x: Float[Tensor, "R n d"], lengths: Sequence[int], cache: Cache) -> tuple[Float[Tensor, "R n d"], Cache]:
-        """All layers and the last norm; positions see the cache, all earlier scales and their own."""
+        """Run all layers and the last norm; positions see the cache, all earlier scales and their own scale."""
         assert cache.condition is not None
-        each = cache.condition
+        modulation = cache.condition
         if self.shared_ada_lin is not None:
-            each = self.shared_ada_lin(each).unflatten(-1, (1, 6, -1))
-        grown = []
+            modulation = self.shared_ada_lin(modulation).unflatten(-1, (1, 6, -1))
+        layers = []
         for i, block in enumerate(self.blocks):
             past = cache.layers[i] if cache.layers else None
-            x, kept = checkpointed(block, x, each, lengths, past, enabled=self.gradient_checkpointing)
-            grown.append(kept)
-        return self.head_nm(x, cache.condition), Cache(grown, condition=cache.condition)
+            x, kept = checkpointed(block, x, modulation, lengths, past, enabled=self.gradient_checkpointing)
+            layers.append(kept)
+        return self.head_nm(x, cache.condition), Cache(layers, condition=cache.condition)
 
 
 class ImageNetVARPolicy(VARPolicy):
     """VAR as a policy: a prompt names one of ImageNet's 1000 classes, by `label` or by its name as the text.
 
-    Left out, since they are no part of a policy: the soft Gumbel embedding of the demo (`more_smooth`), which draws no tokens, and
-    dropout of conditions and of layers, which the public forward pass applies to conditions even in evaluation.
+    Left out, since they are no part of a policy: the soft Gumbel embedding of the demo (`more_smooth`), which samples no tokens,
+    and dropout of conditions and of layers, which the public forward pass applies to conditions even in evaluation.
 
     Args:
-        transformer: what trains.
+        transformer: all that trains.
         tokenizer: the frozen VQ-VAE.
         sides: side of each scale's grid, in tokens.
         class_names: of the class ids 0, 1, ...
@@ -203,11 +205,11 @@ class ImageNetVARPolicy(VARPolicy):
         Args:
             path: a file, a folder or a hub id.
             tokenizer: likewise, or a tokenizer.
-            num_heads: where attention is not normalised, no tensor tells it: width / 64 when None, as in all published models.
+            num_heads: no tensor has it where attention is not normalised; width / 64 when None, as in all published models.
             sides: of the grids, in tokens; from the stored `lvl_1L` or the number of positions when None.
             class_names: other names for the class ids than ImageNet's.
             dtype: of the transformer's weights: `float32`, `bfloat16` or `float16`.
-            gradient_checkpointing: keep no activations of a layer for the backward pass.
+            gradient_checkpointing: recompute the activations of a layer in the backward pass.
 
         Raises:
             ValueError: when tensors are missing, unexpected or misshaped (the message lists them), or do not fit the tokenizer.
@@ -219,22 +221,18 @@ class ImageNetVARPolicy(VARPolicy):
         with torch.device("meta"):
             transformer = VARTransformer(**sizes, sides=sides, gradient_checkpointing=gradient_checkpointing)  # type: ignore[arg-type]
         load_strictly(transformer, tensors, source=str(path), ignore=COMPUTED, dtype=dtype_named(dtype))
-        found, given = (transformer.head.out_features, transformer.word_embed.in_features), (vae.vocab_size, vae.channels)
-        if found != given:
-            raise ValueError(
-                f"{path} was trained on {found[0]} codes of {found[1]} channels, but the tokenizer has {given[0]} of {given[1]}"
-            )
+        _check_codes(transformer, vae, str(path))
         return cls(transformer, vae, sides, class_names)
 
     @property
     def num_classes(self) -> int:
-        """Classes that can be drawn."""
+        """Number of classes."""
         return self.transformer.class_emb.num_embeddings - 1
 
     def schedule(self, size: tuple[int, int] | None = None) -> Schedule:
         """The one schedule that these weights have."""
         if size not in (None, self._schedule.image_size):
-            raise ValueError(f"this VAR draws pictures of {self._schedule.image_size} pixels only, got {size}")
+            raise ValueError(f"this VAR generates pictures of {self._schedule.image_size} pixels only, got {size}")
         return self._schedule
 
     def encode_prompts(self, prompts: Sequence[Prompt]) -> Cond:
@@ -264,8 +262,8 @@ class ImageNetVARPolicy(VARPolicy):
         if alike:
             hint = ". That is the name of " + " and ".join(f"{label} ({names[label]!r})" for label in alike)
         raise ValueError(
-            f"prompt {prompt.id!r}: VAR draws classes; give a `label` in [0, {self.num_classes}), or a class name as the text, got "
-            f"{prompt.text!r}{hint}"
+            f"prompt {prompt.id!r}: VAR generates classes; give a `label` in [0, {self.num_classes}), or a class name as the text, "
+            f"got {prompt.text!r}{hint}"
         )
 
     def start_cache(self, inputs: dict[str, Int[Tensor, " R"]], schedule: Schedule) -> Cache:
@@ -294,7 +292,7 @@ class ImageNetVARPolicy(VARPolicy):
         return outside_autocast(self.transformer.head, features)
 
     def published(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """With the buffers that the public code's strict loading expects."""
+        """The tensors with the buffers that the public code's strict loading expects."""
         lengths = torch.tensor(self._schedule.lengths)
         level = torch.repeat_interleave(torch.arange(len(lengths)), lengths)[None]
         ahead = level[0][:, None] < level[0][None, :]
@@ -305,8 +303,16 @@ class ImageNetVARPolicy(VARPolicy):
 
 
 def modulated(x: Float[Tensor, "R n d"], scale: Float[Tensor, "R 1 d"], shift: Float[Tensor, "R 1 d"]) -> Float[Tensor, "R n d"]:
-    """norm(x) (1 + scale) + shift, with a norm that has no weights of its own."""
+    """norm(x) (1 + scale) + shift, with a norm without weights."""
     return F.layer_norm(x, x.shape[-1:], eps=EPSILON) * (1 + scale) + shift
+
+
+def _check_codes(transformer: VARTransformer, vae: VQVAE, source: str) -> None:
+    trained, given = (transformer.head.out_features, transformer.word_embed.in_features), (vae.vocab_size, vae.channels)
+    if trained != given:
+        raise ValueError(
+            f"{source} was trained on {trained[0]} codes of {trained[1]} channels, but the tokenizer has {given[0]} of {given[1]}"
+        )
 
 
 def _sizes(tensors: Mapping[str, Tensor], source: str, num_heads: int | None) -> dict[str, object]:

@@ -14,24 +14,24 @@ from varrl_lightning.policies.layers import outside_autocast
 from varrl_lightning.schedule import Schedule
 
 OCTAVES = 8
-"""Of the Fourier features of a cell's place."""
+"""Number of octaves of the Fourier features of a cell's place."""
 
 
 class VisualLanguageModel(PrefixTransformer):
     """A decoder with a visual vocabulary beside its text vocabulary.
 
         input of scale 0:  boi + scale_0 + place(1/2, 1/2)
-        input of scale t:  connector(what is known of the latent at the cell) + scale_t + place(y, x)
+        input of scale t:  connector(latent so far at the cell) + scale_t + place(y, x)
         logits:            head(output of the last layer)
 
     Args:
-        backbone: a causal language model of transformers, or its decoder; it is taken over, not copied. Its text head is left out,
+        backbone: a causal language model of transformers, or its decoder; it is used itself, not copied. Its text head is left out,
             since nothing trains it.
         vocab_size: V of the visual codebook.
         channels: features per cell of the tokenizer's `next_input`.
         scales: T of the longest schedule.
         gradient_checkpointing: as in `PrefixTransformer`.
-        seed: of the fresh visual parts.
+        seed: of the random visual parts.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class VisualLanguageModel(PrefixTransformer):
         return self.backbone
 
     def text(self, ids: Int[Tensor, "R S"]) -> Float[Tensor, "R S d"]:
-        """The language model's own embeddings."""
+        """The language model's embeddings of text."""
         embedded: Tensor = self.backbone.embed_tokens(ids)
         return embedded
 
@@ -63,7 +63,7 @@ class VisualLanguageModel(PrefixTransformer):
         return self._at(self.boi.expand(rows, 1, -1), 0, schedule)
 
     def picture(self, features: Float[Tensor, "R n C"], t: int, schedule: Schedule) -> Float[Tensor, "R n d"]:
-        """What is known of the latent at each cell, with its scale and place."""
+        """Embedded latent so far at each cell, with its scale and place."""
         return self._at(self.connector(features.to(self.boi.dtype)), t, schedule)
 
     def logits(self, features: Float[Tensor, "*rows d"]) -> Float[Tensor, "*rows V"]:
@@ -81,8 +81,8 @@ class VisualLanguageModel(PrefixTransformer):
 
     @torch.no_grad()
     def _initialise(self, seed: int) -> None:
-        draw = torch.Generator().manual_seed(seed)
+        generator = torch.Generator().manual_seed(seed)
         fresh = [p for name, p in self.named_parameters() if not name.startswith("backbone.")]
         for parameter in fresh:
             if not parameter.is_meta:
-                parameter.copy_(torch.randn(parameter.shape, generator=draw) * 0.02)
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.02)

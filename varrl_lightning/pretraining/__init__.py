@@ -1,4 +1,4 @@
-"""How the embedded model was made: `python -m varrl_lightning.pretraining fit --config configs/pretrain_words.yaml`."""
+"""Trains the embedded model: `python -m varrl_lightning.pretraining fit --config configs/pretrain_words.yaml`."""
 
 from __future__ import annotations
 

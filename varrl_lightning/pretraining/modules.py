@@ -1,4 +1,4 @@
-"""How the embedded model was made: `python -m varrl_lightning.pretraining fit --config configs/pretrain_tokenizer.yaml`."""
+"""Trains the embedded model: `python -m varrl_lightning.pretraining fit --config configs/pretrain_tokenizer.yaml`."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ from varrl_lightning.weights.loading import load_strictly, read_tensors
 
 
 class Pretraining(LightningModule):
-    """What both pre-trainings share: AdamW with warm-up and linear decay, and the export.
+    """Base of both pre-trainings: AdamW with warm-up and linear decay, and the export.
 
     Args:
         lr: peak learning rate.
-        warmup: steps to get there.
+        warmup: steps until the peak.
         weight_decay: of AdamW.
         export: safetensors file to write, in half precision; none when None.
-        export_at: step after which it is written; the last one when None. The embedded transformer is one that has much to learn.
+        export_at: step after which it is written; the last one when None. The embedded transformer was exported early.
     """
 
     trained: nn.Module
@@ -48,7 +48,7 @@ class Pretraining(LightningModule):
         self.export, self.export_at = export, export_at
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """The learning rate falls linearly to 2% of its peak."""
+        """Build AdamW and its schedule: the learning rate falls linearly to 2% of its peak."""
         trained = [p for p in self.trained.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(trained, self.lr, betas=(0.9, 0.95), weight_decay=self.weight_decay)
         steps = self.trainer.estimated_stepping_batches
@@ -60,17 +60,17 @@ class Pretraining(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_train_batch_end(self, *_: object) -> None:
-        """Write the weights if this was the step to do so."""
+        """Write the weights after step `export_at`."""
         if self.global_step == self.export_at:
             self.write()
 
     def on_fit_end(self) -> None:
-        """Write the last weights unless a step is named."""
+        """Write the last weights unless `export_at` names a step."""
         if self.export_at is None:
             self.write()
 
     def write(self) -> None:
-        """Write the weights as they are, if `export` names a file."""
+        """Write the current weights, if `export` names a file."""
         if self.export is not None and self.trainer.is_global_zero:
             self.export.parent.mkdir(parents=True, exist_ok=True)
             save_file({k: v.half().contiguous() for k, v in self.trained.state_dict().items()}, self.export)
@@ -79,7 +79,7 @@ class Pretraining(LightningModule):
 class TokenizerPretraining(Pretraining):
     """Fit the codes by k-means, then train `refine` on reconstructions cut off at several depths.
 
-    The codes stay as fitted, and are written out at once: the transformer can be trained while `refine` still is.
+    The codes stay as fitted and are written before `refine` is trained, so that the transformer can be trained at the same time.
 
         loss = sum over depths d of mean |x_d - x| + 4 mean (x_d - x)^2,    x_d = restore(latent_d)
 
@@ -88,14 +88,14 @@ class TokenizerPretraining(Pretraining):
         warmup: as above.
         weight_decay: as above.
         export: as above.
-        depths: numbers of scales whose pictures are compared, up to the scales of content with the plain picture, beyond them with
-            the whole one, its details at the tokenizer's strength.
+        depths: numbers of scales whose pictures are compared: up to the scales of content with the plain picture, beyond them with
+            the complete one, its details at the tokenizer's strength.
         fit_batches: batches that the codes are fitted to.
-        wrong_details: share of the steps in which the details, all scales after those of content, are drawn among the `near`
+        wrong_details: share of the steps in which the details, all scales after those of content, are sampled among the `near`
             nearest codes: sampled details are never perfect, and must not hurt reading.
         near: as above.
         codes: safetensors file of a tokenizer whose codes are kept, since k-means ends elsewhere on another machine and a
-            transformer knows its own codes only; `refine` goes on from that file's, but for its last layer. Fitted anew when None.
+            transformer knows its own codes only; `refine` continues from that file's, except for the last layer. Fitted when None.
     """
 
     def __init__(
@@ -124,8 +124,8 @@ class TokenizerPretraining(Pretraining):
         if self.codes is None:
             pictures = self.trainer.datamodule.training  # type: ignore[attr-defined]
             batches = [pictures[b] for b in range(min(self.fit_batches, len(pictures)))]
-            plain, whole = (torch.cat([getattr(b, name) for b in batches]).to(self.device) for name in ("plain", "whole"))
-            fit_codes(self.tokenizer, whole, plain, torch.Generator(self.device).manual_seed(pictures.seed))
+            plain, images = (torch.cat([getattr(b, name) for b in batches]).to(self.device) for name in ("plain", "images"))
+            fit_codes(self.tokenizer, images, plain, torch.Generator(self.device).manual_seed(pictures.seed))
         for parameter in self.tokenizer.refine[-2].parameters():
             nn.init.zeros_(parameter)
         self.write()
@@ -133,16 +133,16 @@ class TokenizerPretraining(Pretraining):
     def reconstructions(
         self, batch: Batch, near: int = 1
     ) -> Iterator[tuple[int, Float[Tensor, "R 3 H W"], Float[Tensor, "R 3 H W"]]]:
-        """Each of `depths`, the picture after so many scales, and what it should be."""
-        latent, painted = self.tokenizer.begin(len(batch.whole)), self.tokenizer.paint(batch.whole, batch.plain)
-        tokens = self.tokenizer.encode(batch.whole, batch.plain, (1,) * CONTENT + (near,) * (len(LETTERING) - CONTENT))
-        for t, drawn in enumerate(tokens):
-            latent = self.tokenizer.accumulate(latent, drawn, t)
+        """Yield each of `depths`, the picture after that many scales, and its target."""
+        latent, painted = self.tokenizer.begin(len(batch.images)), self.tokenizer.paint(batch.images, batch.plain)
+        tokens = self.tokenizer.encode(batch.images, batch.plain, (1,) * CONTENT + (near,) * (len(LETTERING) - CONTENT))
+        for t, tokens_t in enumerate(tokens):
+            latent = self.tokenizer.accumulate(latent, tokens_t, t)
             if t + 1 in self.depths:
                 yield t + 1, self.tokenizer.restore(latent), batch.plain if t < CONTENT else painted
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """The reconstruction loss, summed over depths."""
+        """Compute the reconstruction loss, summed over depths."""
         near = self.near if random.Random(batch_idx).random() < self.wrong_details else 1
         losses = []
         for depth, picture, wanted in self.reconstructions(batch, near):
@@ -152,7 +152,7 @@ class TokenizerPretraining(Pretraining):
         return torch.stack(losses).sum()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Root mean squared error of each depth, on a scale of 0 to 1."""
+        """Log the root mean squared error of each depth, on a scale of 0 to 1."""
         for depth, picture, wanted in self.reconstructions(batch):
             self.log(f"validation/rmse_{depth}", (picture - wanted).pow(2).mean().sqrt(), batch_size=len(wanted))
 
@@ -167,11 +167,11 @@ class PolicyPretraining(Pretraining):
         export: as above.
         export_at: as above.
         tokenizer: safetensors file of the tokenizer.
-        start: safetensors file of the weights to begin with; random ones when None.
-        drop: probability of hiding the whole prompt, which trains the unconditional half of guidance.
+        start: safetensors file of the initial weights; random ones when None.
+        drop: probability of hiding the complete prompt, which trains the unconditional half of guidance.
         hide_words: hide the letters of every prompt, so that all but spelling is learned.
-        stops: number of scales run in a step, in turn; the scales of content cost an eighth of all.
-        weights: of each scale's mean cross-entropy.
+        stops: numbers of scales that steps run, in turn; the scales of content cost an eighth of all.
+        weights: of the scales' mean cross-entropies in the loss.
     """
 
     def __init__(
@@ -202,25 +202,25 @@ class PolicyPretraining(Pretraining):
         hidden = (torch.rand(len(batch.letters), device=self.device) < drop)[:, None]
         letters = batch.letters.masked_fill(torch.ones_like(hidden) if self.hide_words else hidden, HIDDEN)
         inputs = {"letters": letters, "styles": batch.styles.masked_fill(hidden, 0)}
-        tokens = self.policy.tokenizer.encode(batch.whole, batch.plain)
+        tokens = self.policy.tokenizer.encode(batch.images, batch.plain)
         features = self.policy.span_features(inputs, tokens, 0, stop, LETTERING)
         return [F.cross_entropy(self.policy.logits(f).flatten(0, 1), t.flatten()) for f, t in zip(features, tokens)]  # noqa: B905
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Weighted cross-entropy."""
+        """Compute the weighted cross-entropy."""
         stop = self.stops[batch_idx % len(self.stops)]
         losses = self.cross_entropies(batch, stop, self.drop)
         self.log_dict({f"train/cross_entropy_{t + 1}": loss for t, loss in enumerate(losses)}, batch_size=len(batch.letters))
         return torch.stack([w * loss for w, loss in zip(self.weights, losses)]).sum()  # noqa: B905
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Cross-entropy of each scale on words that were never trained on."""
+        """Log the cross-entropy of each scale on words that were never trained on."""
         for t, loss in enumerate(self.cross_entropies(batch, len(LETTERING), 0.0)):
             self.log(f"validation/cross_entropy_{t + 1}", loss, batch_size=len(batch.letters))
 
 
 def main() -> None:
-    """The command line: `fit` and `validate` of the two pre-trainings."""
+    """Run the command line: `fit` and `validate` of the two pre-trainings."""
     LightningCLI(
         Pretraining,
         WordPictures,

@@ -1,4 +1,4 @@
-"""Batches of rendered signs for pre-training the embedded model; held-out words never appear in them."""
+"""Batches of rendered signs for pre-training the embedded model; held-out words never occur in them."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ from varrl_lightning.prompts.files import load_prompts
 
 
 class Batch(NamedTuple):
-    """Pictures of signs and what their prompts would say.
+    """Pictures of signs, and the ids that their prompts would have.
 
     Args:
-        plain: letters on one colour: what the scales of content code.
-        whole: the picture.
+        plain: letters on one colour, which the scales of content code.
+        images: the complete pictures.
         letters: ids, cell by cell.
         styles: ids of colour and material.
     """
 
     plain: Float[Tensor, "R 3 H W"]
-    whole: Float[Tensor, "R 3 H W"]
+    images: Float[Tensor, "R 3 H W"]
     letters: Int[Tensor, "R S"]
     styles: Int[Tensor, "R 2"]
 
 
 def batch_of(signs: Sequence[Sign], seed: int) -> Batch:
     """Draw signs; the same seed gives the same pictures."""
-    plain, whole = render_signs(signs, seed)
-    return Batch(plain, whole, torch.tensor([letters_of(s) for s in signs]), torch.tensor([styles_of(s) for s in signs]))
+    plain, images = render_signs(signs, seed)
+    return Batch(plain, images, torch.tensor([letters_of(s) for s in signs]), torch.tensor([styles_of(s) for s in signs]))
 
 
 def read_words(path: str | Path) -> list[str]:
@@ -51,12 +51,12 @@ class SignBatches(Dataset[Batch]):
     """Batch number b of rendered signs, a function of `(seed, b)` alone.
 
     Args:
-        words: what is drawn from.
+        words: the words to choose from.
         batches: length of an epoch.
         batch_size: pictures of a batch.
         seed: of all choices.
-        invented: share of words made of random letters, which teaches spelling rather than the list.
-        forbidden: never invented.
+        invented: share of words of random letters, which teach spelling rather than the list.
+        forbidden: words that are never invented.
     """
 
     def __init__(
@@ -95,15 +95,15 @@ class SignBatches(Dataset[Batch]):
 
 
 class WordPictures(LightningDataModule):
-    """Pictures of training words and of invented ones; words of the other splits are never drawn in training.
+    """Pictures of training words and of invented ones; words of the other splits never occur in training.
 
     Args:
         batches: batches of an epoch.
         batch_size: pictures of a batch.
         invented: share of invented words.
-        seed: of words and pictures.
-        train: prompt file whose words are drawn.
-        validation: prompt file that is validated on.
+        seed: of the choice of words and of the pictures.
+        train: prompt file of the training words.
+        validation: prompt file of the validation words.
         held_out: prompt files whose words are never invented.
     """
 
@@ -127,13 +127,13 @@ class WordPictures(LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Batches in their order."""
-        return DataLoader(self.training, batch_size=None, collate_fn=_as_it_is)
+        return DataLoader(self.training, batch_size=None, collate_fn=_unchanged)
 
     def val_dataloader(self) -> DataLoader[Batch]:
         """Four batches of validation words."""
-        return DataLoader(self.validation, batch_size=None, collate_fn=_as_it_is)
+        return DataLoader(self.validation, batch_size=None, collate_fn=_unchanged)
 
 
-def _as_it_is(batch: Any) -> Any:
-    # The default would make a list of the batch.
+def _unchanged(batch: Any) -> Any:
+    # The default collate function would make a list of the batch.
     return batch

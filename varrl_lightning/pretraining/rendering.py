@@ -1,4 +1,4 @@
-"""Pictures of small coloured signs with one to three words, for pre-training the embedded model."""
+"""Renders small coloured signs with one to three words, for pre-training the embedded model."""
 
 from __future__ import annotations
 
@@ -29,15 +29,16 @@ from varrl_lightning.policies.lettering_sign import (
 )
 
 FACES = ("DejaVuSans-Bold", "DejaVuSansMono-Bold", "DejaVuSerif-Bold")
-_DRAWN_SIZE = 48
+_FONT_SIZE = 48
+"""Size at which letters are drawn before they are scaled down, in points."""
 
 Pixels = Float[np.ndarray, "H W"]
 
 
 @lru_cache(maxsize=4)
 def _face(name: str) -> ImageFont.FreeTypeFont:
-    # The wheel of matplotlib carries these fonts, so that nothing has to be installed or downloaded.
-    return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / f"{name}.ttf"), _DRAWN_SIZE)
+    # The wheel of matplotlib contains these fonts, so that nothing has to be installed or downloaded.
+    return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / f"{name}.ttf"), _FONT_SIZE)
 
 
 @lru_cache(maxsize=256)
@@ -66,10 +67,10 @@ def _ink(words: Sequence[str], rng: random.Random) -> Pixels:
     for word, line in zip(words, LINES_OF[len(words)], strict=True):
         height, down = rng.randint(12, 13), rng.randint(-1, 1)
         for column, letter in enumerate(word, start=FIRST_COLUMN[len(word)]):
-            drawn = _letter(letter, face, height, rng.randint(98, 110))
-            x = column * LETTER_PITCH + (LETTER_PITCH - drawn.shape[1]) // 2
+            pixels = _letter(letter, face, height, rng.randint(98, 110))
+            x = column * LETTER_PITCH + (LETTER_PITCH - pixels.shape[1]) // 2
             y = line * LINE_HEIGHT + (LINE_HEIGHT - height) // 2 + down
-            ink[y : y + height, x : x + drawn.shape[1]] = drawn
+            ink[y : y + height, x : x + pixels.shape[1]] = pixels
     return ink
 
 
@@ -91,9 +92,9 @@ def _texture(material: str, rng: random.Random) -> Pixels:
 
 
 def render_sign(sign: Sign, rng: random.Random) -> tuple[Float[np.ndarray, "H W 3"], Float[np.ndarray, "H W 3"]]:
-    """Draw a sign twice, RGB in [0, 1]: plain, letters on one colour; and whole, with material, light and shadows.
+    """Draw a sign twice, RGB in [0, 1]: plain, letters on one colour; and complete, with material, light and shadows.
 
-    Ink takes the same from all three channels, so that a letter looks alike on every colour.
+    Ink darkens all three channels alike, so that a letter looks the same on every colour.
     """
     hue, saturation = COLOURS[sign.colour or rng.choice(list(COLOURS))]
     material = sign.material or rng.choice(MATERIALS)
@@ -105,13 +106,13 @@ def render_sign(sign: Sign, rng: random.Random) -> tuple[Float[np.ndarray, "H W 
     light = rng.uniform(0, 0.2) * (math.cos(angle) * x + math.sin(angle) * y)
     shadow = np.pad(ink, ((1, 0), (1, 0)))[:-1, :-1]
     ground = (_texture(material, rng) + light - 0.12 * shadow) * (1 - ink)
-    whole = plain + (paper * ground[..., None]).astype(np.float32)
-    return plain.clip(0, 1), whole.clip(0, 1)
+    complete = plain + (paper * ground[..., None]).astype(np.float32)
+    return plain.clip(0, 1), complete.clip(0, 1)
 
 
 def render_signs(signs: Sequence[Sign], seed: int) -> tuple[Float[Tensor, "N 3 H W"], Float[Tensor, "N 3 H W"]]:
-    """Draw each sign once, plain and whole; the same seed gives the same pictures. RGB in [0, 1]."""
+    """Draw each sign once, plain and complete; the same seed gives the same pictures. RGB in [0, 1]."""
     rng = random.Random(seed)
-    drawn = [render_sign(sign, rng) for sign in signs]
-    plain, whole = (torch.from_numpy(np.stack(pictures)).float().permute(0, 3, 1, 2) for pictures in zip(*drawn, strict=True))
-    return plain.contiguous(), whole.contiguous()
+    pairs = [render_sign(sign, rng) for sign in signs]
+    plain, complete = (torch.from_numpy(np.stack(pictures)).float().permute(0, 3, 1, 2) for pictures in zip(*pairs, strict=True))
+    return plain.contiguous(), complete.contiguous()

@@ -1,4 +1,4 @@
-"""Batches of somebody's own DataModule, read as prompts."""
+"""Reads the batches of any DataModule as prompts."""
 
 from __future__ import annotations
 
@@ -20,26 +20,26 @@ FORMS = (
 _FIELDS = {field.name for field in fields(Prompt)}
 _NUMBERED = "class {}"
 _LISTED = ("words", "regions", "size")
-"""Fields that are lists themselves: torch's default collate turns columns of them over."""
+"""Fields that are lists themselves: torch's default collate transposes columns of them."""
 
 
 def as_prompts(batch: Any) -> list[Prompt]:
     """Read a batch as prompts.
 
-    Accepts prompts, strings, class labels as whole numbers or as a tensor (P,), mappings with a text (`text`, `prompt`, `caption`)
+    Accepts prompts, strings, class labels as integers or as a tensor (P,), mappings with a text (`text`, `prompt`, `caption`)
     or a class (`label`, `class`), one mapping of columns with one of these (a Hugging Face batch), and a tuple or list that holds
     one of the former, texts before numbers: `(captions, images)`, `(images, labels)`. A single prompt, string or mapping is a
     batch of one. Other fields of a prompt (`id`, `words`, `category`, `negative`, ...) are taken by their names, unknown ones
     ignored.
 
     Raises:
-        TypeError: says what was given and which forms there are.
+        TypeError: names what was given and the known forms.
         ValueError: when a field has a value that no prompt can have; names the field.
     """
-    found = _read(batch)
-    if not found:
-        raise TypeError(f"cannot read a batch of {_described(batch)} as prompts. A batch may be: {FORMS}")
-    return found
+    prompts = _read(batch)
+    if not prompts:
+        raise TypeError(f"cannot read a batch of {_description(batch)} as prompts. A batch may be: {FORMS}")
+    return prompts
 
 
 def _read(batch: Any) -> list[Prompt] | None:
@@ -55,8 +55,8 @@ def _read(batch: Any) -> list[Prompt] | None:
         return [_prompt(item) for item in batch]
     if _is_ambiguous(batch):
         return None
-    found = [prompts for prompts in map(_read, batch) if prompts]
-    return next((prompts for prompts in found if not _is_numbered(prompts)), found[0] if found else None)
+    candidates = [prompts for prompts in map(_read, batch) if prompts]
+    return next((prompts for prompts in candidates if not _is_numbered(prompts)), candidates[0] if candidates else None)
 
 
 def _of_mapping(batch: Mapping[Any, Any]) -> list[Prompt] | None:
@@ -64,9 +64,9 @@ def _of_mapping(batch: Mapping[Any, Any]) -> list[Prompt] | None:
     if key is None:
         return None
     column = _listed(batch[key])
-    if isinstance(column, str) or _is_whole(column):
+    if isinstance(column, str) or _is_integer(column):
         return [_prompt(batch)]
-    if not isinstance(column, (list, tuple)) or not all(isinstance(x, str) or _is_whole(x) for x in column):
+    if not isinstance(column, (list, tuple)) or not all(isinstance(x, str) or _is_integer(x) for x in column):
         return None
     names = [key, *(name for name in batch if name in _FIELDS and name != key)]
     names += [name for name in LABEL if name in batch and name not in names]
@@ -75,17 +75,17 @@ def _of_mapping(batch: Mapping[Any, Any]) -> list[Prompt] | None:
 
 
 def _column(name: str, values: Any, rows: int) -> list[Any]:
-    """A field of each of the rows; one value for all where there is one."""
+    """A field's value for each of the rows; a single value is repeated."""
     if isinstance(values, (str, int)):
         return [values] * rows
     fits = isinstance(values, (list, tuple)) and len(values) == rows
     if name in _LISTED and not (fits and all(value is None or isinstance(value, list) for value in values)):
         raise ValueError(
-            f"the column {name!r} must have one list for each of {rows} rows; torch's default collate turns such columns over: "
+            f"the column {name!r} must have one list for each of {rows} rows; torch's default collate transposes such columns: "
             "use collate_fn=list"
         )
     if not fits:
-        raise ValueError(f"the column {name!r} must have one value for each of {rows} rows, got {_described(values)}")
+        raise ValueError(f"the column {name!r} must have one value for each of {rows} rows, got {_description(values)}")
     return list(values)
 
 
@@ -106,18 +106,18 @@ def _prompt(item: Any) -> Prompt:
     else:
         line |= {"label": named, "text": _NUMBERED.format(named)}
     if "label" not in line:
-        line["label"] = next((label for name in LABEL if _is_whole(label := _listed(item.get(name)))), None)
+        line["label"] = next((label for name in LABEL if _is_integer(label := _listed(item.get(name)))), None)
     return Prompt.from_mapping(line)
 
 
 def _key(mapping: Mapping[Any, Any]) -> str | None:
-    """Under which name a mapping has its texts, else its classes."""
+    """The name under which a mapping has its texts, or else its classes."""
     return next((name for name in TEXT + LABEL if mapping.get(name) is not None), None)
 
 
 def _is_item(x: Any) -> bool:
-    """Whether it stands for one prompt."""
-    return isinstance(x, (Prompt, str)) or _is_whole(x) or (isinstance(x, Mapping) and isinstance(_named(x), (str, int)))
+    """Whether an object stands for one prompt."""
+    return isinstance(x, (Prompt, str)) or _is_integer(x) or (isinstance(x, Mapping) and isinstance(_named(x), (str, int)))
 
 
 def _named(mapping: Mapping[Any, Any]) -> Any:
@@ -125,34 +125,34 @@ def _named(mapping: Mapping[Any, Any]) -> Any:
     return None if key is None else _listed(mapping[key])
 
 
-def _is_whole(x: Any) -> bool:
+def _is_integer(x: Any) -> bool:
     return isinstance(x, int) and not isinstance(x, bool)
 
 
 def _is_numbered(prompts: list[Prompt]) -> bool:
-    """Whether they are numbers alone: classes, or what happens to lie beside captions, such as their row numbers."""
+    """Whether prompts were read from numbers alone: classes, or row numbers that lie beside captions."""
     return all(prompt.text == _NUMBERED.format(prompt.label) for prompt in prompts)
 
 
 def _is_ambiguous(batch: Any) -> bool:
-    """Rows of which some have no text; or lists in a list: captions (or token ids) of each image, or one column after another?"""
+    """Whether only part of the rows have a text, or lists in a list may be captions (or token ids) of each image or columns."""
     if all(isinstance(item, Mapping) for item in batch) and any(map(_is_item, batch)):
         return True
     lists = isinstance(batch, list) and bool(batch) and all(isinstance(item, list) for item in batch)
-    return lists and (len(batch) > 1 or any(map(_is_whole, batch[0])))
+    return lists and (len(batch) > 1 or any(map(_is_integer, batch[0])))
 
 
 def _listed(x: Any) -> Any:
-    """A tensor of whole numbers, or an array, as lists and numbers; pictures stay what they are."""
+    """Convert a tensor of integers, or an array, to lists and numbers; pictures are returned unchanged."""
     if isinstance(x, Tensor):
-        whole = not (x.is_floating_point() or x.is_complex() or x.dtype == torch.bool)
-        return x.tolist() if whole and x.dim() < 3 else x
+        integer = not (x.is_floating_point() or x.is_complex() or x.dtype == torch.bool)
+        return x.tolist() if integer and x.dim() < 3 else x
     if type(x).__module__ == "numpy":
         return x.tolist() if x.dtype.kind in "iuUO" and x.ndim < 3 else x
     return x
 
 
-def _described(batch: Any) -> str:
+def _description(batch: Any) -> str:
     if isinstance(batch, Tensor):
         return f"Tensor ({str(batch.dtype).removeprefix('torch.')}, shape {tuple(batch.shape)})"
     if isinstance(batch, Mapping):

@@ -1,4 +1,4 @@
-"""The benchmarks' prompt sets, read in their own forms."""
+"""Reads the benchmarks' prompt sets in their published forms."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ _TEXT_KEYS = ("prompt", "text", "caption")
 
 
 def load_benchmark(path: str | Path) -> list[Prompt]:
-    """Read a prompt set in this package's form or a benchmark's own.
+    """Read a prompt set in this package's form or in a benchmark's form.
 
     - a JSONL file (of any ending but .json): see `load_prompts`;
     - CVTG-2K's folder, with CVTG/2.json to CVTG-Style/5.json, or one of its files, `{"data_list": [{"index", "prompt", ...}]}`: the
       words are the benchmark's (`cvtg_words`), the category is `CVTG/2` to `CVTG-Style/5`;
     - a JSON file with a list of strings, or of objects with `prompt` (or `text`, `caption`) and perhaps `category`, or a folder of
-      such files: without a `category` it is the file's name. HPSv3's twelve are given the names of the paper's Table 2.
+      such files: without a `category` it is the file's name. HPSv3's twelve get the names of the paper's Table 2.
 
     Raises:
         PromptFileError: when a file is missing or malformed; names it and the entry.
@@ -45,12 +45,12 @@ def _files(place: Path) -> list[tuple[Path, str]]:
         if missing:
             raise PromptFileError(f"{place} is CVTG-2K without {', '.join(missing)}; to read a part of it, give its file")
         return [(place / name, name.removesuffix(".json")) for name in CVTG_FILES]
-    found = [(file, file.stem) for file in sorted(place.glob("*.json"))]
-    if not found:
+    files = [(file, file.stem) for file in sorted(place.glob("*.json"))]
+    if not files:
         raise PromptFileError(
             f"{place} holds no benchmark: expected *.json files of prompts, or CVTG-2K's folders CVTG and CVTG-Style"
         )
-    return found
+    return files
 
 
 def _read(file: Path, name: str) -> Iterator[Prompt]:
@@ -61,7 +61,9 @@ def _read(file: Path, name: str) -> Iterator[Prompt]:
     of_cvtg = isinstance(document, Mapping) and isinstance(document.get("data_list"), list)
     entries = document["data_list"] if of_cvtg else document
     if not isinstance(entries, list) or not entries:
-        raise PromptFileError(f'{file}: expected a list of prompts, or {{"data_list": [...]}} with some, got {str(document)[:60]}')
+        raise PromptFileError(
+            f'{file}: expected a list of prompts, or {{"data_list": [...]}} that is not empty, got {str(document)[:60]}'
+        )
     for number, entry in enumerate(entries):
         yield (_cvtg_prompt if of_cvtg else _plain_prompt)(entry, number, name, f"{file}, entry {number}")
 
@@ -82,12 +84,12 @@ def _plain_prompt(entry: Any, number: int, name: str, where: str) -> Prompt:
 
 
 def _text(entry: Any, where: str) -> str:
-    found = next((entry[key] for key in _TEXT_KEYS if key in entry), None) if isinstance(entry, Mapping) else entry
-    if not isinstance(found, str) or not found.strip():
+    text = next((entry[key] for key in _TEXT_KEYS if key in entry), None) if isinstance(entry, Mapping) else entry
+    if not isinstance(text, str) or not text.strip():
         raise PromptFileError(
             f"{where}: expected a text, or an object with one under {' or '.join(_TEXT_KEYS)}; got {entry!r:.200}"
         )
-    return found
+    return text
 
 
 def _table_name(category: str) -> str:
@@ -98,7 +100,7 @@ def _table_name(category: str) -> str:
 
 
 def benchmark_of(prompts: Sequence[Prompt]) -> Benchmark | None:
-    """Which benchmark these prompts come from, by their categories; None when that is another set."""
+    """The benchmark that prompts come from, by their categories; None for any other set."""
     categories = {p.category for p in prompts}
     if categories and categories <= {name.removesuffix(".json") for name in CVTG_FILES}:
         return "CVTG-2K"
@@ -106,8 +108,8 @@ def benchmark_of(prompts: Sequence[Prompt]) -> Benchmark | None:
 
 
 def categories_of(prompts: Sequence[Prompt]) -> tuple[str, ...]:
-    """Their categories: in the order of Table 2 where all are in it, else in that of the prompts; empty when one has none."""
-    found = dict.fromkeys(_table_name(p.category) for p in prompts if p.category is not None)
+    """The categories of prompts: in the order of Table 2 where all are in it, else as they occur; empty when a prompt has none."""
+    names = dict.fromkeys(_table_name(p.category) for p in prompts if p.category is not None)
     if not prompts or any(p.category is None for p in prompts):
         return ()
-    return tuple(c for c in HPSV3_CATEGORIES if c in found) if set(found) <= set(HPSV3_CATEGORIES) else tuple(found)
+    return tuple(c for c in HPSV3_CATEGORIES if c in names) if set(names) <= set(HPSV3_CATEGORIES) else tuple(names)

@@ -13,15 +13,15 @@ _ASSETS = Path(__file__).parent.parent / "assets"
 
 
 class PromptFileError(ValueError):
-    """A prompt file is missing, empty or malformed."""
+    """Raised when a prompt file is missing, empty or malformed."""
 
 
 class OverlapError(ValueError):
-    """Training and evaluation share prompts."""
+    """Raised when training and evaluation share prompts."""
 
 
 def prompt_path(path: str | Path) -> Path:
-    """The file that a path stands for; `builtin:lettering/test.jsonl` lies in the package."""
+    """The file of a path; `builtin:lettering/test.jsonl` is a file of the package."""
     name = str(path)
     return _ASSETS / name.removeprefix(_BUILTIN) if name.startswith(_BUILTIN) else Path(path)
 
@@ -33,12 +33,19 @@ def load_prompts(path: str | Path) -> list[Prompt]:
         PromptFileError: when it is missing, holds no prompt, or a line is malformed or repeats an id; names the line.
     """
     try:
-        # Not splitlines(): JSON allows its other line separators inside a text.
+        # Not splitlines(): JSON allows the other line separators inside a text.
         lines = prompt_path(path).read_text(encoding="utf-8-sig").split("\n")
     except OSError as error:
         raise PromptFileError(f"cannot read the prompt file {path}: {error.strerror or error}.{_builtin_files()}") from error
     except UnicodeDecodeError as error:
         raise PromptFileError(f"the prompt file {path} is not UTF-8 text: {error}") from error
+    prompts = _parsed_lines(lines, path)
+    if not prompts:
+        raise PromptFileError(f'the prompt file {path} holds no prompt; expected one JSON object a line, {{"text": ...}}')
+    return prompts
+
+
+def _parsed_lines(lines: Sequence[str], path: str | Path) -> list[Prompt]:
     prompts: list[Prompt] = []
     first_lines: dict[str, int] = {}
     for number, line in enumerate(lines, start=1):
@@ -48,11 +55,9 @@ def load_prompts(path: str | Path) -> list[Prompt]:
         if (earlier := first_lines.setdefault(prompt.id, number)) != number:
             raise PromptFileError(
                 f"{path}, line {number}: the id {prompt.id!r} is already that of line {earlier}; it names the prompt's noise. "
-                "Give each its own 'id' (it defaults to the text)."
+                "Give each a different 'id' (it defaults to the text)."
             )
         prompts.append(prompt)
-    if not prompts:
-        raise PromptFileError(f'the prompt file {path} holds no prompt; expected one JSON object a line, {{"text": ...}}')
     return prompts
 
 
@@ -68,8 +73,8 @@ def _parsed(line: str, where: str) -> Prompt:
 
 
 def _builtin_files() -> str:
-    found = sorted(f.relative_to(_ASSETS).as_posix() for f in _ASSETS.rglob("*.jsonl"))
-    return f" Files in the package: {', '.join(_BUILTIN + f for f in found)}." if found else ""
+    names = sorted(f.relative_to(_ASSETS).as_posix() for f in _ASSETS.rglob("*.jsonl"))
+    return f" Files in the package: {', '.join(_BUILTIN + name for name in names)}." if names else ""
 
 
 def check_disjoint(first: Sequence[Prompt], second: Sequence[Prompt], names: tuple[str, str] = ("train", "test")) -> None:
@@ -83,7 +88,7 @@ def check_disjoint(first: Sequence[Prompt], second: Sequence[Prompt], names: tup
         shown = "; ".join(" | ".join(asked) for asked in shared[:10]) + ("; ..." if len(shared) > 10 else "")
         raise OverlapError(
             f"{names[0]} and {names[1]} share {len(shared)} prompts: {shown}. Remove them from one of the two; "
-            "with overlap: ignore the results no longer say how the model does on what it has not seen."
+            "with overlap: ignore the results no longer measure the model on prompts that it has not seen."
         )
 
 

@@ -1,11 +1,11 @@
-"""Prompts that ask for text in an image, as many as a run needs, without a corpus.
+"""Generates prompts that ask for text in an image, as many as a run needs, without a corpus.
 
     python -m varrl_lightning.text_prompts --count 19200 --seed 0 --output prompts/train.jsonl
     python -m varrl_lightning.text_prompts --count 400 --split test --output prompts/test.jsonl
 
-A prompt is a scene of one of fourteen categories, in a style and a setting, with one to five texts on its surfaces. What is to be
-written is put together from a vocabulary of common words, first names and numbers. Which split a word belongs to is decided by
-the word alone, so that splits never share one, whatever their seeds and sizes.
+A prompt is a scene of one of fourteen categories, in a style and a setting, with one to five texts on its surfaces. The texts are
+composed from a vocabulary of common words, first names and numbers. A word's split depends on the word alone, so that splits never
+share one, whatever their seeds and sizes.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from varrl_lightning.types import Prompt
 Split = Literal["train", "validation", "test"]
 ASSETS = Path(__file__).parent.parent / "assets" / "text_prompts"
 PAPER_COUNT = 19200
-"""Unique prompts that the paper's run sees: 1,200 updates of 16."""
+"""Number of unique prompts in the paper's run: 1,200 updates of 16."""
 SHARES: dict[int, float] = {1: 0.1, 2: 0.18, 3: 0.27, 4: 0.27, 5: 0.18}
 """One region in a tenth of the prompts, else Appendix C's profile."""
 TENTHS: dict[Split, frozenset[int]] = {"train": frozenset(range(8)), "validation": frozenset({8}), "test": frozenset({9})}
@@ -54,14 +54,13 @@ PATTERNS = (
     ("adjectives", "nouns", "nouns"),
     ("verbs", "adjectives", "nouns"),
 )
-"""What one region says; how often is how often it stands here."""
+"""Kinds of words in one region's text; a pattern is as frequent as it is listed."""
 CASES = (str.upper, str.upper, str.upper, str.title, str.title, str.lower)
 QUOTES = (*(('"', '"'),) * 4, ("'", "'"), ("“", "”"))
 ATTEMPTS = 200
-"""Tries to find a prompt that is not there yet, before the vocabulary counts as exhausted."""
-
+"""Tries to find a new prompt before the vocabulary counts as exhausted."""
 ENOUGH = 12
-"""Words of a kind that there must be, so that five regions never ask for one twice: each takes two of a kind at most."""
+"""Least number of words of a kind: five regions, of which each takes two of a kind at most, never repeat one."""
 
 
 def split_of(word: str) -> Split:
@@ -80,7 +79,7 @@ def vocabulary(split: str, exclude: Collection[str] = ()) -> dict[str, list[str]
     """Words of a split by kind (adjectives, nouns, verbs, names) and numbers from 10 to 999.
 
     Args:
-        exclude: words that must not come, whatever their case.
+        exclude: words that must not occur, whatever their case.
     """
     banned = {part for word in exclude for part in words_in(word)}
     kinds = {kind: words.split() for kind, words in _asset("vocabulary.yaml").items()}
@@ -98,24 +97,18 @@ def text_prompts(
     shares: Mapping[int, float] = SHARES,
     exclude: Collection[str] = (),
 ) -> list[Prompt]:
-    """Generate prompts of which no two ask for the same words; the same for the same arguments, everywhere.
+    """Generate prompts of which no two ask for the same words; equal arguments give equal prompts on every platform.
 
     Args:
         count: how many, >= 1.
-        split: train, validation or test: whose words; those of two splits are disjoint, whatever the other arguments are.
+        split: train, validation or test; the words of two splits are disjoint, whatever the other arguments are.
         shares: of prompts by their number of text regions, 1 to 5; met exactly up to rounding.
         exclude: words that must not be asked for, for instance those of a benchmark.
 
     Raises:
         ValueError: on an argument out of its range, or when the words of the split do not suffice.
     """
-    if count < 1:
-        raise ValueError(f"count must be at least 1, got {count}")
-    if split not in get_args(Split):
-        raise ValueError(f"split must be one of {', '.join(get_args(Split))}, got {split!r}")
-    check_shares(shares)
-    if not set(shares) <= set(range(1, 6)):
-        raise ValueError(f"a prompt has 1 to 5 text regions, got shares for {sorted(shares)}")
+    _check_arguments(count, split, shares)
     words = vocabulary(split, exclude)
     if short := [kind for kind, of_kind in words.items() if len(of_kind) < ENOUGH]:
         raise ValueError(f"without the excluded words, split {split!r} has fewer than {ENOUGH} {', '.join(short)} left")
@@ -123,26 +116,38 @@ def text_prompts(
     rng = random.Random(f"{seed}, {split}")
     regions = [number for number, times in apportion(count, shares).items() for _ in range(times)]
     rng.shuffle(regions)
-    asked: set[tuple[str, ...]] = set()
-    return [_new_prompt(rng, words, number, f"{split}-{seed}-{index:05d}", asked) for index, number in enumerate(regions)]
+    used_texts: set[tuple[str, ...]] = set()
+    return [_new_prompt(rng, words, number, f"{split}-{seed}-{index:05d}", used_texts) for index, number in enumerate(regions)]
 
 
-def _new_prompt(rng: random.Random, words: Mapping[str, list[str]], regions: int, id_: str, asked: set[tuple[str, ...]]) -> Prompt:
+def _check_arguments(count: int, split: str, shares: Mapping[int, float]) -> None:
+    if count < 1:
+        raise ValueError(f"count must be at least 1, got {count}")
+    if split not in get_args(Split):
+        raise ValueError(f"split must be one of {', '.join(get_args(Split))}, got {split!r}")
+    check_shares(shares)
+    if not set(shares) <= set(range(1, 6)):
+        raise ValueError(f"a prompt has 1 to 5 text regions, got shares for {sorted(shares)}")
+
+
+def _new_prompt(
+    rng: random.Random, words: Mapping[str, list[str]], regions: int, id_: str, used_texts: set[tuple[str, ...]]
+) -> Prompt:
     for _ in range(ATTEMPTS):
         texts = _texts(rng, words, regions)
         key = tuple(text.casefold() for text in texts)
-        if key not in asked:
-            asked.add(key)
+        if key not in used_texts:
+            used_texts.add(key)
             category = rng.choice(sorted(_asset("scenes.yaml")["categories"]))
             return Prompt(_scene(rng, category, texts), id=id_, words=tuple(texts), category=category)
     raise ValueError(
-        f"after {len(asked)} prompts there are hardly any new ones of {regions} regions in the words of this split; "
+        f"after {len(used_texts)} prompts there are hardly any new ones of {regions} regions in the words of this split; "
         "lower count, give another split, or ask for more regions"
     )
 
 
 def _texts(rng: random.Random, words: Mapping[str, list[str]], regions: int) -> list[str]:
-    """What the regions say; no word comes twice, so that no text lies within another."""
+    """The texts of the regions; no word occurs twice, so that no text contains another."""
     used: set[str] = set()
     texts = []
     for _ in range(regions):
@@ -163,8 +168,8 @@ def _scene(rng: random.Random, category: str, texts: Sequence[str]) -> str:
     opening, closing = rng.choice(QUOTES)
     clauses = []
     for text, surface in zip(texts, rng.sample(surfaces, len(texts)), strict=True):
-        said = rng.choice(scenes["phrases"]).format(surface=surface, words=f"{opening}{text}{closing}")
-        clauses.append(f"{said}, {rng.choice(scenes['letterings'])}" if rng.random() < 0.7 else said)
+        clause = rng.choice(scenes["phrases"]).format(surface=surface, words=f"{opening}{text}{closing}")
+        clauses.append(f"{clause}, {rng.choice(scenes['letterings'])}" if rng.random() < 0.7 else clause)
     head = f"{rng.choice(scenes['styles'])} of {place}"
     if rng.random() < 0.8:
         head += f", {rng.choice(scenes['settings'])}"
@@ -172,16 +177,18 @@ def _scene(rng: random.Random, category: str, texts: Sequence[str]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """`python -m varrl_lightning.text_prompts`: exit status 0, or 1 with the reason."""
+    """Run `python -m varrl_lightning.text_prompts`; return exit status 0, or 1 after printing the reason."""
     parser = argparse.ArgumentParser(
         prog="python -m varrl_lightning.text_prompts", description="Write a file of unique prompts that ask for text in an image."
     )
     parser.add_argument("--output", required=True, metavar="FILE", help="JSONL; an existing file is replaced")
     parser.add_argument("--count", type=int, default=PAPER_COUNT, help="default: %(default)s, as in the paper's run")
-    parser.add_argument("--split", choices=get_args(Split), default="train", help="whose words; splits share none (default: train)")
+    parser.add_argument(
+        "--split", choices=get_args(Split), default="train", help="split whose words are used; splits share none (default: train)"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--regions", metavar="SHARES", help="shares by number of text regions, such as 2:.2,3:.3,4:.3,5:.2")
-    parser.add_argument("--exclude", nargs="*", default=[], metavar="FILE", help="prompt files whose words must not come")
+    parser.add_argument("--exclude", nargs="*", default=[], metavar="FILE", help="prompt files whose words must not occur")
     options = parser.parse_args(arguments)
     try:
         exclude = {word for path in options.exclude for word in single_words(load_prompts(path))}

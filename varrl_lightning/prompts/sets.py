@@ -1,4 +1,4 @@
-"""Sets of prompts: written to files, counted by their text regions, filtered to a distribution of them, kept apart.
+"""Prompt sets: writes them, counts their text regions, filters them to a distribution, and checks that two share no prompt.
 
 python -m varrl_lightning.prompt_sets histogram prompts.jsonl
 python -m varrl_lightning.prompt_sets filter prompts.jsonl --output filtered.jsonl
@@ -19,17 +19,19 @@ from pathlib import Path
 from typing import Any
 
 from varrl_lightning.prompts.files import OverlapError, check_disjoint, load_prompts
-from varrl_lightning.types import Prompt, quoted_words
+from varrl_lightning.quoting import quoted_words
+from varrl_lightning.types import Prompt
 
 APPENDIX_C: dict[int, float] = {2: 0.2, 3: 0.3, 4: 0.3, 5: 0.2}
-"""Shares of prompts by their number of regions that the paper's evaluation has and its training set is filtered to."""
+"""Shares of prompts by number of regions: in the paper's evaluation, and in its filtered training set."""
 BINS = ("0", "1", "2", "3", "4", "5", ">5")
-"""Figure 8's, and one for prompts that ask for no text."""
+"""The bins of Figure 8, and one for prompts that ask for no text."""
 BAR = 40
+"""Characters of the longest bar."""
 
 
 def prompt_line(prompt: Prompt) -> dict[str, Any]:
-    """The JSON object of a prompt, without what `Prompt.from_mapping` would fill in by itself."""
+    """The JSON object of a prompt, without the values that `Prompt.from_mapping` fills in."""
     line = {key: value for key, value in asdict(prompt).items() if value not in (None, (), "")}
     if prompt.regions:
         line["regions"] = [[box.x0, box.y0, box.x1, box.y1] for box in prompt.regions]
@@ -45,12 +47,12 @@ def write_prompts(path: str | Path, prompts: Sequence[Prompt]) -> None:
 
 
 def region_count(prompt: Prompt) -> int:
-    """In how many regions a prompt asks for text: its boxes if it has some, else its quoted strings, else its words."""
+    """The number of regions in which a prompt asks for text: its boxes, or else its quoted strings, or else its words."""
     return len(prompt.regions or quoted_words(prompt.text) or prompt.words)
 
 
 def region_histogram(prompts: Sequence[Prompt]) -> dict[str, int]:
-    """How many prompts have 0, 1, ... 5 and more regions (Fig. 8)."""
+    """The number of prompts that have 0, 1, ... 5 and more regions (Fig. 8)."""
     histogram = dict.fromkeys(BINS, 0)
     for prompt in prompts:
         count = region_count(prompt)
@@ -59,7 +61,7 @@ def region_histogram(prompts: Sequence[Prompt]) -> dict[str, int]:
 
 
 def apportion(total: int, shares: Mapping[int, float]) -> dict[int, int]:
-    """Split a number by shares into whole numbers that sum to it: the largest remainders get what rounding down leaves."""
+    """Split a number by shares into integers that sum to it: the largest remainders are rounded up."""
     exact = {key: total * share for key, share in shares.items()}
     parts = {key: math.floor(value + 1e-9) for key, value in exact.items()}
     by_remainder = sorted(shares, key=lambda key: (parts[key] - exact[key], key))
@@ -82,45 +84,46 @@ def check_shares(shares: Mapping[int, float]) -> None:
 def filter_regions(
     prompts: Sequence[Prompt], target: Mapping[int, float] = APPENDIX_C, *, count: int | None = None, seed: int = 0
 ) -> list[Prompt]:
-    """Choose prompts so that their numbers of regions are distributed as asked (Appendix C), in the order given.
+    """Choose prompts so that their numbers of regions follow a target distribution (Appendix C); keep their order.
 
-    Who is chosen among those of one number depends on the seed and the prompt's id alone, not on the order.
+    The choice among prompts with one number of regions depends on the seed and the prompts' ids alone, not on their order.
 
     Args:
         target: share of each number of regions; others are dropped.
         count: how many to choose; as many as the scarcest number allows when None.
 
     Raises:
-        ValueError: when the shares make no sense, or there are too few prompts of some number; names it.
+        ValueError: when shares are out of range, or a number of regions has too few prompts; names it.
     """
     check_shares(target)
     groups: dict[int, list[int]] = {regions: [] for regions in target}
     for position, prompt in enumerate(prompts):
         if (regions := region_count(prompt)) in groups:
             groups[regions].append(position)
-    there = {regions: len(group) for regions, group in groups.items()}
-    wanted = apportion(_most(there, target) if count is None else count, target)
+    available = {regions: len(group) for regions, group in groups.items()}
+    wanted = apportion(_most(available, target) if count is None else count, target)
     for regions, number in wanted.items():
-        if number > there[regions] or not there[regions]:
+        if number > available[regions] or not available[regions]:
             raise ValueError(
-                f"{number or 'some'} prompts of {regions} regions are wanted, and there are {there[regions]}. Lower the count, "
+                f"{number or 'some'} prompts of {regions} regions are wanted, and there are {available[regions]}. Lower the count, "
                 f"change the target {dict(target)}, or add prompts. By number of regions there are: {region_histogram(prompts)}"
             )
     chosen: list[int] = []
     for regions, group in groups.items():
-        chosen += sorted(group, key=lambda position: _lot(seed, prompts[position].id))[: wanted[regions]]
+        chosen += sorted(group, key=lambda position: _random_rank(seed, prompts[position].id))[: wanted[regions]]
     return [prompts[position] for position in sorted(chosen)]
 
 
-def _most(there: Mapping[int, int], target: Mapping[int, float]) -> int:
-    """The largest total of which no number of regions needs more than there are."""
-    total = min(math.ceil((there[regions] + 1) / share) for regions, share in target.items())
-    while any(number > there[regions] for regions, number in apportion(total, target).items()):
+def _most(available: Mapping[int, int], target: Mapping[int, float]) -> int:
+    """The largest total for which every number of regions has enough prompts."""
+    total = min(math.ceil((available[regions] + 1) / share) for regions, share in target.items())
+    while any(number > available[regions] for regions, number in apportion(total, target).items()):
         total -= 1
     return total
 
 
-def _lot(seed: int, name: str) -> bytes:
+def _random_rank(seed: int, name: str) -> bytes:
+    """A sort key that is random, but the same for the same seed and name on every platform."""
     return hashlib.sha256(f"{seed}, {name}".encode()).digest()
 
 
@@ -136,7 +139,7 @@ def format_histograms(columns: Mapping[str, Sequence[Prompt]]) -> str:
 
 
 def single_words(prompts: Sequence[Prompt]) -> set[str]:
-    """Every single word that prompts ask for, without case and punctuation."""
+    """The single words that prompts ask for, without case and punctuation."""
     return {part for prompt in prompts for asked in prompt.words for part in words_in(asked)}
 
 
@@ -160,7 +163,7 @@ def check_words_disjoint(first: Sequence[Prompt], second: Sequence[Prompt], name
 
 
 def parse_shares(text: str) -> dict[int, float]:
-    """Shares from `2:.2,3:.3,4:.3,5:.2`.
+    """Read shares from a text such as `2:.2,3:.3,4:.3,5:.2`.
 
     Raises:
         ValueError: on another form.
@@ -172,7 +175,7 @@ def parse_shares(text: str) -> dict[int, float]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """`python -m varrl_lightning.prompt_sets`: exit status 0, 1 when sets overlap or a file cannot be used."""
+    """Run `python -m varrl_lightning.prompt_sets`; return exit status 0, or 1 when sets overlap or a file cannot be used."""
     options = _parser().parse_args(arguments)
     try:
         print(_COMMANDS[options.command](options))

@@ -1,4 +1,4 @@
-"""Readers of texts: frozen, and outside of what trains."""
+"""Text encoders: frozen, and outside of the trained module."""
 
 from __future__ import annotations
 

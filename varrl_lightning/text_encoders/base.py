@@ -1,4 +1,4 @@
-"""What a text encoder is: texts in, named tensors out, and nothing in it ever trains."""
+"""The interface of text encoders: texts in, named tensors out, and no weight ever trains."""
 
 from __future__ import annotations
 
@@ -11,29 +11,29 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from varrl_lightning.weights.files import some
+from varrl_lightning.weights.files import shortened
 from varrl_lightning.weights.hub import download_matching, first_line, hub_id
 from varrl_lightning.weights.sizes import dtype_named
 
 
 class TextEncoder(nn.Module, ABC):
-    """A frozen reader of texts; a subclass says `encode`."""
+    """A frozen text encoder; a subclass defines `encode` and `device`."""
 
     @abstractmethod
     def encode(self, texts: list[str]) -> dict[str, Tensor]:
-        """Named tensors, rows along dimension 0; runs without gradients and outside autocast."""
+        """Encode texts to named tensors, rows along dimension 0; called without gradients and outside autocast."""
 
     @property
     @abstractmethod
     def device(self) -> torch.device:
-        """Where the results are."""
+        """The device of the results."""
 
     @torch.no_grad()
     def forward(self, texts: Sequence[str]) -> dict[str, Tensor]:
-        """Encode texts; what is encoded does not depend on a Trainer's precision.
+        """Encode texts; the result does not depend on a Trainer's precision.
 
         Raises:
-            TypeError: for a single string, whose letters would be read as texts.
+            TypeError: for a single string, since its letters would be read as texts.
             ValueError: for no texts.
         """
         if isinstance(texts, str):
@@ -49,7 +49,7 @@ class TextEncoder(nn.Module, ABC):
 
 
 def read_pretrained(path: str | Path, architecture: str, dtype: str) -> tuple[nn.Module, Any]:
-    """A frozen model of the transformers library and its tokenizer.
+    """Load a frozen model of the transformers library and its tokenizer.
 
     Args:
         path: a folder as transformers writes it, or a hub id `owner/name`.
@@ -58,29 +58,29 @@ def read_pretrained(path: str | Path, architecture: str, dtype: str) -> tuple[nn
 
     Raises:
         FileNotFoundError: when there is no such folder, and no such repository within reach.
-        ValueError: when it holds something else, or not all weights; transformers would fill in random ones.
+        ValueError: when it holds another model, or not all weights, which transformers would fill in at random.
     """
     weights = dtype_named(dtype)
     local = Path(path).expanduser()
-    there = local.is_dir()
-    folder = local if there else download_matching(hub_id(str(path))[0], ("*.json", "*.txt", "*.model"))
+    is_local = local.is_dir()
+    folder = local if is_local else download_matching(hub_id(str(path))[0], ("*.json", "*.txt", "*.model"))
     try:
         tokenizer = _tokenizer(folder)
-        model, missing = _model(str(folder) if there else str(path), architecture, weights)
-    except Exception as error:  # OSError, ValueError, ImportError, and what a damaged file raises
+        model, missing = _model(str(folder) if is_local else str(path), architecture, weights)
+    except Exception as error:  # OSError, ValueError, ImportError, and whatever a damaged file raises
         raise ValueError(
             f"{path} holds no {architecture} that transformers can read ({first_line(error)}); expected a folder with config.json, "
             "the weights and the tokenizer's files, as `hf download owner/name --local-dir FOLDER` or `save_pretrained` write it"
         ) from error
     if missing:
-        raise ValueError(f"{path} is no whole {architecture}: it has no {some(missing)}")
+        raise ValueError(f"{path} is no complete {architecture}: it has no {shortened(missing)}")
     return model.requires_grad_(False).eval(), tokenizer
 
 
 def _tokenizer(folder: Path) -> Any:
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-    # What the model was trained with, read as it is: AutoTokenizer builds it anew from its vocabulary, without some normalisers.
+    # The file is read verbatim: AutoTokenizer would rebuild the tokenizer from its vocabulary, without some of its normalisers.
     verbatim = (folder / "tokenizer.json").is_file()
     return (PreTrainedTokenizerFast if verbatim else AutoTokenizer).from_pretrained(str(folder))
 

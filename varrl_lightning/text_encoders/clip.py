@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from varrl_lightning.text_encoders.base import TextEncoder, read_pretrained
 
 LENGTH = 77
+"""Tokens of every text."""
 
 
 class ClipPair(TextEncoder):
@@ -18,9 +19,9 @@ class ClipPair(TextEncoder):
 
     Args:
         first: a `CLIPTextModel` of transformers (Switti: CLIP-L).
-        second: another (Switti: CLIP-bigG), whose tokenizer decides the mask.
+        second: another `CLIPTextModel` (Switti: CLIP-bigG), whose tokenizer decides the mask.
         first_tokenizer: the tokenizer of the first.
-        second_tokenizer: that of the second.
+        second_tokenizer: the tokenizer of the second.
     """
 
     def __init__(self, first: nn.Module, first_tokenizer: Any, second: nn.Module, second_tokenizer: Any) -> None:
@@ -35,17 +36,17 @@ class ClipPair(TextEncoder):
         second: str | Path = "laion/CLIP-ViT-bigG-14-laion2B-39B-b160k",
         dtype: str = "float32",
     ) -> ClipPair:
-        """Load two folders as transformers writes them, or hub ids; whole CLIP models will do.
+        """Load two folders as transformers writes them, or hub ids; complete CLIP models work too.
 
         Raises:
             FileNotFoundError: when there is no such folder, and no such repository within reach.
-            ValueError: when it holds something else.
+            ValueError: when a folder or repository holds another model.
         """
         return cls(*read_pretrained(first, "CLIPTextModel", dtype), *read_pretrained(second, "CLIPTextModel", dtype))
 
     @property
     def device(self) -> torch.device:
-        """Where the models are."""
+        """The device of the models."""
         return next(self.first.parameters()).device
 
     def encode(self, texts: list[str]) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""Texts that were encoded beforehand: a text encoder that needs no model."""
+"""Reads texts that were encoded in advance: a text encoder that needs no model."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from varrl_lightning.weights.hub import first_line
 from varrl_lightning.weights.sizes import dtype_named
 
 PADDED = ("text", "mask")
-"""One row a token; texts of a batch are padded with zeros to the longest. Other tensors belong to the text as a whole."""
+"""Tensors with one row a token, padded with zeros to the longest text of a batch. Other tensors have one row a text."""
 
 
 class EncodedTexts(TextEncoder):
-    """Looks up what an encoder made of texts, in place of that encoder.
+    """Looks up the stored outputs of a text encoder, in its place.
 
     Args:
-        source: a file that `save` wrote, or for each text what an encoder makes of it, without the dimension of rows.
+        source: a file that `save` wrote, or the encoder's output for each text, without the dimension of rows.
 
     Raises:
         FileNotFoundError: when there is no such file.
@@ -52,17 +52,17 @@ class EncodedTexts(TextEncoder):
             texts: all prompts, negative prompts, and the empty text where guidance needs it; repeated ones are written once.
             dtype: of the features in the file; they are read as fp32.
         """
-        kept = dtype_named(dtype)
+        stored = dtype_named(dtype)
         texts = list(dict.fromkeys(texts))
         tensors: dict[str, Tensor] = {}
         for index, text in enumerate(texts):
             for name, x in encoder([text]).items():
-                tensors[f"{index}.{name}"] = x[0].to("cpu", kept if x.is_floating_point() else x.dtype).contiguous()
+                tensors[f"{index}.{name}"] = x[0].to("cpu", stored if x.is_floating_point() else x.dtype).contiguous()
         save_file(tensors, path, metadata={"texts": json.dumps(texts)})
 
     @property
     def device(self) -> torch.device:
-        """Where results go; what is looked up stays on the CPU."""
+        """The device of the results; the stored tensors stay on the CPU."""
         return self.place.device
 
     def encode(self, texts: list[str]) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""A text encoder in any of the forms in which users give one."""
+"""Builds a text encoder from any of the forms in which users give one."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from torch import nn
 from varrl_lightning.text_encoders.encoded import EncodedTexts
 
 Given = list[str] | nn.Module | str | Path | None
-"""An encoder; a folder or hub id, or several where a family reads with several; a .safetensors file of encoded texts; or none."""
+"""An encoder; a folder or hub id, or several for a family with several encoders; a .safetensors file of encoded texts; or None."""
 
 
 def text_encoder_of(given: Given, load: Callable[..., nn.Module]) -> nn.Module | None:
-    """The encoder that is meant.
+    """Return the given encoder, or build it from its folders, hub ids or file.
 
     Args:
-        load: builds the family's own encoder of folders or hub ids.
+        load: builds the family's encoder from folders or hub ids.
     """
     if given is None or isinstance(given, nn.Module):
         return given

@@ -34,13 +34,13 @@ class T5Text(TextEncoder):
 
         Raises:
             FileNotFoundError: when there is no such folder, and no such repository within reach.
-            ValueError: when it holds something else.
+            ValueError: when the folder or repository holds another model.
         """
         return cls(*read_pretrained(path, "T5EncoderModel", dtype), max_tokens)
 
     @property
     def device(self) -> torch.device:
-        """Where the model is."""
+        """The device of the model."""
         return next(self.model.parameters()).device
 
     def encode(self, texts: list[str]) -> dict[str, Tensor]:

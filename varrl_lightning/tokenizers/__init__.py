@@ -1,1 +1,1 @@
-"""Images to tokens, to latents and back."""
+"""Visual tokenizers: images to tokens, tokens to latents and images."""

@@ -18,12 +18,12 @@ from varrl_lightning.weights.sizes import numbered, require
 
 NESTED = ("vae",)
 COMPUTED = ("quantizer.lfq.mask", "quantize.lfq.mask")
-"""Powers of two, which the public code stores."""
+"""Tensors that the public code stores: constant powers of two."""
 _WRAPPED = re.compile(r"\b(conv\w*|nin_shortcut|norm\w*)\.(conv|norm)\.(weight|bias)$")
 
 
 class BSQTokenizer(nn.Module):
-    """Codes an image as a sum of sign maps, scale after scale, each on what the earlier ones left over.
+    """Codes an image as a sum of sign maps, scale after scale, each on the residual of the earlier ones.
 
         f_0 = 0,    f_{t+1} = f_t + up((2 b_t - 1) / sqrt(d)),    image = decoder(f_T)
 
@@ -58,7 +58,7 @@ class BSQTokenizer(nn.Module):
         """Load `infinity_vae_d32reg.pth`, `infinity_vae_d56_f8_14_patchify.pth` or any file of their layout, in fp32.
 
         Sizes are read from the tensors, whose names may be those of the public modules (`conv1.conv.weight`) or the plain ones of
-        the autoencoder that they were made from (`conv1.weight`).
+        the autoencoder that they wrap (`conv1.weight`).
 
         Raises:
             ValueError: when tensors are missing, unexpected or misshaped; the message lists them.
@@ -99,21 +99,21 @@ class BSQTokenizer(nn.Module):
             return latent.float() + _resized(codes, self._grid(-1, schedule))
 
     def next_input(self, latent: Float[Tensor, "R d H W"], t: int, schedule: Schedule) -> Float[Tensor, "R n D"]:
-        """What the transformer sees of the latent when it predicts scale t, laid out as the bits of a token are."""
+        """The transformer's input from the latent when it predicts scale t, laid out as the bits of a token are."""
         with torch.autocast(latent.device.type, enabled=False):
             seen = _resized(latent.float(), self._grid(t, schedule))
             # contiguous: PyTorch rounds a strided input's product differently once the weight is frozen, as under an adapter
             return F.pixel_unshuffle(seen, self.zoom(schedule)).flatten(2).transpose(1, 2).contiguous()
 
     def decode_latent(self, latent: Float[Tensor, "R d H W"]) -> Float[Tensor, "R 3 H8 W8"]:
-        """The image of a latent, whole or cut off after any scale; RGB in [0, 1], differentiable inside that range."""
+        """The image of a latent, complete or cut off after any scale; RGB in [0, 1], differentiable inside that range."""
         with torch.autocast(latent.device.type, enabled=False):
             image: Tensor = self.decoder(latent.float())
             return (image.clamp(-1, 1) + 1) / 2
 
     @torch.no_grad()
     def encode(self, images: Float[Tensor, "R 3 H W"], schedule: Schedule) -> list[Int[Tensor, "R _n D"]]:
-        """The bits of each scale: the signs of what is left over.
+        """The bits of each scale: the signs of the residual.
 
         Args:
             images: RGB in [0, 1], of the schedule's size.
@@ -161,10 +161,10 @@ def plain_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def sizes(tensors: Mapping[str, Tensor], source: str) -> dict[str, object]:
-    """The arguments of `BSQTokenizer` that the tensors of a file tell.
+    """Read the arguments of `BSQTokenizer` from the tensors of a file.
 
     Raises:
-        ValueError: when it has no encoder or no decoder, so that it is none of this family.
+        ValueError: when the file has no encoder or no decoder, and so is none of this family.
     """
     ends = ("encoder.conv_in.weight", "decoder.conv_in.weight")
     needed = (*ends, "encoder.down.0.block.0.conv1.weight", "decoder.up.0.block.0.conv1.weight")

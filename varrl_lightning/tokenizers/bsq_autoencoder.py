@@ -19,7 +19,7 @@ class Middle(nn.Module):
         self.block_1, self.block_2 = Residual(channels, channels), Residual(channels, channels)
 
     def forward(self, x: Float[Tensor, "R C H W"]) -> Float[Tensor, "R C H W"]:
-        """One after the other."""
+        """Apply both blocks, one after the other."""
         middle: Tensor = self.block_2(self.block_1(x))
         return middle
 

@@ -1,4 +1,4 @@
-"""Initial values of a `MultiScaleVQ`: principal patterns and k-means codes, scale after scale."""
+"""Fits initial values of a `MultiScaleVQ`: principal patterns and k-means codes, scale after scale."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ def fit_codes(
     samples: int = 60_000,
     iterations: int = 15,
 ) -> list[float]:
-    """Fit each scale to what the scales before it leave over; return the mean squared error left after each scale.
+    """Fit each scale to the residual of the scales before it; return the mean squared error after each scale.
 
-    From random codes a tokenizer of this size reads nothing for minutes; from these it is legible at once, and training only
-    has to teach `refine`.
+    With random codes, decoded pictures stay illegible for minutes of training. With these they are legible at once, and only
+    `refine` is left to train.
 
     Args:
         images: pictures to fit; a few thousand.
-        plain: the same without their details, for the scales of content.
-        generator: draws the tiles, the first codes and the replacements of empty ones.
+        plain: the same pictures without their details, for the scales of content.
+        generator: samples the tiles, the first codes and the replacements of empty ones.
         samples: tiles that k-means sees at most.
         iterations: of k-means.
     """
@@ -34,15 +34,15 @@ def fit_codes(
     latent = torch.zeros_like(images)  # plain picture and details together
     errors = []
     for t, (codes, patterns) in enumerate(zip(tokenizer.codes, tokenizer.patterns, strict=True)):
-        left = tokenizer.target(plain if t < tokenizer.content else images) - latent
-        tiles = tokenizer.tiles_of(left, t).flatten(0, 1)
+        residual = tokenizer.target(plain if t < tokenizer.content else images) - latent
+        tiles = tokenizer.tiles_of(residual, t).flatten(0, 1)
         tiles = tiles[torch.randperm(len(tiles), generator=generator)[:samples]]
         patterns.copy_(torch.linalg.svd(tiles[: samples // 3], full_matrices=False).Vh[: len(patterns)])
         codes.copy_(k_means(tiles @ patterns.T, len(codes), generator, iterations))
-        tokens = torch.cat([tokenizer.distances(part, t).argmin(dim=-1) for part in left.split(512)])
+        tokens = torch.cat([tokenizer.distances(part, t).argmin(dim=-1) for part in residual.split(512)])
         added = tokenizer.embed(tokens, t)
         latent = latent + added
-        errors.append((left - added).pow(2).mean().item())
+        errors.append((residual - added).pow(2).mean().item())
     return errors
 
 

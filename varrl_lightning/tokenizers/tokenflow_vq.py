@@ -19,14 +19,14 @@ TOKENFLOW_256 = square((1, 2, 4, 6, 8, 10, 12, 14, 16))
 """The nine scales of TokenFlow-t2i: 817 tokens."""
 NESTED = ("ema", "model", "state_dict")
 UNUSED = ("decoder_vqkd.*", "decode_task_layer.*", "quantize.codebook_used")
-"""The decoder of CLIP features, which no image needs, and a training statistic."""
+"""Tensors that are not loaded: the decoder of CLIP features, which no image needs, and a training statistic."""
 
 
 class TokenFlowVQ(nn.Module):
     """Codes an image by tokens that name one entry in two codebooks at once, one of meaning and one of pixels.
 
     Each half of an entry is l2-normalised. The transformer's inputs are a progressive sum, whose grid grows with the scales, while
-    the image is decoded from a direct one, of which it needs the pixel half only:
+    the image is decoded from a direct one, which needs the pixel half only:
 
         p_0 = 0,  p_{t+1} = up_{t+1}(p_t + code(tokens_t)),  d_{t+1} = d_t + up_T(pixel code(tokens_t)),  image = decoder(d_T)
 
@@ -104,33 +104,33 @@ class TokenFlowVQ(nn.Module):
             return torch.cat((known, direct + F.interpolate(codes[:, self.halves[0] :], (height, width), mode="bicubic")), dim=1)
 
     def next_input(self, latent: Float[Tensor, "R E h w"], t: int, schedule: Schedule) -> Float[Tensor, "R n C"]:
-        """What the transformer sees of the latent when it predicts scale t."""
+        """The transformer's input from the latent when it predicts scale t."""
         height, width = schedule.grids[t]
         # contiguous: PyTorch rounds a strided input's product differently once the weight is frozen, as under an adapter
         return latent[:, : self.channels, :height, :width].flatten(2).transpose(1, 2).contiguous()
 
     def decode_latent(self, latent: Float[Tensor, "R E h w"]) -> Float[Tensor, "R 3 H W"]:
-        """The image of a latent, whole or cut off after any scale; RGB in [0, 1], differentiable inside that range."""
+        """The image of a latent, complete or cut off after any scale; RGB in [0, 1], differentiable inside that range."""
         with torch.autocast(latent.device.type, enabled=False):
             image: Tensor = self.decoder(self.post_quant_conv(latent[:, self.channels :].float()))
             return (image.clamp(-1, 1) + 1) / 2
 
     @torch.no_grad()
     def encode(self, images: Float[Tensor, "R 3 H W"], schedule: Schedule) -> list[Int[Tensor, "R _n"]]:
-        """The tokens of each scale: the entries nearest to what is left over, by the sum of both halves' cosines.
+        """The tokens of each scale: the entries nearest to the residual, by the sum of both halves' cosines.
 
         Args:
             images: RGB in [0, 1], of the schedule's size.
         """
         with torch.autocast(images.device.type, enabled=False):
-            left = self._features(images.float() * 2 - 1)
+            residual = self._features(images.float() * 2 - 1)
             entries = self._codes(torch.arange(self.vocab_size, device=images.device))
             tokens = []
             for grid in schedule.grids:
-                seen = F.interpolate(left, grid, mode="area").flatten(2).transpose(1, 2)
+                seen = F.interpolate(residual, grid, mode="area").flatten(2).transpose(1, 2)
                 tokens.append((self._normalised(seen) @ entries.T).argmax(dim=-1))
                 codes = entries[tokens[-1]].transpose(1, 2).unflatten(-1, grid)
-                left = left - F.interpolate(codes, schedule.grids[-1], mode="bicubic")
+                residual = residual - F.interpolate(codes, schedule.grids[-1], mode="bicubic")
         return tokens
 
     def _features(self, images: Float[Tensor, "R 3 H W"]) -> Float[Tensor, "R C h w"]:
@@ -157,7 +157,7 @@ class PixelAttention(nn.Module):
         self.q, self.k, self.v, self.proj_out = (nn.Conv2d(channels, channels, 1) for _ in range(4))
 
     def forward(self, x: Float[Tensor, "R C H W"]) -> Float[Tensor, "R C H W"]:
-        """Every place sees every other."""
+        """Let every place attend to every other."""
         h = self.norm(x)
         q, k, v = (project(h).flatten(2).transpose(1, 2) for project in (self.q, self.k, self.v))  # (R, H W, C)
         seen = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).unflatten(-1, x.shape[-2:])
@@ -166,7 +166,7 @@ class PixelAttention(nn.Module):
 
 
 class Resolution(nn.Module):
-    """The blocks of one resolution, then the way to the next."""
+    """The blocks of one resolution, then the change to the next resolution."""
 
     def __init__(self, channels: int, out: int, blocks: int, attends: bool, resample: str | None) -> None:
         super().__init__()
@@ -184,7 +184,7 @@ class Resolution(nn.Module):
 
 
 class Convolutions(nn.Module):
-    """The encoder, or the decoder; the coarsest resolution attends, and has the middle next to it."""
+    """The encoder or the decoder; the coarsest resolution has attention, and the middle block next to it."""
 
     def __init__(self, channels: int, out: int, widths: Sequence[int], blocks: int, up: bool) -> None:
         super().__init__()
@@ -229,7 +229,7 @@ class ClipTower(nn.Module):
         self.transformer.resblocks = nn.ModuleList([ClipLayer(width) for _ in range(layers)])
 
     def forward(self, images: Float[Tensor, "R 3 H W"]) -> Float[Tensor, "R n d"]:
-        """One feature a patch of images in [-1, 1]; TokenFlow gives its tower the pixels without CLIP's own normalisation."""
+        """One feature a patch of images in [-1, 1]; TokenFlow's tower reads the pixels without CLIP's normalisation."""
         patches: Tensor = self.conv1(images)
         x = torch.cat((self.class_embedding.expand(len(images), 1, -1), patches.flatten(2).transpose(1, 2)), dim=1)
         x = self.ln_pre(x + self._positions(patches.shape[2], patches.shape[3]))
@@ -242,7 +242,7 @@ class ClipTower(nn.Module):
         if height * width == self.side**2:
             return self.positional_embedding
         grid = self.positional_embedding[1:].T.unflatten(-1, (self.side, self.side))[None]
-        # The public code adds .1 to both counts against rounding, and interpolates by these ratios rather than by the exact ones.
+        # As the public code, which adds .1 to both counts against rounding and interpolates by these inexact ratios.
         ratios = ((height + 0.1) / self.side, (width + 0.1) / self.side)
         resized = F.interpolate(grid, scale_factor=ratios, mode="bicubic")
         return torch.cat((self.positional_embedding[:1], resized.flatten(2)[0].T))
@@ -268,36 +268,41 @@ class ClipLayer(nn.Module):
 
 
 def sizes(tensors: Mapping[str, Tensor], source: str) -> dict[str, object]:
-    """The arguments of `TokenFlowVQ` that the tensors of a file tell.
+    """Read the arguments of `TokenFlowVQ` from the tensors of a file.
 
     Raises:
-        ValueError: when it is no tokenizer of TokenFlow with a CLIP teacher.
+        ValueError: when the file is no tokenizer of TokenFlow with a CLIP teacher.
     """
-    tower, pixels = "encoder_vqkd.conv1.weight", "quantize.embedding_vqgan.weight"
-    needed = [tower, "encoder_vqkd.positional_embedding", pixels, "quantize.embedding_vqkd.weight", "quant_conv.weight"]
-    for part in ("encoder", "decoder"):
-        levels = max(numbered(tensors, f"{part}.conv_blocks."), 1)
-        needed += [f"{part}.conv_blocks.{i}.res.0.conv1.weight" for i in range(levels)]
-    flat = ("encoder_vqkd.positional_embedding", pixels, "quantize.embedding_vqkd.weight")
-    what = "TokenFlow tokenizer with a CLIP teacher (tokenflow_clipb_32k_enhanced.pt)"
-    require(tensors, source, what, {name: 2 if name in flat else 4 for name in needed})
+    _require_sizes(tensors, source)
+    tower, pixels = tensors["encoder_vqkd.conv1.weight"], tensors["quantize.embedding_vqgan.weight"]
 
     def widths(part: str) -> tuple[int, ...]:
         levels = range(numbered(tensors, f"{part}.conv_blocks."))
         return tuple(tensors[f"{part}.conv_blocks.{i}.res.0.conv1.weight"].shape[0] for i in levels)
 
     return {
-        "vocab_size": len(tensors[pixels]),
-        "halves": (tensors["quantize.embedding_vqkd.weight"].shape[1], tensors[pixels].shape[1]),
+        "vocab_size": len(pixels),
+        "halves": (tensors["quantize.embedding_vqkd.weight"].shape[1], pixels.shape[1]),
         "middle": tensors["quant_conv.weight"].shape[1],
         "encoder": widths("encoder"),
         "encoder_blocks": numbered(tensors, "encoder.conv_blocks.0.res."),
         "decoder": widths("decoder"),
         "decoder_blocks": numbered(tensors, "decoder.conv_blocks.0.res."),
         "tower": (
-            tensors[tower].shape[0],
+            tower.shape[0],
             numbered(tensors, "encoder_vqkd.transformer.resblocks."),
-            tensors[tower].shape[-1],
+            tower.shape[-1],
             int((len(tensors["encoder_vqkd.positional_embedding"]) - 1) ** 0.5),
         ),
     }
+
+
+def _require_sizes(tensors: Mapping[str, Tensor], source: str) -> None:
+    """Check that the tensors from which `sizes` reads exist."""
+    flat = ("encoder_vqkd.positional_embedding", "quantize.embedding_vqgan.weight", "quantize.embedding_vqkd.weight")
+    kernels = ["encoder_vqkd.conv1.weight", "quant_conv.weight"]
+    for part in ("encoder", "decoder"):
+        levels = max(numbered(tensors, f"{part}.conv_blocks."), 1)
+        kernels += [f"{part}.conv_blocks.{i}.res.0.conv1.weight" for i in range(levels)]
+    what = "TokenFlow tokenizer with a CLIP teacher (tokenflow_clipb_32k_enhanced.pt)"
+    require(tensors, source, what, {**dict.fromkeys(flat, 2), **dict.fromkeys(kernels, 4)})

@@ -18,11 +18,11 @@ from varrl_lightning.weights.loading import load_strictly, read_tensors
 from varrl_lightning.weights.sizes import numbered, require
 
 COMPUTED = ("quantize.ema_vocab_hit_SV",)
-"""Stored by the public code, and of no use after its training."""
+"""Tensors that the public code stores, and that only its training used."""
 
 
 class Phi(nn.Conv2d):
-    """Mends what upsampling blurs: (1 - r) h + r conv(h)."""
+    """Sharpens what upsampling blurs: (1 - r) h + r conv(h)."""
 
     def __init__(self, channels: int, ratio: float) -> None:
         super().__init__(channels, channels, kernel_size=3, padding=1)
@@ -65,18 +65,18 @@ class Quantizer(nn.Module):
         if count == 0:
             return nn.Identity()
         margin = 1 / 3 / count if count == 4 else 1 / 2 / count
-        # With 10 scales and 4 Phis some lie half-way between two ticks, where rounding decides: numpy's, as in training.
+        # With 10 scales and 4 Phis, scales lie half-way between two ticks, where rounding decides: numpy's, as in training.
         ticks = np.linspace(margin, 1 - margin, count)
         return phis[int(np.argmin(np.abs(ticks - scale / max(scales - 1, 1))))]
 
 
 class VQVAE(nn.Module):
-    """Codes an image as a sum of token maps, scale after scale, each on what the earlier ones left over.
+    """Codes an image as a sum of token maps, scale after scale, each on the residual of the earlier ones.
 
         f_0 = 0,    f_{t+1} = f_t + Phi_t(up(codebook[tokens_t])),    image = decoder(f_T)
 
     `up` is bicubic to the last grid; the transformer's next input is f_{t+1} averaged down to the next grid (`area`). Which Phi a
-    scale has depends on the number of all scales, so that a prefix of a schedule for 512 pixels is not one for 256.
+    scale has depends on the number of all scales, so that a prefix of a schedule for 512 pixels is no schedule for 256.
 
     Args:
         vocab_size: entries of the codebook.
@@ -88,7 +88,7 @@ class VQVAE(nn.Module):
         layout: as in `Quantizer`.
         ratio: as in `Quantizer`.
         kernel: size of the convolutions around the quantiser.
-        normalised: codes are found by cosine, not by distance.
+        normalised: the nearest code is by cosine, not by distance.
     """
 
     def __init__(
@@ -120,8 +120,8 @@ class VQVAE(nn.Module):
 
         Args:
             path: a file, a folder or a hub id.
-            ratio: r of the Phis, which no tensor tells.
-            normalised: whether codes are found by cosine, which no tensor tells.
+            ratio: r of the Phis; stored in no tensor.
+            normalised: whether the nearest code is by cosine; stored in no tensor.
 
         Raises:
             ValueError: when tensors are missing, unexpected or misshaped; the message lists them.
@@ -145,40 +145,40 @@ class VQVAE(nn.Module):
             return latent + self._contribution(tokens, t, schedule)
 
     def next_input(self, latent: Float[Tensor, "R C H W"], t: int, schedule: Schedule) -> Float[Tensor, "R n C"]:
-        """What the transformer sees of the latent when it predicts scale t."""
+        """The transformer's input from the latent when it predicts scale t."""
         with torch.autocast(latent.device.type, enabled=False):
             # contiguous: PyTorch rounds a strided input's product differently once the weight is frozen, as under an adapter
             return F.interpolate(latent, schedule.grids[t], mode="area").flatten(2).transpose(1, 2).contiguous()
 
     def decode_latent(self, latent: Float[Tensor, "R C H W"]) -> Float[Tensor, "R 3 H8 W8"]:
-        """The image of a latent, whole or cut off after any scale; RGB in [0, 1], differentiable inside that range."""
+        """The image of a latent, complete or cut off after any scale; RGB in [0, 1], differentiable inside that range."""
         with torch.autocast(latent.device.type, enabled=False):
             image: Tensor = self.decoder(self.post_quant_conv(latent))
             return (image.clamp(-1, 1) + 1) / 2
 
     @torch.no_grad()
     def encode(self, images: Float[Tensor, "R 3 H W"], schedule: Schedule) -> list[Int[Tensor, "R _n"]]:
-        """The tokens of each scale: the nearest entries to what is left over.
+        """The tokens of each scale: the entries nearest to the residual.
 
         Args:
             images: RGB in [0, 1], of the schedule's size.
         """
         with torch.autocast(images.device.type, enabled=False):
-            left = self.quant_conv(self.encoder(images.float() * 2 - 1))
+            residual = self.quant_conv(self.encoder(images.float() * 2 - 1))
             tokens = []
             for t, grid in enumerate(schedule.grids):
                 last = t == len(schedule) - 1
-                seen = left if last else F.interpolate(left, grid, mode="area")
+                seen = residual if last else F.interpolate(residual, grid, mode="area")
                 tokens.append(self._nearest(seen.flatten(2).transpose(1, 2)))
-                left = left - self._contribution(tokens[-1], t, schedule)
+                residual = residual - self._contribution(tokens[-1], t, schedule)
         return tokens
 
     def _contribution(self, tokens: Int[Tensor, "R n"], t: int, schedule: Schedule) -> Float[Tensor, "R C H W"]:
         h = self.quantize.embedding(tokens).transpose(1, 2).unflatten(-1, schedule.grids[t])
         if t < len(schedule) - 1:
             h = F.interpolate(h, schedule.grids[-1], mode="bicubic")
-        mended: Tensor = self.quantize.phi(t, len(schedule))(h)
-        return mended
+        sharpened: Tensor = self.quantize.phi(t, len(schedule))(h)
+        return sharpened
 
     def _nearest(self, features: Float[Tensor, "R n C"]) -> Int[Tensor, "R n"]:
         codes: Tensor = self.quantize.embedding.weight
@@ -189,10 +189,10 @@ class VQVAE(nn.Module):
 
 
 def sizes(tensors: Mapping[str, Tensor], source: str) -> dict[str, object]:
-    """The arguments of `VQVAE` that the tensors of a file tell.
+    """Read the arguments of `VQVAE` from the tensors of a file.
 
     Raises:
-        ValueError: when it has no codebook or no encoder, so that it is none of this family.
+        ValueError: when the file has no codebook or no encoder, and so is none of this family.
     """
     levels = max(numbered(tensors, "encoder.down."), 1)
     inside = [f"encoder.down.{i}.block.0.conv1.weight" for i in range(levels)]

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 EPSILON = 1e-6
-"""Of all group norms."""
+"""Epsilon of all group norms."""
 
 
 def norm(channels: int) -> nn.GroupNorm:
@@ -27,7 +27,7 @@ class Residual(nn.Module):
         self.nin_shortcut = nn.Identity() if channels == out else nn.Conv2d(channels, out, 1)
 
     def forward(self, x: Float[Tensor, "R C H W"]) -> Float[Tensor, "R E H W"]:
-        """Two convolutions and the way around them."""
+        """Apply two convolutions and the shortcut around them."""
         h = self.conv1(F.silu(self.norm1(x)))
         h = self.conv2(F.silu(self.norm2(h)))
         y: Tensor = self.nin_shortcut(x) + h
@@ -43,7 +43,7 @@ class PixelAttention(nn.Module):
         self.qkv, self.proj_out = nn.Conv2d(channels, 3 * channels, 1), nn.Conv2d(channels, channels, 1)
 
     def forward(self, x: Float[Tensor, "R C H W"]) -> Float[Tensor, "R C H W"]:
-        """Every place sees every other."""
+        """Let every place attend to every other."""
         q, k, v = self.qkv(self.norm(x)).flatten(2).transpose(1, 2).chunk(3, dim=-1)  # (R, H W, C) each
         seen = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).unflatten(-1, x.shape[-2:])
         attended: Tensor = x + self.proj_out(seen)
@@ -59,13 +59,13 @@ class Resample(nn.Module):
         self.conv = nn.Conv2d(channels, channels, 3, padding=1) if up else nn.Conv2d(channels, channels, 3, stride=2)
 
     def forward(self, x: Float[Tensor, "R C H W"]) -> Float[Tensor, "R C H2 W2"]:
-        """One resolution up or down; going down pads at the right and at the bottom only."""
+        """Change the resolution; halving pads at the right and at the bottom only."""
         resized: Tensor = self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest") if self.up else F.pad(x, (0, 1, 0, 1)))
         return resized
 
 
 class Level(nn.Module):
-    """The residual blocks of one resolution, with attention after each at the coarsest, and the way to the next resolution."""
+    """The residual blocks of one resolution, with attention after each at the coarsest, and the change to the next resolution."""
 
     def __init__(self, channels: int, out: int, blocks: int, attends: bool) -> None:
         super().__init__()
@@ -73,7 +73,7 @@ class Level(nn.Module):
         self.attn = nn.ModuleList([PixelAttention(out) for _ in range(blocks)] if attends else [])
 
     def forward(self, x: Float[Tensor, "R C H W"]) -> Float[Tensor, "R E H2 W2"]:
-        """All blocks, then the change of resolution if there is one."""
+        """Apply all blocks, then the change of resolution if there is one."""
         for i, block in enumerate(self.block):
             x = block(x)
             if len(self.attn):
@@ -96,7 +96,7 @@ class Middle(nn.Module):
         )
 
     def forward(self, x: Float[Tensor, "R C H W"]) -> Float[Tensor, "R C H W"]:
-        """The three in order."""
+        """Apply the three in order."""
         middle: Tensor = self.block_2(self.attn_1(self.block_1(x)))
         return middle
 

@@ -14,8 +14,9 @@ TORCH_ENDINGS = (".pth", ".pt", ".bin", ".ckpt")
 ENDINGS = (".safetensors", *TORCH_ENDINGS)
 INDEX = ".index.json"
 DEFAULTS = ("model.safetensors.index.json", "model.safetensors", "pytorch_model.bin.index.json", "pytorch_model.bin")
-"""What a folder written by transformers is read from, the first of these that is there."""
+"""File names that transformers writes; of a folder the first of these that exists is read."""
 SHOWN = 20
+"""Number of names in a message."""
 
 
 @dataclass(frozen=True)
@@ -34,11 +35,11 @@ class Place:
 
 
 def find_weights(path: str, filename: str | None = None) -> tuple[Place, str]:
-    """Where the weights are, and the name of the file or of the index of shards in there.
+    """Find the weights: their place, and the name of the file or of the index of shards in it.
 
     Raises:
         FileNotFoundError: when nothing can be found.
-        ValueError: where it is open which file is meant.
+        ValueError: when several files could be meant.
     """
     place, name = _locate(path, filename)
     return place, name if name.endswith((INDEX, *ENDINGS)) else _only_file(place, name)
@@ -53,12 +54,12 @@ def read_index(place: Place, index: str) -> dict[str, set[str]]:
     """
     try:
         weight_map = json.loads(place.fetch(index).read_text(encoding="utf-8"))["weight_map"]
-        homes = {str(tensor): str(shard) for tensor, shard in weight_map.items()}
+        shard_of = {str(tensor): str(shard) for tensor, shard in weight_map.items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{place.label}/{index} is no index of shards: expected JSON with a 'weight_map' ({error!r})") from error
     folder, slash, _ = index.rpartition("/")
     shards: dict[str, set[str]] = {}
-    for tensor, shard in homes.items():
+    for tensor, shard in shard_of.items():
         shards.setdefault(folder + slash + shard, set()).add(tensor)
     for shard in shards:
         try:
@@ -68,8 +69,8 @@ def read_index(place: Place, index: str) -> dict[str, set[str]]:
     return shards
 
 
-def some(names: Sequence[object]) -> str:
-    """The first names of a list that may be long."""
+def shortened(names: Sequence[object]) -> str:
+    """A list of names for a message: the first ones, and the number of the others."""
     shown = ", ".join(map(str, names[:SHOWN]))
     return f"{shown} and {len(names) - SHOWN} more" if len(names) > SHOWN else shown or "nothing"
 
@@ -93,17 +94,17 @@ def _only_file(place: Place, inside: str) -> str:
     """The one file that a folder is to be read from, or a folder inside it."""
     prefix = f"{inside.rstrip('/')}/" if inside else ""
     names = place.names()
-    here = [n for n in names if n.startswith(prefix) and "/" not in n[len(prefix) :] and n.endswith((INDEX, *ENDINGS))]
+    candidates = [n for n in names if n.startswith(prefix) and "/" not in n[len(prefix) :] and n.endswith((INDEX, *ENDINGS))]
     for default in DEFAULTS:
-        if prefix + default in here:
+        if prefix + default in candidates:
             return prefix + default
-    choices = [n for n in here if n.endswith(INDEX)] or here
+    choices = [n for n in candidates if n.endswith(INDEX)] or candidates
     if len(choices) == 1:
         return choices[0]
     where = f"{place.label}/{inside}" if inside else place.label
     if choices:
-        raise ValueError(f"{where} has {len(choices)} weights files, {some(choices)}; say which by its file name")
-    raise FileNotFoundError(f"{where} has no weights file (*{', *'.join(ENDINGS)}); it has {some(names)}")
+        raise ValueError(f"{where} has {len(choices)} weights files, {shortened(choices)}; give the file name")
+    raise FileNotFoundError(f"{where} has no weights file (*{', *'.join(ENDINGS)}); it has {shortened(names)}")
 
 
 def _folder(folder: Path) -> Place:
@@ -112,7 +113,7 @@ def _folder(folder: Path) -> Place:
 
     def fetch(name: str) -> Path:
         if not (folder / name).is_file():
-            raise FileNotFoundError(f"the folder {folder} has no file {name}; it has {some(names())}")
+            raise FileNotFoundError(f"the folder {folder} has no file {name}; it has {shortened(names())}")
         return folder / name
 
     return Place(str(folder), names, fetch)

@@ -1,4 +1,4 @@
-"""The Hugging Face hub: which names are meant for it, and what its refusals mean."""
+"""Reads from the Hugging Face hub: its ids, its files, and what its errors mean."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ _FILE_ENDINGS = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".json")
 
 
 def hub_id(path: str) -> tuple[str, str]:
-    """Read what is no local path as `owner/name` and the file or folder in there, which may be empty.
+    """Split a hub id into `owner/name` and the file or folder in the repository, which may be empty.
 
     Raises:
-        FileNotFoundError: when it has not the form of a hub id, or begins with a local folder.
+        FileNotFoundError: when the path has not the form of a hub id, or begins with a local folder.
     """
     nothing = f"no such file or folder: {path} (seen from {Path.cwd()})"
     match = _HUB_ID.fullmatch(path)
@@ -31,7 +31,7 @@ def hub_id(path: str) -> tuple[str, str]:
 
 
 def list_files(repo: str) -> list[str]:
-    """The files of a repository, or of what was downloaded of it where the hub is out of reach.
+    """The files of a repository; of its downloaded part when the hub is out of reach.
 
     Raises:
         FileNotFoundError: when the hub refuses, or is out of reach and nothing was downloaded before.
@@ -44,47 +44,47 @@ def list_files(repo: str) -> list[str]:
             return HfApi().list_repo_files(repo)
         except RepositoryNotFoundError:
             raise
-        except Exception:  # out of reach, which the http client has its own errors for
+        except Exception:  # the hub is out of reach: the http client has many errors for it
             folder = Path(snapshot_download(repo, local_files_only=True, allow_patterns=[]))
             return sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file())
 
-    found: list[str] = asked(repo, "", ask)
-    return found
+    files: list[str] = ask_hub(repo, "", ask)
+    return files
 
 
 def download(repo: str, name: str) -> Path:
     """The local path of one file of a repository, downloaded once.
 
     Raises:
-        FileNotFoundError: as above.
+        FileNotFoundError: as in `list_files`.
     """
     from huggingface_hub import hf_hub_download
 
-    return Path(asked(repo, name, lambda: hf_hub_download(repo, name)))
+    return Path(ask_hub(repo, name, lambda: hf_hub_download(repo, name)))
 
 
 def download_matching(repo: str, patterns: Sequence[str]) -> Path:
     """The local folder of a repository's files of some patterns, downloaded once.
 
     Raises:
-        FileNotFoundError: as above.
+        FileNotFoundError: as in `list_files`.
     """
     from huggingface_hub import snapshot_download
 
-    return Path(asked(repo, "", lambda: snapshot_download(repo, allow_patterns=list(patterns))))
+    return Path(ask_hub(repo, "", lambda: snapshot_download(repo, allow_patterns=list(patterns))))
 
 
-def asked(repo: str, name: str, ask: Callable[[], Any]) -> Any:
-    """The hub's answer about a repository, or a file of that name in it.
+def ask_hub(repo: str, name: str, ask: Callable[[], Any]) -> Any:
+    """Return the hub's answer about a repository, or about a file of that name in it.
 
     Raises:
-        FileNotFoundError: when there is none; says why, and what can be done.
+        FileNotFoundError: when there is no answer; the message names the reason and a remedy.
     """
     from huggingface_hub.errors import GatedRepoError, RemoteEntryNotFoundError, RepositoryNotFoundError
 
     try:
         return ask()
-    except Exception as error:  # OSError, ValueError and the http client's own errors
+    except Exception as error:  # OSError, ValueError and the http client's errors
         if isinstance(error, GatedRepoError):
             why = f"is gated: agree to its terms at https://huggingface.co/{repo} and log in (`hf auth login`)"
         elif isinstance(error, RepositoryNotFoundError):
@@ -101,6 +101,6 @@ def asked(repo: str, name: str, ask: Callable[[], Any]) -> Any:
 
 
 def first_line(error: Exception) -> str:
-    """The type of an error and the first line of what it says."""
+    """The type of an error and the first line of its message."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

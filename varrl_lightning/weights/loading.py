@@ -16,52 +16,52 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from varrl_lightning.weights.files import INDEX, SHOWN, find_weights, read_index, some
+from varrl_lightning.weights.files import INDEX, SHOWN, find_weights, read_index, shortened
 from varrl_lightning.weights.hub import first_line
 
 PICKLE = b"\x80"
-"""The first byte of a pickle that is no archive of torch.save."""
+"""First byte of a pickle that is no archive of torch.save."""
 
 
 def read_tensors(path: str | Path, filename: str | None = None, nested: Sequence[str] = ()) -> dict[str, Tensor]:
     """Read named tensors onto the CPU, without running any code that a file may hold.
 
-    The network is asked only when `path` is nothing local and has the form of a hub id.
+    The network is used only when `path` is nothing local and has the form of a hub id.
 
     Args:
         path: a file (.safetensors, .pth, .pt, .bin, .ckpt), a folder, or a hub id `owner/name` or `owner/name/file.pth`. A folder
             or repository holds one weights file, or an index of shards as transformers writes it.
         filename: the file, index or inner folder to read of a folder or repository.
-        nested: names under which a torch file may keep its tensors, such as `("ema", "model")`; the first that is there is taken.
+        nested: names under which a torch file may keep its tensors, such as `("ema", "model")`; the first that exists is taken.
 
     Raises:
-        FileNotFoundError: when there is no such file, here or on the hub; says what was tried, and how to get it by hand.
-        ValueError: for a file that is damaged or holds more than tensors, and where it is open which file is meant.
+        FileNotFoundError: when there is no such file, here or on the hub; the message names what was tried and how to download it.
+        ValueError: for a file that is damaged or holds more than tensors, and when several files could be meant.
     """
     place, name = find_weights(str(path), filename)
     if not name.endswith(INDEX):
         return _read_file(place.fetch(name), nested)
     tensors: dict[str, Tensor] = {}
-    homes: dict[str, str] = {}
-    for shard, promised in read_index(place, name).items():
-        found = _read_file(place.fetch(shard), nested)
-        if twice := sorted(found.keys() & tensors.keys()):
-            raise ValueError(f"{place.label}: the tensor {twice[0]} is in two shards, {homes[twice[0]]} and {shard}")
-        if absent := sorted(promised - found.keys()):
-            raise ValueError(f"{place.label}: by {name}, {shard} holds {some(absent)}, but it does not; download both again")
-        tensors |= found
-        homes |= dict.fromkeys(found, shard)
+    shard_of: dict[str, str] = {}
+    for shard, listed in read_index(place, name).items():
+        part = _read_file(place.fetch(shard), nested)
+        if duplicates := sorted(part.keys() & tensors.keys()):
+            raise ValueError(f"{place.label}: the tensor {duplicates[0]} is in two shards, {shard_of[duplicates[0]]} and {shard}")
+        if absent := sorted(listed - part.keys()):
+            raise ValueError(f"{place.label}: by {name}, {shard} holds {shortened(absent)}, but it does not; download both again")
+        tensors |= part
+        shard_of |= dict.fromkeys(part, shard)
     return tensors
 
 
-def differences(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> list[str]:
-    """One line for each tensor that is missing, unexpected or of another shape; empty when all fit."""
-    problems = [f"missing {name} {list(wanted[name].shape)}" for name in wanted.keys() - found.keys()]
-    problems += [f"unexpected {name} {list(found[name].shape)}" for name in found.keys() - wanted.keys()]
+def differences(tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> list[str]:
+    """List the tensors that are missing, unexpected or of another shape, one line each; empty when all fit."""
+    problems = [f"missing {name} {list(wanted[name].shape)}" for name in wanted.keys() - tensors.keys()]
+    problems += [f"unexpected {name} {list(tensors[name].shape)}" for name in tensors.keys() - wanted.keys()]
     problems += [
-        f"misshaped {name}: {list(found[name].shape)} in the file, {list(wanted[name].shape)} in the model"
-        for name in wanted.keys() & found.keys()
-        if found[name].shape != wanted[name].shape
+        f"misshaped {name}: {list(tensors[name].shape)} in the file, {list(wanted[name].shape)} in the model"
+        for name in wanted.keys() & tensors.keys()
+        if tensors[name].shape != wanted[name].shape
     ]
     return sorted(problems)
 
@@ -69,14 +69,14 @@ def differences(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> li
 def load_strictly(
     module: nn.Module, tensors: Mapping[str, Tensor], source: str, ignore: Sequence[str] = (), dtype: torch.dtype | None = None
 ) -> None:
-    """Load tensors into a module whose names and shapes are exactly theirs; it remembers from where, as `source`.
+    """Load tensors into a module whose names and shapes are exactly theirs; the module remembers their `source`.
 
-    What was built on the `meta` device is given memory here, of its own: none is shared with `tensors`.
+    A module on the `meta` device gets its memory here; none of it is shared with `tensors`.
 
     Args:
-        source: where the tensors are from, for the message.
+        source: the file that the tensors are from, for the message.
         ignore: patterns (`*`, `?`) of names that are left out of `tensors`.
-        dtype: of all floating-point tensors; None keeps the module's own, which is float32 for what is on `meta`.
+        dtype: of all floating-point tensors; None keeps the module's dtype, or takes float32 for a module on `meta`.
 
     Raises:
         ValueError: when a tensor is missing, unexpected, misshaped or of another kind (integer, float); lists them.
@@ -97,14 +97,17 @@ def load_strictly(
         if dtype is not None:
             module.to(dtype)
         module.load_state_dict(kept)
-    left = [name for name, x in [*module.named_parameters(), *module.named_buffers()] if x.is_meta]
-    if left:
-        raise ValueError(f"{type(module).__name__} has on the meta device what no file holds: {some(left)}; build that elsewhere")
+    unloaded = [name for name, x in [*module.named_parameters(), *module.named_buffers()] if x.is_meta]
+    if unloaded:
+        raise ValueError(
+            f"{type(module).__name__} has tensors on the meta device that no file holds: {shortened(unloaded)}; "
+            "build them on another device"
+        )
     module.__dict__["source"] = source
 
 
 def _owned(tensor: Tensor, place: Tensor, dtype: torch.dtype | None) -> Tensor:
-    """A copy that can take a module's place: the memory of a mapped file must not become the model's."""
+    """A copy for the module: the memory of a mapped file must not become the model's."""
     if not place.is_floating_point():
         dtype = place.dtype
     elif dtype is None:
@@ -115,7 +118,7 @@ def _owned(tensor: Tensor, place: Tensor, dtype: torch.dtype | None) -> Tensor:
 def _read_file(path: Path, nested: Sequence[str]) -> dict[str, Tensor]:
     with path.open("rb") as file:
         if file.read(19) == b"version https://git":
-            raise ValueError(f"{path} is not the weights but Git LFS's note of where they are; run `git lfs pull` in its folder")
+            raise ValueError(f"{path} holds not the weights but a Git LFS pointer to them; run `git lfs pull` in its folder")
     if path.suffix != ".safetensors":
         return _named_tensors(_unpickle(path), path, nested)
     try:
@@ -129,7 +132,7 @@ def _unpickle(path: Path) -> Any:
     """The content of a torch file, as far as it is tensors and plain values."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of pickle protocols, before an error that says the same
+            warnings.simplefilter("ignore")  # a warning about pickle protocols precedes the error that is raised anyway
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
         unsafe = re.search(r"GLOBAL (\S+)", str(error))
@@ -164,5 +167,7 @@ def _named_tensors(content: Any, path: Path, nested: Sequence[str]) -> dict[str,
     others = [f"{name} ({type(x).__name__})" for name, x in values.items() if not (isinstance(x, Tensor) and isinstance(name, str))]
     if others:
         where = f", under {under!r}," if under else f" (looked for {', '.join(nested)})" if nested else ""
-        raise ValueError(f"{path}{where} holds more than named tensors: {some(others)}; all its names: {some(list(values))}")
+        raise ValueError(
+            f"{path}{where} holds more than named tensors: {shortened(others)}; all its names: {shortened(list(values))}"
+        )
     return dict(values)
