@@ -14,7 +14,7 @@ import pytest
 import torch
 import yaml
 from jsonargparse import ArgumentParser, dict_to_namespace
-from tiny import PROMPTS, TinyPolicy, tiny_loader, tiny_module, tiny_policy, tiny_trainer
+from tiny import PROMPTS, TinyPolicy, tiny_loader, tiny_module, tiny_policy, tiny_trainer, untrained_lettering
 from torch import Tensor, nn
 
 from tests.families import RECIPE_ARGUMENTS, innermost
@@ -29,9 +29,13 @@ from varrl_lightning.memory.forecast import largest, optimizer_bytes
 from varrl_lightning.memory.tracking import frozen_parts, tensors_of
 from varrl_lightning.module import VARGRPO
 from varrl_lightning.policies.base import VARPolicy
+<<<<<<< HEAD
 from varrl_lightning.policies.lettering import LetteringPolicy, LetteringTransformer
 from varrl_lightning.policies.lora import add_lora
 from varrl_lightning.policies.published import published
+=======
+from varrl_lightning.rollout import prompt_keys, sample_tree
+>>>>>>> tests-fast
 from varrl_lightning.strategies import configured_kind
 from varrl_lightning.types import Prompt, Stage
 
@@ -91,11 +95,12 @@ def test_what_autograd_keeps_is_counted() -> None:
 
 
 @pytest.mark.parametrize(
-    ("width", "depth", "stage"), [(16, 1, PREFIX), (32, 2, SUFFIX), (64, 4, PREFIX)], ids=["small", "middle", "large"]
+    ("width", "depth", "stage"),
+    [(16, 1, Stage(0, 4, 4, 2)), (32, 2, Stage(4, 6, 4)), (64, 4, Stage(0, 4, 4, 2))],
+    ids=["small", "middle", "large"],
 )
 def test_a_rollout_and_an_update_take_what_was_foretold(width: int, depth: int, stage: Stage) -> None:
-    torch.manual_seed(0)
-    module = tiny_module(LetteringPolicy(LetteringTransformer(width=width, depth=depth, heads=2)), kl_coef=0.1)
+    module = tiny_module(untrained_lettering(width, depth), kl_coef=0.1)
     policy, simulation = module.policy, simulated(module)
     drawn, trained = simulation.rollout(stage, 8, 4), simulation.update(stage, 3)
     known = tensors_of(policy.transformer, module.reference.transformer, *frozen_parts(policy).values())  # type: ignore[union-attr]
@@ -331,7 +336,7 @@ def test_a_rollout_that_does_not_fit_names_images_at_once() -> None:
 def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     monkeypatch.chdir(tmp_path)
     Path("words.jsonl").write_text("".join(json.dumps({"text": p.text}) + "\n" for p in PROMPTS))
-    model = {"policy": {"class_path": "tiny.tiny_policy"}, "reward": "tiny.LeftBright", "mask_source": "full", "m": 2}
+    model = {"policy": {"class_path": "tiny.untrained_lettering"}, "reward": "tiny.LeftBright", "mask_source": "full", "m": 4}
     return {
         "model": model | {"group_size": 4},
         "data": {"train": "words.jsonl", "batch_size": 2},

@@ -56,7 +56,9 @@ def tiny(name: str, tmp_path: Path) -> list[str]:
 
 @pytest.mark.parametrize("part", ["tokenizer", "details", "words"])
 def test_a_shipped_config_runs_and_exports_what_loads(part: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("varrl_lightning.pretraining.fit_codes", partial(fit_codes, samples=2000, iterations=3))  # in seconds
+    monkeypatch.setattr(
+        "varrl_lightning.pretraining.modules.fit_codes", partial(fit_codes, samples=2000, iterations=3)
+    )  # in seconds
     monkeypatch.setattr(sys, "argv", ["pretraining", *tiny(f"pretrain_{part}", tmp_path)])
     main()
     file = tmp_path / "out.safetensors"

@@ -79,6 +79,12 @@ def tiny_policy(seed: int = 0, kind: type[TinyPolicy] = TinyPolicy) -> TinyPolic
     return policy
 
 
+def untrained_lettering(width: int = 16, depth: int = 2) -> LetteringPolicy:
+    """All scales of the shipped model, for what depends on how many there are or how large they are."""
+    torch.manual_seed(0)
+    return LetteringPolicy(LetteringTransformer(width=width, depth=depth, heads=2))
+
+
 def tiny_module(policy: LetteringPolicy | None = None, **options: Any) -> VARGRPO:
     defaults: dict[str, Any] = {
         "reward": LeftBright(),

@@ -10,12 +10,14 @@ from typing import Any
 import torch
 from lightning.pytorch.callbacks import Callback
 
-from tests.callbacks.running import datamodule, small_module, trainer
-from tests.distributed.jobs import adamw, full_weights, named, quiet
-from tests.tiny import tiny_policy
+from tests.callbacks.running import Watched, datamodule, trainer
+from tests.distributed import jobs
 from varrl_lightning.callbacks import Checkpoints, SafeStop
+<<<<<<< HEAD
 from varrl_lightning.module import VARGRPO
 from varrl_lightning.policies.lora import add_lora
+=======
+>>>>>>> tests-fast
 
 
 class StopAfter(Callback):
@@ -29,15 +31,6 @@ class StopAfter(Callback):
             os.kill(os.getpid(), signal.SIGTERM)
 
 
-def module(lora: bool = False) -> VARGRPO:
-    policy = tiny_policy()
-    if lora:
-        torch.manual_seed(1)
-        add_lora(policy, rank=4)
-    schedule = torch.optim.lr_scheduler.LinearLR
-    return small_module(policy=policy, kl_coef=0.01, optimizer=adamw, lr_scheduler=lambda o: schedule(o, total_iters=6))
-
-
 def fit(
     strategy: str | None,
     world_size: int,
@@ -48,11 +41,13 @@ def fit(
     lora: bool = False,
 ) -> dict[str, Any]:
     """Train to a number of steps, or until told to stop; validation after every second step."""
-    quiet()
-    trained = module(lora)
+    jobs.quiet()
+    schedule = torch.optim.lr_scheduler.LinearLR
+    small: dict[str, Any] = {"group_size": 2, "num_continuations": 2, "reward": Watched()}
+    trained = jobs.module(lora, **small, lr_scheduler=lambda optimizer: schedule(optimizer, total_iters=6))
     # The one that stops comes after SafeStop, which has begun the step by then.
     callbacks = [SafeStop(), StopAfter(stop_after), Checkpoints()]
-    options = {"devices": world_size, "strategy": named(strategy), "val_check_interval": 2, "check_val_every_n_epoch": None}
+    options = {"devices": world_size, "strategy": jobs.named(strategy), "val_check_interval": 2, "check_val_every_n_epoch": None}
     runner = trainer(Path(folder), callbacks, steps, **options)
     stopped = False
     try:
@@ -62,6 +57,6 @@ def fit(
     return {
         "stopped": stopped,
         "rollouts": trained.rollouts_done,
-        "weights": full_weights(trained),
+        "weights": jobs.full_weights(trained),
         "lr": runner.optimizers[0].param_groups[0]["lr"],
     }

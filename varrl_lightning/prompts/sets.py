@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from varrl_lightning.prompts.files import OverlapError, check_disjoint, load_prompts
-from varrl_lightning.quoting import quoted_words
 from varrl_lightning.types import Prompt
+from varrl_lightning.types.quoting import quoted_words
 
 APPENDIX_C: dict[int, float] = {2: 0.2, 3: 0.3, 4: 0.3, 5: 0.2}
 """Shares of prompts by number of regions: in the paper's evaluation, and in its filtered training set."""

@@ -20,9 +20,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from varrl_lightning.quoting import quoted_words
-from varrl_lightning.sampling import Sampling, SamplingChanges, Score
 from varrl_lightning.schedule import Schedule
+from varrl_lightning.types.quoting import quoted_words
+from varrl_lightning.types.sampling import Sampling, SamplingChanges, Score
 
 __all__ = [
     "Box",
