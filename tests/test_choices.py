@@ -79,20 +79,11 @@ CASES: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"eta": 0.01}, {}),
     ({"max_grad_norm": 1e-3}, {"optimizer": lambda p: torch.optim.SGD(p, lr=1.0)}),
     (MASKED, {}),
-<<<<<<< HEAD
-    ({"mask": {"propagation": "direct"}}, MASKED),
-    ({"mask": {"missing": "ones"}}, MASKED),
-    ({"mask": {"outside": 0.5}}, MASKED),
-    ({"mask": {"dilation": 8}}, MASKED),
-    ({"mask": {"threshold": 0.7}}, MASKED),
-    ({"stages": [Stage(0, 2, 4, 2, name="coarse"), Stage(2, 4, 4, 2, name="middle"), Stage(4, 6, 4, name="fine")]}, {}),
-=======
     ({"mask": {"missing": "ones"}}, MASKED),
     ({"mask": {"outside": 0.5}}, MASKED),
     ({"mask": {"dilation": 8}}, MASKED),
     ({"mask": {"threshold": 0.7}}, MASKED),
     ({"stages": [Stage(0, 1, 4, 2, name="coarse"), Stage(1, 3, 4, 2, name="middle"), Stage(3, 4, 4, name="fine")]}, {}),
->>>>>>> tests-fast
 ]
 
 
@@ -109,11 +100,7 @@ def test_a_choice_acts_and_trains(choice: dict[str, Any], others: dict[str, Any]
 
 
 def test_a_mask_that_leaves_nothing_out_is_no_mask() -> None:
-<<<<<<< HEAD
-    assert torch.equal(trained(**MASKED, mask={"outside": 1.0}), trained())
-=======
     assert torch.equal(trained(**MASKED, mask={"outside": 1.0}), baseline())
->>>>>>> tests-fast
 
 
 class Reading:

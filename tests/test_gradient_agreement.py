@@ -248,12 +248,7 @@ def test_the_memory_of_the_sums_is_known() -> None:
 
 @pytest.mark.parametrize(("name", "equal_images"), [("agreement", False), ("agreement_all", True)])
 def test_the_shipped_variants_are_those_of_the_paper(name: str, equal_images: bool) -> None:
-<<<<<<< HEAD
-    shipped = LetteringPolicy(LetteringTransformer(width=16, depth=2, heads=2))
-    variants = described_variants(tiny_module(shipped, m=4), read_variants(name), kl=False)
-=======
     variants = described_variants(tiny_module(untrained_lettering(), m=4), read_variants(name), kl=False)
->>>>>>> tests-fast
     assert len(variants) == len(read_variants(f"{name}.yaml"))
     assert (variants[0].stage.start, variants[0].stage.stop, variants[0].grpo.credit.alpha) == (0, 7, 0.0)
     assert {v.stage.continuations for v in variants if v.stage.stop == 4} == {1, 2, 4}

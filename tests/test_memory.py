@@ -29,13 +29,8 @@ from varrl_lightning.memory.forecast import largest, optimizer_bytes
 from varrl_lightning.memory.tracking import frozen_parts, tensors_of
 from varrl_lightning.module import VARGRPO
 from varrl_lightning.policies.base import VARPolicy
-<<<<<<< HEAD
-from varrl_lightning.policies.lettering import LetteringPolicy, LetteringTransformer
 from varrl_lightning.policies.lora import add_lora
 from varrl_lightning.policies.published import published
-=======
-from varrl_lightning.rollout import prompt_keys, sample_tree
->>>>>>> tests-fast
 from varrl_lightning.strategies import configured_kind
 from varrl_lightning.types import Prompt, Stage
 

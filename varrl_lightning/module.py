@@ -150,6 +150,8 @@ class VARGRPO(L.LightningModule):
         self.save_hyperparameters(logger=False)
         self.policy: VARPolicy = built("policy", VARPolicy, policy)
         kl_options: KLOptions = built("kl", KLOptions, kl)
+        mask_options: MaskOptions = built("mask", MaskOptions, mask)
+        normalise_options: NormaliseOptions = built("normalise", NormaliseOptions, normalise)
         self.guards: Guards = built("guards", Guards, guards)
         check_sizes(group_size, num_continuations, micro_batch_size, images_at_once)
         self.rewards = WeightedRewards.from_spec(reward)
@@ -161,45 +163,28 @@ class VARGRPO(L.LightningModule):
             rewards=self.rewards,
             mask_source=built_mask_source(mask_source, self.rewards),
             sampling=self.sampling,
-            credit=CreditOptions(
-                eta=eta,
-                alpha=alpha,
-                combine=combine,
-                mask=built("mask", MaskOptions, mask),
-                normalise=built("normalise", NormaliseOptions, normalise),
-                masked_kl=kl_options.masked,
-            ),
+            credit=CreditOptions(eta, alpha, combine, mask_options, normalise_options, kl_options.masked),
             objective=Objective(built_score(score, self.sampling), clip_low, clip_high, ratio, kl_coef, kl_options),
         )
         self.grpo.objective.check_policy(self.policy)
         self.judge = built_judge(judge, self.rewards)
         self.optimizer_factory = built("optimizer", OptimizerFactory, optimizer) or paper_optimizer
         self.lr_scheduler_factory = built("lr_scheduler", LRSchedulerFactory, lr_scheduler)
-        self.images_at_once = images_at_once
         self.micro_batches = MicroBatchSize(
             micro_batch_size, self.policy, self.grpo, self.optimizer_factory, images_at_once, updates_per_rollout
         )
-        self.seed, self.eval_seed, self.ema_decay = seed, eval_seed, ema_decay
+        self.seed, self.eval_seed, self.images_at_once, self.ema_decay = seed, eval_seed, images_at_once, ema_decay
         # A tuple keeps the frozen reference out of the module tree: no state dict, no strategy, no optimizer.
         self._reference: tuple[Anchor | None] = (built_reference(reference, self.policy) if kl_coef > 0 else None,)
         self.average = None if ema_decay is None else WeightAverage(self.policy, ema_decay)
         self.counters = RunCounters()
         self.frozen = FrozenWeights(self.policy, self.reference)
         self.updater = Updater(
-            self.policy,
-            self.reference,
-            self.grpo,
-            self.counters,
-            self.average,
-            updates_per_rollout=updates_per_rollout,
-            max_grad_norm=max_grad_norm,
-            max_bad_steps=self.guards.max_bad_steps,
+            self.policy, self.reference, self.grpo, self.counters, self.average, updates_per_rollout, max_grad_norm, self.guards
         )
         self.evaluator = Evaluator(self.policy, self.rewards, self.judge, self.sampling, eval_seed, images_at_once, self.average)
         self._step_log = StepLog(self.grpo.cycle)
         self._parallel: Parallel | None = None
-
-    # --- what it is made of -------------------------------------------------------------------------------------------------
 
     @property
     def reference(self) -> Anchor | None:

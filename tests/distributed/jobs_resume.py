@@ -13,11 +13,6 @@ from lightning.pytorch.callbacks import Callback
 from tests.callbacks.running import Watched, datamodule, trainer
 from tests.distributed import jobs
 from varrl_lightning.callbacks import Checkpoints, SafeStop
-<<<<<<< HEAD
-from varrl_lightning.module import VARGRPO
-from varrl_lightning.policies.lora import add_lora
-=======
->>>>>>> tests-fast
 
 
 class StopAfter(Callback):

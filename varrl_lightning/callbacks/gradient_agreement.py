@@ -13,6 +13,7 @@ import lightning as L
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback
 
+from varrl_lightning.callbacks.trained_module import vargrpo
 from varrl_lightning.data import TrainingBatches
 from varrl_lightning.gradient_agreement.meter import LEAST, AgreementMeter, Measured, independent_batches
 from varrl_lightning.gradient_agreement.variants import SHAPE, StageShape, Variant, own_stages, read_variants, variants_of
@@ -73,8 +74,7 @@ class GradientAgreement(Callback):
         Raises:
             MisconfigurationException: under several processes, or where weights are sharded.
         """
-        assert isinstance(pl_module, VARGRPO), "GradientAgreement measures a VARGRPO"
-        parallel = pl_module.parallel
+        parallel = vargrpo(pl_module).parallel
         if stage == "fit" and (trainer.world_size > 1 or parallel.kind not in ("single", "ddp")):
             raise MisconfigurationException(
                 f"GradientAgreement measures on one process that holds all weights, but there are {trainer.world_size} under "
@@ -87,9 +87,9 @@ class GradientAgreement(Callback):
         Raises:
             ValueError: on a variant that cannot be, or more prompts in a batch than there are.
         """
-        assert isinstance(pl_module, VARGRPO)
-        self._variants = described_variants(pl_module, self.described, self.kl)
-        self._meter(pl_module)
+        module = vargrpo(pl_module)
+        self._variants = described_variants(module, self.described, self.kl)
+        self._meter(module)
         if self.prompts is not None and isinstance(trainer.train_dataloader, TrainingBatches):
             independent_batches(trainer.train_dataloader.prompts, self.batches, self.prompts, self.seed)
 
@@ -102,16 +102,16 @@ class GradientAgreement(Callback):
         batch_idx: int,
     ) -> None:
         """Measure, when it is time."""
-        assert isinstance(pl_module, VARGRPO)
+        module = vargrpo(pl_module)
         if not isinstance(trainer.train_dataloader, TrainingBatches):
             self._seen |= {prompt.id: prompt for prompt in as_prompts(batch)}
         # Lightning repeats the last value of a name that a step does not log.
         metrics = dict.fromkeys(self._names, math.nan)
-        if pl_module.rollouts_done % self.every_n_steps == 0:
-            metrics |= self._measure(trainer, pl_module, len(as_prompts(batch)))
+        if module.rollouts_done % self.every_n_steps == 0:
+            metrics |= self._measure(trainer, module, len(as_prompts(batch)))
             self._names |= metrics.keys()
         if metrics:
-            pl_module.log_dict(metrics, batch_size=1)
+            module.log_dict(metrics, batch_size=1)
 
     def _measure(self, trainer: L.Trainer, module: VARGRPO, size: int) -> dict[str, float]:
         loader, size = trainer.train_dataloader, self.prompts or size

@@ -21,6 +21,7 @@ from varrl_lightning.policies.base import VARPolicy
 from varrl_lightning.policies.state import Anchor
 from varrl_lightning.strategies import Parallel
 from varrl_lightning.training.counters import RunCounters
+from varrl_lightning.training.guards import Guards
 from varrl_lightning.types import LogProbs, Rollout
 
 OptimizerFactory = Callable[[Iterable[Any]], Optimizer]
@@ -43,7 +44,7 @@ class Updater:
         average: the average of the weights, if one is kept.
         updates_per_rollout: optimizer steps on one rollout, >= 1.
         max_grad_norm: gradients are clipped to this norm, > 0; None for no clipping.
-        max_bad_steps: this many bad steps in a row stop the run.
+        guards: when bad steps stop the run.
     """
 
     def __init__(
@@ -53,10 +54,9 @@ class Updater:
         grpo: GRPO,
         counters: RunCounters,
         average: WeightAverage | None,
-        *,
         updates_per_rollout: int,
         max_grad_norm: float | None,
-        max_bad_steps: int,
+        guards: Guards,
     ) -> None:
         if updates_per_rollout < 1:
             raise ValueError(f"updates_per_rollout must be at least 1, got {updates_per_rollout}")
@@ -64,7 +64,7 @@ class Updater:
             raise ValueError(f"max_grad_norm must be > 0, got {max_grad_norm}")
         self.policy, self.reference, self.grpo, self.counters = policy, reference, grpo, counters
         self.average = average
-        self.updates_per_rollout, self.max_grad_norm, self.max_bad_steps = updates_per_rollout, max_grad_norm, max_bad_steps
+        self.updates_per_rollout, self.max_grad_norm, self.guards = updates_per_rollout, max_grad_norm, guards
         self._loss_is_finite = True
         self._grad_norm = float("nan")
 
@@ -129,9 +129,9 @@ class Updater:
         """End a run that no longer learns.
 
         Raises:
-            RunStoppedError: after `max_bad_steps` bad steps in a row.
+            RunStoppedError: after `guards.max_bad_steps` bad steps in a row.
         """
-        if self.counters.bad_steps_in_a_row >= self.max_bad_steps:
+        if self.counters.bad_steps_in_a_row >= self.guards.max_bad_steps:
             raise RunStoppedError(
                 f"the loss or its gradient was not finite in {self.counters.bad_steps_in_a_row} steps in a row, up to rollout "
                 f"{self.counters.rollouts_done}; none of them was applied, and the state is saved. Lower the learning rate, or use "
