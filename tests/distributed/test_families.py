@@ -32,6 +32,7 @@ USUAL = [
     ("lettering", "lean fsdp2"),
     ("var", "fsdp2"),
     ("var", "zero3"),
+    ("switti", "lean fsdp2"),  # the one whose layers stay gathered after what they remember of a text, if nothing lets them go
     ("switti", "fsdp2 of an adapter"),
     ("switti", "zero3 of an adapter"),
     ("infinity", "lean fsdp2"),
@@ -41,7 +42,7 @@ USUAL = [
     ("tokenflow", "fsdp2 of an adapter"),
     ("tokenflow", "zero3 of an adapter"),
 ]
-"""Each family under both, and each option with two families."""
+"""Each family under both, and each option with two families or more."""
 
 
 @cache
