@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
 
 from jaxtyping import Float
 from torch import Tensor
 
 from varrl_lightning.errors import did_you_mean
+from varrl_lightning.mask_sources.base import BaseMaskSource
+from varrl_lightning.policies.base import VARPolicy
+from varrl_lightning.rewards.base import Reward
 from varrl_lightning.types import Box, Rollout, Scores
 
 
-class Boxes:
+class Boxes(BaseMaskSource):
     """One inside the reward's regions, zero outside (section 3.5): for the OCR reward, the words that were read.
 
     Args:
@@ -29,7 +31,7 @@ class Boxes:
             raise ValueError(f"padding must be 0 or more pixels, got {padding}")
         self.padding, self.from_reward = padding, from_reward
 
-    def use_rewards(self, rewards: Mapping[str, Any]) -> None:
+    def use_rewards(self, rewards: Mapping[str, Reward]) -> None:
         """Check that the run has the reward that is asked for regions.
 
         Raises:
@@ -38,7 +40,7 @@ class Boxes:
         if self.from_reward is not None and self.from_reward not in rewards:
             raise ValueError(self._unknown(rewards))
 
-    def __call__(self, rollout: Rollout, scores: Scores, policy: Any) -> Float[Tensor, "N H W"] | None:
+    def __call__(self, rollout: Rollout, scores: Scores, policy: VARPolicy) -> Float[Tensor, "N H W"] | None:
         """A pixel is on when a box touches it; all zeros for an image without boxes, None when the reward has none.
 
         Raises:
@@ -72,7 +74,7 @@ class Boxes:
             )
         return regions
 
-    def _unknown(self, names: Mapping[str, Any]) -> str:
+    def _unknown(self, names: Iterable[str]) -> str:
         hint = did_you_mean(str(self.from_reward), names)
         return (
             f"boxes: from_reward names no reward of the run: {self.from_reward!r}.{hint} There are: {', '.join(names) or 'none'}."

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from varrl_lightning.mask_sources.base import BaseMaskSource
 from varrl_lightning.mask_sources.maps import check_map_options, cut, smooth
+from varrl_lightning.policies.base import VARPolicy
 from varrl_lightning.types import Rollout, Scores
 
 INVISIBLE = 1e-4
 """A spread that no 8-bit image shows; it is the rounding of equal pixels."""
 
 
-class Disagreement:
+class Disagreement(BaseMaskSource):
     """On where the A * K images of a prompt differ most, alike for all of them: needs no regions and no gradient.
 
         sigma(x, y) = sqrt( mean over RGB of the variance over the prompt's images at (x, y) )
@@ -39,7 +39,7 @@ class Disagreement:
         self.smoothing, self.quantile = smoothing, quantile
 
     @torch.no_grad()
-    def __call__(self, rollout: Rollout, scores: Scores, policy: Any) -> Float[Tensor, "N H W"]:
+    def __call__(self, rollout: Rollout, scores: Scores, policy: VARPolicy) -> Float[Tensor, "N H W"]:
         """One map per prompt, repeated for its images; all zeros where they are alike."""
         each = rollout.stage.images_per_prompt
         groups = rollout.images.float().unflatten(0, (-1, each))  # (P, A * K, 3, H, W)

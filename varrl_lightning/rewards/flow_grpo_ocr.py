@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from varrl_lightning.algorithms.ocr_score import edit_distance
+from varrl_lightning.rewards.base import BaseReward
 from varrl_lightning.rewards.ocr_engines import OCREngine, RapidOCREngine, one_of
 from varrl_lightning.rewards.ocr_reading import read_words
 from varrl_lightning.types import Prompt, Scores
@@ -37,7 +38,7 @@ def flow_grpo_score(target: str, read: str) -> float:
     return 1 - min(edit_distance(read, target), len(target)) / len(target)
 
 
-class FlowGRPOOCR:
+class FlowGRPOOCR(BaseReward):
     """`flow_grpo_score` of the first quoted string of the prompt (the first of its `words`) and all text that is read.
 
     As the peers define it, but for one thing: an image that the engine fails on has no score, where theirs has 0.

@@ -18,6 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from varrl_lightning.errors import RewardError
+from varrl_lightning.rewards.base import BaseReward
 from varrl_lightning.rewards.http_answer import Row, decode_answer, scores_of
 from varrl_lightning.rewards.http_request import HEALTH, INFO, KEY_HEADER, PATH, encode_request, shortened
 from varrl_lightning.types import Prompt, Scores
@@ -47,7 +48,7 @@ class _FailedError(Exception):
     """The service is there, but this request went wrong."""
 
 
-class HttpReward:
+class HttpReward(BaseReward):
     """Scores images by one or several reward services; one request per group of equal prompts, several at a time.
 
     While no service can be reached it warns and waits; an answer that comes late is the same answer. What a service, being there,

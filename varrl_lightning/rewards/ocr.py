@@ -13,6 +13,7 @@ from torch import Tensor
 
 from varrl_lightning.algorithms.ocr_score import ocr_score
 from varrl_lightning.algorithms.word_metrics import split_words, word_closeness, words_found
+from varrl_lightning.rewards.base import BaseReward
 from varrl_lightning.rewards.ocr_engines import OCREngine, RapidOCREngine, Word, one_of
 from varrl_lightning.rewards.ocr_lines import MAX_WIDTH
 from varrl_lightning.rewards.ocr_reading import read_words
@@ -36,7 +37,7 @@ COMPONENTS = (
 )
 
 
-class OCRReward:
+class OCRReward(BaseReward):
     """Completeness + similarity - penalty of the words that an OCR engine reads: 2 is perfect, -lam is an empty image.
 
     Args:

@@ -13,20 +13,24 @@ from torch import Tensor
 
 from varrl_lightning.algorithms.vmr import combine_rewards
 from varrl_lightning.errors import RewardError, did_you_mean
-from varrl_lightning.registry import REWARDS, build
-from varrl_lightning.rewards.base import Reward, score_images
+from varrl_lightning.registry import REWARDS, build, name_of
+from varrl_lightning.rewards.base import BaseReward, Reward, RewardFunction, score_images
 from varrl_lightning.types import Prompt, Scores
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False)
 class WeightedReward:
-    """One term of the sum."""
+    """One term of the sum; a plain function becomes a `Reward`."""
 
     reward: Reward
-    weight: float = 1.0
+    weight: float
+
+    def __init__(self, reward: RewardFunction, weight: float = 1.0) -> None:
+        object.__setattr__(self, "reward", build(REWARDS, reward))
+        object.__setattr__(self, "weight", weight)
 
 
-class WeightedRewards:
+class WeightedRewards(BaseReward):
     """Named rewards and their weights.
 
     Args:
@@ -56,24 +60,26 @@ class WeightedRewards:
             ValueError, TypeError: on an entry of another form.
         """
         if not isinstance(spec, Mapping) or "class_path" in spec:
-            reward = _checked(build(REWARDS, spec), spec)
+            reward = build(REWARDS, spec)
             return cls({_name(spec, reward): WeightedReward(reward)})
         return cls({name: _term(name, entry) for name, entry in spec.items()})
 
     def check_prompts(self, prompts: Sequence[Prompt]) -> None:
-        """Ask each reward that has `check_prompts` whether it can score these prompts.
+        """Ask each reward whether it can score these prompts.
 
         Raises:
             ValueError: whatever a reward objects to, with its name.
         """
         for name, term in self.terms.items():
-            check = getattr(term.reward, "check_prompts", None)
-            if check is None:
-                continue
             try:
-                check(prompts)
+                term.reward.check_prompts(prompts)
             except ValueError as error:
                 raise ValueError(f"the reward {name!r} cannot score these prompts: {error}") from error
+
+    def prepare(self) -> None:
+        """Let each reward load what is large."""
+        for term in self.terms.values():
+            term.reward.prepare()
 
     def score_all(self, images: Float[Tensor, "N 3 H W"], prompts: Sequence[Prompt]) -> dict[str, Scores]:
         """What each reward says, by name.
@@ -108,21 +114,15 @@ class WeightedRewards:
         return self.total(self.score_all(images, prompts))
 
 
-def _checked(reward: Any, spec: Any) -> Reward:
-    if not callable(reward):
-        raise TypeError(f"a reward is called with (images, prompts), got {spec!r}, which is not callable")
-    return reward  # type: ignore[no-any-return]
-
-
 def _name(spec: Any, reward: Reward) -> str:
     """How a single reward is called in the log: its plugin name or its class."""
     path = spec.get("class_path") if isinstance(spec, Mapping) else spec
-    return path.rpartition(".")[2] if isinstance(path, str) else type(reward).__name__
+    return path.rpartition(".")[2] if isinstance(path, str) else name_of(reward)
 
 
 def _term(name: str, entry: Any) -> WeightedReward:
     if isinstance(entry, (int, float)) and not isinstance(entry, bool):
-        return WeightedReward(_checked(build(REWARDS, name), name), float(entry))
+        return WeightedReward(build(REWARDS, name), float(entry))
     if not isinstance(entry, Mapping):
         raise TypeError(f"the reward {name!r} needs a weight, or a mapping with 'reward' and 'weight', got {entry!r}")
     known = ("reward", "weight")
@@ -130,4 +130,4 @@ def _term(name: str, entry: Any) -> WeightedReward:
         if key not in known:
             raise ValueError(f"the reward {name!r} has no key {key!r}.{did_you_mean(key, known)} It takes: reward, weight.")
     spec = entry.get("reward", name)
-    return WeightedReward(_checked(build(REWARDS, spec), spec), float(entry.get("weight", 1.0)))
+    return WeightedReward(build(REWARDS, spec), float(entry.get("weight", 1.0)))

@@ -54,7 +54,7 @@ class RewardAPI(LitAPI):  # type: ignore[misc]
             torch.cuda.set_device(device)
         self.place = torch.device(device)
         self.reward = build(REWARDS, {"class_path": self.name, "init_args": self.init_args})
-        getattr(self.reward, "prepare", lambda: None)()
+        self.reward.prepare()
 
     # LitServe makes an HTTP parameter of an annotation of `request`, and a schema of one of the answer: there must be none.
     def decode_request(self, request):  # type: ignore[no-untyped-def]
@@ -72,8 +72,9 @@ class RewardAPI(LitAPI):  # type: ignore[misc]
         return decoded
 
     def _checked(self, prompt: Prompt) -> Prompt:
+        assert self.reward is not None
         try:
-            getattr(self.reward, "check_prompts", lambda _: None)([prompt])
+            self.reward.check_prompts([prompt])
         except ValueError as error:
             raise ItemError(f"the reward cannot score this prompt: {error}") from error
         return prompt
