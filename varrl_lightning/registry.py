@@ -37,7 +37,7 @@ def _scan(group: str) -> dict[str, dict[str, tuple[str, str]]]:
 
     An editable install beside a wheel's dist-info lists one distribution twice; the first on `sys.path` counts.
     """
-    found: dict[str, dict[str, tuple[str, str]]] = defaultdict(dict)
+    registrations: dict[str, dict[str, tuple[str, str]]] = defaultdict(dict)
     try:
         for config, distribution in iter_files_distros(repeated_distro="all"):  # type: ignore[no-untyped-call]
             if group not in config:
@@ -45,10 +45,10 @@ def _scan(group: str) -> dict[str, dict[str, tuple[str, str]]]:
             key = re.sub(r"[-_.]+", "-", distribution.name).lower()
             label = f"{distribution.name} {distribution.version or ''}".strip()
             for name, target in config[group].items():
-                found[name].setdefault(key, (label, target))
+                registrations[name].setdefault(key, (label, target))
     except configparser.Error as error:
         raise BrokenPluginError(f"an entry_points.txt is malformed: {error}. Reinstall that distribution.") from error
-    return found
+    return registrations
 
 
 def _kind(group: str) -> str:
@@ -82,14 +82,14 @@ def load(group: str, name: str) -> Any:
         DuplicatePluginError: names both distributions.
         BrokenPluginError: names the distribution and what went wrong on import.
     """
-    found = _scan(group)
-    if name not in found:
+    registrations = _scan(group)
+    if name not in registrations:
         raise PluginNotFoundError(
-            f"no {_kind(group)} named {name!r}.{did_you_mean(name, found)}\n"
-            f"Installed: {', '.join(sorted(found)) or 'none; install varrl-lightning itself with pip'}.\n"
+            f"no {_kind(group)} named {name!r}.{did_you_mean(name, registrations)}\n"
+            f"Installed: {', '.join(sorted(registrations)) or 'none; install varrl-lightning itself with pip'}.\n"
             f"Register one under [project.entry-points.\"{group}\"] (README, 'Write a reward')."
         )
-    label, target = _only(group, name, found[name])
+    label, target = _only(group, name, registrations[name])
     plugin = f"the {_kind(group)} {name!r} = {target!r} of the distribution {label}"
     try:
         loaded = EntryPoint.from_string(target, name).load()  # type: ignore[no-untyped-call]
@@ -107,7 +107,7 @@ def build(group: Literal["varrl_lightning.rewards"], spec: Any, /) -> Reward: ..
 @overload
 def build(group: Literal["varrl_lightning.mask_sources"], spec: Any, /) -> MaskSource: ...
 def build(group: str, spec: Any, /) -> Any:
-    """Build what a config names; an object that is built already is returned as it is. Either way it has all members afterwards.
+    """Build what a config names; an object is returned as it is. The result has all members of its protocol.
 
     A spec is a plugin's name, `"package.module.Class"`, a class, or `{"class_path": <one of these>, "init_args": {}}`;
     an argument that is itself a mapping with a `class_path` is built first.

@@ -1,4 +1,4 @@
-"""What a mask source is."""
+"""The protocol of a mask source, and the defaults of its optional members."""
 
 from __future__ import annotations
 

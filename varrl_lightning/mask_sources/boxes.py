@@ -1,4 +1,4 @@
-"""Masks from the boxes that a reward found."""
+"""Masks from the boxes that a reward gives."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Boxes(BaseMaskSource):
 
     Args:
         padding: pixels by which each box is widened on every side, >= 0.
-        from_reward: whose regions, by its name in the run; None for the first reward that has some.
+        from_reward: name of the run's reward whose regions are used; None for the first reward that has regions.
 
     Raises:
         ValueError: when the padding is negative.
@@ -32,7 +32,7 @@ class Boxes(BaseMaskSource):
         self.padding, self.from_reward = padding, from_reward
 
     def use_rewards(self, rewards: Mapping[str, Reward]) -> None:
-        """Check that the run has the reward that is asked for regions.
+        """Check that the run has the reward `from_reward`.
 
         Raises:
             ValueError: when it has not; lists those it has.
@@ -41,7 +41,7 @@ class Boxes(BaseMaskSource):
             raise ValueError(self._unknown(rewards))
 
     def __call__(self, rollout: Rollout, scores: Scores, policy: VARPolicy) -> Float[Tensor, "N H W"] | None:
-        """A pixel is on when a box touches it; all zeros for an image without boxes, None when the reward has none.
+        """A pixel is 1 when a box touches it; all zeros for an image without boxes, None when the reward has none.
 
         Raises:
             ValueError: when `from_reward` is no reward of the run, or finds no regions.

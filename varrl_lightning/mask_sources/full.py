@@ -14,5 +14,5 @@ class Full(BaseMaskSource):
     """Every pixel counts: Mask Propagation switched off."""
 
     def __call__(self, rollout: Rollout, scores: Scores, policy: VARPolicy) -> Float[Tensor, "N H W"]:
-        """All ones."""
+        """One map of ones per image."""
         return rollout.images.new_ones((len(rollout.images), *rollout.images.shape[-2:]))

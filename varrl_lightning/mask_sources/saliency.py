@@ -23,11 +23,11 @@ TARGETS = ("latent", "pixels")
 
 
 class SaliencyError(PluginError):
-    """The reward gives no gradient, or none was named."""
+    """The reward gives no gradient, or it is not clear which reward to differentiate."""
 
 
 class Saliency(BaseMaskSource):
-    """On where an image's reward is most sensitive to it: the gradient that ReFL (ImageReward, 2023) trains by, used to look.
+    """One where an image's reward is most sensitive to it: the gradient that ReFL (ImageReward, 2023) trains by, as a mask.
 
         latent   s = | d R(decode(z)) / d z |, norm over channels, at the last scale's grid, enlarged to the image
         pixels   s = | d R(x) / d x |, norm over RGB
@@ -41,11 +41,11 @@ class Saliency(BaseMaskSource):
     own image alone.
 
     Args:
-        from_reward: which of the run's rewards, by its name there; None for the only one, or the only one with `differentiable`.
-        reward: one that the run does not train on, in place of it: a name, a class path or an object.
+        from_reward: name of the run's reward to differentiate; None for the only one, or the only one with `differentiable`.
+        reward: another reward in place of it: a name, a class path, `{class_path, init_args}` or an object.
         wrt: `latent` or `pixels`.
         smoothing: standard deviation of the Gaussian blur, in fractions of the shorter side; 0 for none.
-        quantile: pixels above this quantile of their image are on; None gives the map itself, for `mask_threshold`.
+        quantile: pixels above this quantile of their image are 1; None gives the map itself, for `mask_threshold`.
         images_at_once: images in one backward pass through reward and decoder, >= 1.
 
     Raises:
@@ -78,7 +78,7 @@ class Saliency(BaseMaskSource):
         """Take the reward to differentiate from those of the run.
 
         Raises:
-            SaliencyError: when `from_reward` is not one of them, or when it is not said which of several is meant.
+            SaliencyError: when `from_reward` is not one of them, or when several could be meant.
         """
         if self.reward is not None:
             return
@@ -112,7 +112,7 @@ class Saliency(BaseMaskSource):
         return cut(smooth(rough, self.smoothing * min(size)), self.quantile)
 
     def _rough(self, reward: Reward, rollout: Rollout, policy: VARPolicy, rows: slice) -> Float[Tensor, "R h w"]:
-        """The gradient's norm for some images, at the size of what is differentiated by."""
+        """The norm of the gradient for these rows, at the resolution of the latent or of the image."""
         start = rollout.images[rows].float() if self.wrt == "pixels" else last_latent(rollout, policy, rows)
         leaf = start.detach().clone().requires_grad_()
         with torch.enable_grad():
@@ -146,7 +146,7 @@ def _gradient(reward: Reward, values: Float[Tensor, " R"], leaf: Float[Tensor, "
     finite = torch.isfinite(gradient).flatten(1).all(dim=1)
     if not finite.all():
         # The same text each time, so that Python's default filter shows it once.
-        warnings.warn("saliency: the gradient of some images is not finite; they have no mask of their own", stacklevel=3)
+        warnings.warn("saliency: the gradient of some images is not finite; their masks are zero", stacklevel=3)
     return torch.where(finite[:, None, None, None], gradient, 0.0).float()
 
 
@@ -159,12 +159,12 @@ def _no_gradient(reward: Reward, reason: str) -> SaliencyError:
 
 @torch.no_grad()
 def last_latent(rollout: Rollout, policy: VARPolicy, rows: slice) -> Float[Tensor, "R C h w"]:
-    """The latent after all scales of some of a rollout's images: their branch's tokens, then their own."""
+    """The latent of these rows after all scales: first the tokens of their branch, then those of the image itself."""
     first, last, _ = rows.indices(len(rollout.images))
     images = torch.arange(first, last, device=rollout.images.device)
     branches = images // rollout.stage.continuations
     tokens = [t[branches] for t in rollout.tokens] + [t[images] for t in rollout.tail_tokens]
     latent: Tensor = policy.initial_latent(len(images), rollout.schedule)
-    for scale, drawn in enumerate(tokens):
-        latent = policy.accumulate(latent, drawn, scale, rollout.schedule)
+    for scale, of_scale in enumerate(tokens):
+        latent = policy.accumulate(latent, of_scale, scale, rollout.schedule)
     return latent

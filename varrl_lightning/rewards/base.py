@@ -1,4 +1,4 @@
-"""What a reward is, and its answers brought to one form."""
+"""The protocol of a reward, the defaults of its optional members, and its answers as `Scores`."""
 
 from __future__ import annotations
 

@@ -121,5 +121,5 @@ def clip_pixels(images: Float[Tensor, "_n 3 H W"], side: int) -> Float[Tensor, "
 
 
 def _eight_bits(x: Tensor) -> Tensor:
-    """Rounded and clamped to 0..255; the gradient passes as if it were not."""
+    """The values rounded and clamped to 0..255; the gradient passes unchanged."""
     return x + (x.round().clamp(0, 255) - x).detach()

@@ -31,10 +31,10 @@ class WeightedReward:
 
 
 class WeightedRewards(BaseReward):
-    """Named rewards and their weights.
+    """Several rewards, each with a name and a weight.
 
     Args:
-        terms: in the order in which they are asked for regions; a negative weight makes a penalty, 0 only logs.
+        terms: rewards by name; the first that has regions gives them. A negative weight makes a penalty, 0 only logs.
 
     Raises:
         ValueError: without a term, on a weight that is not finite, or when all are 0.
@@ -82,7 +82,7 @@ class WeightedRewards(BaseReward):
             term.reward.prepare()
 
     def score_all(self, images: Float[Tensor, "N 3 H W"], prompts: Sequence[Prompt]) -> dict[str, Scores]:
-        """What each reward says, by name.
+        """The scores of each reward, by name.
 
         Raises:
             RewardError: see `score_images`; also when there is not one prompt per image.
@@ -92,9 +92,10 @@ class WeightedRewards(BaseReward):
         return {name: score_images(term.reward, images, prompts, name) for name, term in self.terms.items()}
 
     def total(self, scores: Mapping[str, Scores]) -> Scores:
-        """The weighted sum; where a reward gave no score, it leaves its weight to the others.
+        """The weighted sum; where a reward gave no score, its weight goes to the others.
 
-        See `combine_rewards`. Regions and texts are those of the first reward that has some; `parts` holds all.
+        See `combine_rewards`. Its range is the weighted sum of the rewards' ranges. Regions and texts are those of the first reward
+        that has any; `parts` holds all.
         """
         values, usable = combine_rewards(
             {name: s.values[:, None, None] for name, s in scores.items()},
@@ -115,7 +116,7 @@ class WeightedRewards(BaseReward):
 
 
 def _name(spec: Any, reward: Reward) -> str:
-    """How a single reward is called in the log: its plugin name or its class."""
+    """The name of a single reward in the log: its plugin name or its class."""
     path = spec.get("class_path") if isinstance(spec, Mapping) else spec
     return path.rpartition(".")[2] if isinstance(path, str) else name_of(reward)
 
