@@ -140,36 +140,47 @@ class HttpReward(BaseReward):
         body = encode_request(images, prompts)
         failures, pause, deadline = 0, self.backoff, time.monotonic() + self.patience
         while True:
-            away = []
-            for step in range(len(self.urls)):
-                url = self.urls[(turn + step) % len(self.urls)]
-                try:
-                    rows = self._ask(url, body, len(images))
-                    call.is_back()
-                    return rows
-                except TooLargeError:
-                    if len(images) == 1:
-                        raise
-                    halves = (slice(0, len(images) // 2), slice(len(images) // 2, None))
-                    return [row for half in halves for row in self._group(images[half], prompts[half], turn, call)]
-                except _AwayError as error:
-                    away.append(f"{url}: {error}")
-                except _FailedError as error:
-                    failures += 1
-                    if failures > self.retries:
-                        return [Row(error=f"{url}: {error}")] * len(images)
-                    break
-            if len(away) == len(self.urls):
-                call.is_away("; ".join(away), self.patience)
+            try:
+                rows = self._ask_in_turn(body, len(images), turn)
+                call.is_back()
+                return rows
+            except TooLargeError:
+                if len(images) == 1:
+                    raise
+                halves = (slice(0, len(images) // 2), slice(len(images) // 2, None))
+                return [row for half in halves for row in self._group(images[half], prompts[half], turn, call)]
+            except _FailedError as error:
+                failures += 1
+                if failures > self.retries:
+                    return [Row(error=str(error))] * len(images)
+                deadline = time.monotonic() + self.patience
+            except _AwayError as error:
+                call.is_away(str(error), self.patience)
                 if time.monotonic() + pause > deadline:
                     raise ServiceGoneError(
-                        f"no reward service has answered for {self.patience:g} seconds ({'; '.join(away)}). "
+                        f"no reward service has answered for {self.patience:g} seconds ({error}). "
                         "Start it again, then resume; patience sets how long the client waits."
-                    )
-            else:
-                deadline = time.monotonic() + self.patience
+                    ) from error
             call.wait(pause)
             pause, turn = min(2 * pause, LONGEST_PAUSE), turn + 1
+
+    def _ask_in_turn(self, body: bytes, n: int, turn: int) -> list[Row]:
+        """The rows of the first service that can be reached, beginning at number `turn`.
+
+        Raises:
+            _AwayError: when none can be reached.
+            _FailedError, RefusedError: when the first that can be reached gives no rows.
+        """
+        away = []
+        for step in range(len(self.urls)):
+            url = self.urls[(turn + step) % len(self.urls)]
+            try:
+                return self._ask(url, body, n)
+            except _AwayError as error:
+                away.append(f"{url}: {error}")
+            except _FailedError as error:
+                raise _FailedError(f"{url}: {error}") from error
+        raise _AwayError("; ".join(away))
 
     def _ask(self, url: str, body: bytes, n: int) -> list[Row]:
         try:
