@@ -2,24 +2,36 @@
 
 from __future__ import annotations
 
+import pickle
 import sys
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from torch import Tensor
 
 from varrl_lightning.errors import BrokenPluginError, DuplicatePluginError, InitArgsError, PluginError, PluginNotFoundError
+from varrl_lightning.mask_sources.base import MaskSource
 from varrl_lightning.mask_sources.boxes import Boxes
 from varrl_lightning.mask_sources.full import Full
-from varrl_lightning.registry import MASK_SOURCES, REWARDS, available, build, load
+from varrl_lightning.mask_sources.saliency import Saliency
+from varrl_lightning.registry import MASK_SOURCES, REWARDS, available, build, check, load, name_of
+from varrl_lightning.rewards.base import Reward
 from varrl_lightning.rewards.ocr import OCRReward
+from varrl_lightning.types import Prompt
 
 Install = Callable[..., Path]
 SOURCE = """
 class Plugin:
     def __init__(self, strength=1.0, part=None):
         self.strength, self.part = strength, part
+
+    def __call__(self, *what):
+        return [self.strength] * len(what[0])
 """
 
 
@@ -163,3 +175,178 @@ def test_an_argument_may_be_a_class_path_itself(install: Install) -> None:
 def test_a_malformed_spec(spec: object, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         build(REWARDS, spec)
+
+
+# --- the types of arguments -------------------------------------------------------------------------------------------------
+
+TYPED = """
+from __future__ import annotations
+from collections.abc import Sequence
+from typing import Any
+
+class Plugin:
+    def __init__(self, strength: float = 1.0, colours: Sequence[str] = (), part: object | None = None) -> None:
+        self.strength, self.colours, self.part = strength, colours, part
+
+    def __call__(self, images, prompts):
+        return [self.strength] * len(images)
+
+def make(strength: float = 2.0) -> Plugin:
+    return Plugin(strength)
+"""
+
+
+@pytest.mark.parametrize(
+    ("group", "name", "key", "value", "kind"),
+    [
+        (REWARDS, "ocr", "lam", "high", "float"),
+        (REWARDS, "ocr", "lam", None, "float"),
+        (REWARDS, "ocr", "detect", "sometimes", "bool"),
+        (REWARDS, "ocr", "threads", 1.5, "int | None"),
+        (REWARDS, "ocr", "match", "exact", "Literal['ld', 'ld*conf']"),
+        (REWARDS, "varrl_lightning.rewards.ocr.OCRReward", "engine", 3, "OCREngine | None"),
+        (REWARDS, "tesseract", "min_length", "long", "int"),
+        (REWARDS, "flow_grpo_ocr", "without_words", "ignore", "Literal['error', 'skip']"),
+        (REWARDS, "clip_score", "path", 5, "str | Path"),
+        (REWARDS, "clip_score", "scale", [1.0], "float"),
+        (REWARDS, "http", "url", 5, "str | list[str]"),
+        (MASK_SOURCES, "boxes", "padding", "wide", "int"),
+        (MASK_SOURCES, "boxes", "from_reward", 1, "str | None"),
+        (MASK_SOURCES, "disagreement", "quantile", "none", "float | None"),
+        (MASK_SOURCES, "saliency", "images_at_once", {"class_path": "full"}, "int"),
+        (REWARDS, "glow", "strength", "strong", "float"),
+        (REWARDS, "glow", "colours", ["red", 3], "Sequence[str]"),
+        (REWARDS, "glow_plugin.Plugin", "strength", "strong", "float"),
+        (REWARDS, "glow_plugin.make", "strength", "strong", "float"),
+    ],
+)
+def test_a_value_of_another_type(install: Install, group: Any, name: str, key: str, value: Any, kind: str) -> None:
+    install("varrl_glow-2.1.dist-info", "glow = glow_plugin:Plugin", "glow_plugin", TYPED)
+    spec = {"class_path": name, "init_args": {key: value}}
+    for make in (build, check):
+        with pytest.raises(InitArgsError) as caught:
+            make(group, spec)
+        assert str(caught.value).startswith(f"the init_arg {key!r} of {name!r} must be of type {kind}, got {value!r}")
+
+
+def test_a_value_of_another_type_in_a_nested_spec(install: Install) -> None:
+    install("varrl_glow-2.1.dist-info", "glow = glow_plugin:Plugin", "glow_plugin", TYPED)
+    inner = {"class_path": "ocr", "init_args": {"lam": "high"}}
+    for group, name, key in ((REWARDS, "glow", "part"), (MASK_SOURCES, "saliency", "reward")):
+        for make in (build, check):
+            with pytest.raises(InitArgsError, match="the init_arg 'lam' of 'ocr' must be of type float, got 'high'"):
+                make(group, {"class_path": name, "init_args": {key: inner}})  # type: ignore[call-overload]
+
+
+def test_a_mask_source_takes_a_reward_by_name() -> None:
+    inner = {"class_path": "ocr", "init_args": {"lam": "1e-1"}}
+    source = build(MASK_SOURCES, {"class_path": "saliency", "init_args": {"reward": inner}})
+    assert isinstance(source, Saliency)
+    assert isinstance(source.reward, OCRReward)
+    assert source.reward.lam == 0.1
+
+
+def test_a_check_builds_nothing(install: Install) -> None:
+    source = SOURCE.replace("self.strength, self.part =", "raise RuntimeError;")
+    install("varrl_glow-2.1.dist-info", "glow = glow_plugin:Plugin", "glow_plugin", source)
+    nested = {"class_path": "glow", "init_args": {"part": {"class_path": "glow"}}}
+    for spec in ("glow", nested, OCRReward()):
+        check(REWARDS, spec)
+    with pytest.raises(RuntimeError):
+        build(REWARDS, nested)
+
+
+# --- members that a plugin need not have ------------------------------------------------------------------------------------
+
+
+def mean(images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
+    return images.mean((1, 2, 3))
+
+
+class Plain:
+    def __call__(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
+        return mean(images, prompts)
+
+    def score(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
+        return mean(images, prompts)
+
+
+class Slots(Plain):
+    __slots__ = ("word",)
+
+
+class OnlySlots:
+    __slots__ = ("word",)
+
+    def __call__(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
+        return mean(images, prompts)
+
+    def check_prompts(self, prompts: Sequence[Prompt]) -> None:
+        raise ValueError("no words")
+
+
+@dataclass(frozen=True)
+class Frozen:
+    word: str = "hot"
+
+    def __call__(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
+        return mean(images, prompts)
+
+
+@pytest.mark.parametrize(
+    ("plain", "name"),
+    [
+        (Plain(), "Plain"),
+        (Slots(), "Slots"),
+        (OnlySlots(), "OnlySlots"),
+        (Frozen(), "Frozen"),
+        (mean, "function"),
+        (Plain().score, "method"),
+    ],
+)
+def test_a_plain_reward_gets_the_members_that_it_lacks(plain: Any, name: str) -> None:
+    reward = build(REWARDS, plain)
+    assert isinstance(reward, Reward)
+    assert name_of(reward) == name
+    assert build(REWARDS, reward) is reward
+    images = torch.rand(2, 3, 4, 4)
+    for each in (reward, pickle.loads(pickle.dumps(reward))):
+        assert torch.equal(each(images, [Prompt("a")] * 2), mean(images, []))
+        assert each.differentiable is None
+        each.prepare()
+        if name == "OnlySlots":
+            with pytest.raises(ValueError, match="no words"):
+                each.check_prompts([])
+        else:
+            each.check_prompts([])
+
+
+def test_a_plain_mask_source_gets_the_members_that_it_lacks() -> None:
+    def source(rollout: Any, scores: Any, policy: Any) -> None:
+        return None
+
+    built = build(MASK_SOURCES, source)
+    assert built is source
+    assert isinstance(built, MaskSource)
+    assert built.whole_groups is False
+    built.use_rewards({})
+
+
+def test_members_of_its_own_stay() -> None:
+    class Own(Plain):
+        differentiable = mean
+
+        def prepare(self) -> None:
+            raise RuntimeError("no GPU")
+
+    own = Own()
+    assert build(REWARDS, own) is own
+    assert own.differentiable.__func__ is mean  # type: ignore[attr-defined]
+    with pytest.raises(RuntimeError, match="no GPU"):
+        own.prepare()
+
+
+@pytest.mark.parametrize("spec", [None, 3, object()])
+def test_what_cannot_be_called(spec: Any) -> None:
+    with pytest.raises(TypeError, match=r"a mask source is called with \(rollout, scores, policy\), got .*, which is not callable"):
+        build(MASK_SOURCES, spec)

@@ -294,6 +294,10 @@ def test_the_pixels_of_a_request_count_together(served: Service) -> None:
         (["ocrr", "--port", "8000"], "no reward named 'ocrr'. Did you mean 'ocr'"),
         (["tests.served.Meen", "--port", "8000"], "has no class 'Meen'. Did you mean 'Mean'"),
         (["ocr", "--port", "8000", "--init_args", '{"detekt": true}'], "has no init_arg 'detekt'. Did you mean 'detect'"),
+        (
+            ["ocr", "--port", "8000", "--init_args", '{"lam": "high"}'],
+            "the init_arg 'lam' of 'ocr' must be of type float, got 'high'",
+        ),
         (["ocr", "--port", "8000", "--init_args", "detect"], "--init_args must be a JSON object, got 'detect'"),
         (["ocr", "--port", "8000", "--init_args", "[1]"], "--init_args must be a JSON object"),
         (["ocr", "--port", "80"], "--port must be from 1024 to 65535, got 80"),

@@ -66,7 +66,7 @@ def test_the_application_reads_what_came_in_pieces() -> None:
 
 
 def test_a_body_that_does_not_come_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(serving_gate, "READING", 0.1)
+    monkeypatch.setattr(serving_gate, "BODY_TIMEOUT", 0.1)
     through(client := Client(part(GOOD[:5], True)), refuse)
     assert (client.status, client.detail) == (408, "the body did not come within 0.1 seconds")
 

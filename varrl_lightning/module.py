@@ -392,8 +392,9 @@ class VARGRPO(L.LightningModule):
         return loaded
 
     def describe(self) -> dict[str, object]:
-        """Counters and settings that every process must hold alike, by name."""
+        """What every process must hold alike, by name."""
         settings = ("seed", "eval_seed", "micro_batch_size", "images_at_once", "ema_decay", "guards")
         of_updates = ("updates_per_rollout", "max_grad_norm")
         described = {name: getattr(self, name) for name in settings} | {name: getattr(self.updater, name) for name in of_updates}
-        return {**self.counters.state_dict(), **described}
+        stage = self.grpo.stage(self.rollouts_done).name
+        return {**self.counters.state_dict(), **described, "stage": stage, **self.grpo.describe()}

@@ -7,11 +7,11 @@ import configparser
 import re
 from collections import defaultdict
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any, Final, Literal, overload
 
 from entrypoints import EntryPoint, iter_files_distros
 
-from varrl_lightning.configuration.class_path import import_class, instantiate
+from varrl_lightning.configuration.class_path import checked_arguments, import_class, is_spec
 from varrl_lightning.errors import (
     BrokenPluginError,
     DuplicatePluginError,
@@ -21,8 +21,15 @@ from varrl_lightning.errors import (
     did_you_mean,
 )
 
-REWARDS = "varrl_lightning.rewards"
-MASK_SOURCES = "varrl_lightning.mask_sources"
+if TYPE_CHECKING:
+    from varrl_lightning.mask_sources.base import MaskSource
+    from varrl_lightning.rewards.base import Reward
+
+REWARDS: Final = "varrl_lightning.rewards"
+MASK_SOURCES: Final = "varrl_lightning.mask_sources"
+CALLED_WITH = {REWARDS: "(images, prompts)", MASK_SOURCES: "(rollout, scores, policy)"}
+DEFAULTS = {REWARDS: "varrl_lightning.rewards.base.BaseReward", MASK_SOURCES: "varrl_lightning.mask_sources.base.BaseMaskSource"}
+"""What holds the optional members of each kind of plugin; named, not imported, since its module imports this one."""
 
 
 def _scan(group: str) -> dict[str, dict[str, tuple[str, str]]]:
@@ -30,7 +37,7 @@ def _scan(group: str) -> dict[str, dict[str, tuple[str, str]]]:
 
     An editable install beside a wheel's dist-info lists one distribution twice; the first on `sys.path` counts.
     """
-    found: dict[str, dict[str, tuple[str, str]]] = defaultdict(dict)
+    registrations: dict[str, dict[str, tuple[str, str]]] = defaultdict(dict)
     try:
         for config, distribution in iter_files_distros(repeated_distro="all"):  # type: ignore[no-untyped-call]
             if group not in config:
@@ -38,10 +45,10 @@ def _scan(group: str) -> dict[str, dict[str, tuple[str, str]]]:
             key = re.sub(r"[-_.]+", "-", distribution.name).lower()
             label = f"{distribution.name} {distribution.version or ''}".strip()
             for name, target in config[group].items():
-                found[name].setdefault(key, (label, target))
+                registrations[name].setdefault(key, (label, target))
     except configparser.Error as error:
         raise BrokenPluginError(f"an entry_points.txt is malformed: {error}. Reinstall that distribution.") from error
-    return found
+    return registrations
 
 
 def _kind(group: str) -> str:
@@ -75,14 +82,14 @@ def load(group: str, name: str) -> Any:
         DuplicatePluginError: names both distributions.
         BrokenPluginError: names the distribution and what went wrong on import.
     """
-    found = _scan(group)
-    if name not in found:
+    registrations = _scan(group)
+    if name not in registrations:
         raise PluginNotFoundError(
-            f"no {_kind(group)} named {name!r}.{did_you_mean(name, found)}\n"
-            f"Installed: {', '.join(sorted(found)) or 'none; install varrl-lightning itself with pip'}.\n"
+            f"no {_kind(group)} named {name!r}.{did_you_mean(name, registrations)}\n"
+            f"Installed: {', '.join(sorted(registrations)) or 'none; install varrl-lightning itself with pip'}.\n"
             f"Register one under [project.entry-points.\"{group}\"] (README, 'Write a reward')."
         )
-    label, target = _only(group, name, found[name])
+    label, target = _only(group, name, registrations[name])
     plugin = f"the {_kind(group)} {name!r} = {target!r} of the distribution {label}"
     try:
         loaded = EntryPoint.from_string(target, name).load()  # type: ignore[no-untyped-call]
@@ -95,20 +102,52 @@ def load(group: str, name: str) -> Any:
     return loaded
 
 
+@overload
+def build(group: Literal["varrl_lightning.rewards"], spec: Any, /) -> Reward: ...
+@overload
+def build(group: Literal["varrl_lightning.mask_sources"], spec: Any, /) -> MaskSource: ...
 def build(group: str, spec: Any, /) -> Any:
-    """Build what a config names; an object that is built already is returned as it is.
+    """Build what a config names; an object is returned as it is. The result has all members of its protocol.
 
     A spec is a plugin's name, `"package.module.Class"`, a class, or `{"class_path": <one of these>, "init_args": {}}`;
     an argument that is itself a mapping with a `class_path` is built first.
 
     Raises:
-        PluginError: see `load` and `import_class`; on a wrong `init_args` key it lists the right ones.
+        PluginError: see `load`, `import_class` and `checked_arguments`.
+        TypeError: when the result cannot be called.
+    """
+    plugin = _construct(group, spec)
+    if not callable(plugin):
+        raise TypeError(f"a {_kind(group)} is called with {CALLED_WITH[group]}, got {spec!r}, which is not callable")
+    return _complete(group, plugin)
+
+
+def check(group: str, spec: Any, /) -> None:
+    """Find the class that a config names and check its arguments, without building it: that may take gigabytes.
+
+    Raises:
+        PluginError: see `build`.
     """
     spec = _as_mapping(spec)
-    if isinstance(spec, (str, type)):
-        spec = {"class_path": spec}
-    if not isinstance(spec, Mapping):
+    if isinstance(spec, (str, type, Mapping)):
+        _, arguments = _resolve(group, spec)
+        for value in arguments.values():
+            if is_spec(value):
+                check(_group_of(group, value), value)
+
+
+def _construct(group: str, spec: Any) -> Any:
+    spec = _as_mapping(spec)
+    if not isinstance(spec, (str, type, Mapping)):
         return spec
+    cls, arguments = _resolve(group, spec)
+    return cls(**{key: _nested(group, value) for key, value in arguments.items()})
+
+
+def _resolve(group: str, spec: str | type | Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """The class and the checked arguments of a spec; specs among the arguments are not built yet."""
+    if not isinstance(spec, Mapping):
+        spec = {"class_path": spec}
     path = spec.get("class_path")
     if set(spec) - {"class_path", "init_args"} or not path or not isinstance(path, (str, type)):
         raise PluginError(
@@ -121,7 +160,7 @@ def build(group: str, spec: Any, /) -> Any:
         cls, path = path, path.__name__
     else:
         cls = import_class(path) if "." in path and path not in _scan(group) else load(group, path)
-    return instantiate(cls, path, {key: _nested(group, value) for key, value in init_args.items()})
+    return cls, checked_arguments(cls, path, {key: _as_mapping(value) for key, value in init_args.items()})
 
 
 def _as_mapping(value: Any) -> Any:
@@ -130,5 +169,44 @@ def _as_mapping(value: Any) -> Any:
 
 
 def _nested(group: str, value: Any) -> Any:
-    value = _as_mapping(value)
-    return build(group, value) if isinstance(value, Mapping) and "class_path" in value else value
+    return _construct(_group_of(group, value), value) if is_spec(value) else value
+
+
+def _group_of(group: str, spec: Mapping[str, Any]) -> str:
+    """Where the name in a nested spec is registered: a mask source may take a reward."""
+    return next((g for g in (group, *DEFAULTS) if spec["class_path"] in _scan(g)), group)
+
+
+def _complete(group: str, plugin: Any) -> Any:
+    """A plugin with all members of its kind: those that it lacks get their defaults."""
+    defaults = import_class(DEFAULTS[group])()
+    members = {name: getattr(defaults, name) for name in dir(defaults) if not name.startswith("_")}
+    missing = [name for name in members if not hasattr(plugin, name)]
+    try:
+        for name in missing:
+            setattr(plugin, name, members[name])
+    except (AttributeError, TypeError):
+        return StandIn(plugin, {name: getattr(plugin, name, default) for name, default in members.items()})
+    return plugin
+
+
+class StandIn:
+    """Stands in for a plugin that takes no attributes: one with `__slots__`, a frozen dataclass, a method or a builtin function.
+
+    Args:
+        plugin: what is called.
+        members: the members of its kind.
+    """
+
+    def __init__(self, plugin: Any, members: Mapping[str, Any]) -> None:
+        vars(self).update(members)
+        self.plugin = plugin
+
+    def __call__(self, *args: Any) -> Any:
+        """The plugin's answer."""
+        return self.plugin(*args)
+
+
+def name_of(plugin: object) -> str:
+    """The name of a plugin's class."""
+    return type(plugin.plugin if isinstance(plugin, StandIn) else plugin).__name__

@@ -8,9 +8,12 @@ number per image, higher is better, in one of three forms:
                                the other rewards alone
     Scores(...)                with named components for the log, and regions (boxes in pixels) for Mask Propagation
 
-It need not be differentiable, it may call a service, and it is told which prompt each image belongs to. Two things are
-optional: constructor arguments, set as `init_args`, and `check_prompts(prompts)`, called before training, which raises
-a ValueError for prompts that the reward cannot score.
+It need not be differentiable, it may call a service, and it is told which prompt each image belongs to. Optional are:
+
+    constructor arguments      set as `init_args`; a value is checked against the annotation, where there is one
+    check_prompts(prompts)     called before training; raises a ValueError for prompts that the reward cannot score
+    prepare()                  called by a reward service before the first request; loads what is large
+    differentiable(images, prompts)   values with a gradient to the images, for the mask source `saliency`
 
 Try this one from its own folder. On its own:
 

@@ -11,7 +11,7 @@ from varrl_lightning.types import Prompt, Scores
 
 
 class Brightness:
-    """Mean intensity of the image: the smallest useful reward."""
+    """Mean intensity of the image, in [0, 1]: the smallest useful reward."""
 
     def __call__(self, images: Float[Tensor, "N 3 H W"], prompts: Sequence[Prompt]) -> Scores:
         """Score N images in [0, 1]."""

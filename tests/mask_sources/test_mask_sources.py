@@ -13,6 +13,7 @@ from tiny import PROMPTS, LeftBright, tiny_loader, tiny_module, tiny_policy, tin
 from varrl_lightning.mask_sources.base import MaskSource
 from varrl_lightning.mask_sources.boxes import Boxes
 from varrl_lightning.mask_sources.full import Full
+from varrl_lightning.registry import REWARDS, build
 from varrl_lightning.rewards.weighted import WeightedRewards
 from varrl_lightning.schedule import Schedule
 from varrl_lightning.types import Box, Prompt, Rollout, Scores, Stage
@@ -52,18 +53,18 @@ def test_boxes_against_every_pixel(padding: int) -> None:
     for count in [0, 1, 2, 3] * 5:
         corners = [(rng.uniform(-3, 8), rng.uniform(-3, 6)) for _ in range(count)]
         regions.append([Box(x, y, x + rng.uniform(0.1, 6), y + rng.uniform(0.1, 5)) for x, y in corners])
-    mask = Boxes(padding)(rollout(20), Scores(torch.zeros(20), regions=regions), policy=None)
+    mask = Boxes(padding)(rollout(20), Scores(torch.zeros(20), regions=regions), policy=tiny_policy())
     assert mask is not None
     assert mask.tolist() == [brute_force(boxes, padding) for boxes in regions]
     assert 0 < mask.mean() < 1
 
 
 def test_a_reward_without_regions_gives_no_mask() -> None:
-    assert Boxes()(rollout(2), Scores(torch.zeros(2)), policy=None) is None
+    assert Boxes()(rollout(2), Scores(torch.zeros(2)), policy=tiny_policy()) is None
 
 
 def test_full_is_all_ones() -> None:
-    mask = Full()(rollout(2), Scores(torch.zeros(2)), policy=None)
+    mask = Full()(rollout(2), Scores(torch.zeros(2)), policy=tiny_policy())
     assert mask.shape == (2, HEIGHT, WIDTH)
     assert (mask == 1).all()
 
@@ -99,7 +100,7 @@ def total(**rewards: Any) -> Scores:
 @pytest.mark.parametrize(("from_reward", "side"), [(None, 2), ("small", 2), ("large", 4)])
 def test_the_boxes_are_those_of_the_named_reward(from_reward: str | None, side: int) -> None:
     scores = total(bright=LeftBright(), small=Corner(2), large=Corner(4))
-    mask = Boxes(from_reward=from_reward)(rollout(2), scores, policy=None)
+    mask = Boxes(from_reward=from_reward)(rollout(2), scores, policy=tiny_policy())
     assert mask is not None
     assert mask.sum(dim=(1, 2)).tolist() == [side * side] * 2
     assert (mask[:, :side, :side] == 1).all()
@@ -108,12 +109,12 @@ def test_the_boxes_are_those_of_the_named_reward(from_reward: str | None, side: 
 def test_a_reward_without_regions_or_of_another_name() -> None:
     scores = total(bright=LeftBright(), small=Corner(2))
     with pytest.raises(ValueError, match="boxes: the reward 'bright' finds no regions; name one that does"):
-        Boxes(from_reward="bright")(rollout(2), scores, policy=None)
+        Boxes(from_reward="bright")(rollout(2), scores, policy=tiny_policy())
     unknown = r"boxes: from_reward names no reward of the run: 'smal'. Did you mean 'small'\? There are: bright, small."
     with pytest.raises(ValueError, match=unknown):
-        Boxes(from_reward="smal")(rollout(2), scores, policy=None)
+        Boxes(from_reward="smal")(rollout(2), scores, policy=tiny_policy())
     with pytest.raises(ValueError, match=unknown):
-        Boxes(from_reward="smal").use_rewards({"bright": 1, "small": 2})
+        Boxes(from_reward="smal").use_rewards({"bright": build(REWARDS, LeftBright()), "small": build(REWARDS, Corner(2))})
     with pytest.raises(ValueError, match=r"'ocr'\. There are: LeftBright"):
         tiny_module(tiny_policy(), mask_source=Boxes(from_reward="ocr"))
 

@@ -34,7 +34,7 @@ def rollout(images: Tensor) -> Rollout:
 
 
 def maps_of(source: Saliency, drawn: Rollout, policy: Any = None) -> Tensor:
-    return source(drawn, Scores(torch.zeros(len(drawn.images))), policy)
+    return source(drawn, Scores(torch.zeros(len(drawn.images))), policy or tiny_policy())
 
 
 def weighed(weights: Tensor) -> Any:
@@ -158,25 +158,27 @@ def test_latent_gradient_against_finite_differences() -> None:
     torch.testing.assert_close(maps[5].flatten()[cells], (differences / differences[0]).float(), rtol=1e-2, atol=1e-3)
 
 
-def test_a_coarse_latent_is_enlarged_to_the_image() -> None:
+def test_a_coarse_latent_is_enlarged_to_the_image(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two cells, each drawn as 4 pixels: the left one counts twice as much."""
 
-    class TwoCells:
-        def initial_latent(self, rows: int, schedule: Schedule) -> Tensor:
-            return torch.full((rows, 2, 1, 2), 0.25)
+    def initial_latent(rows: int, schedule: Schedule) -> Tensor:
+        return torch.full((rows, 2, 1, 2), 0.25)
 
-        def accumulate(self, latent: Tensor, tokens: Tensor, scale: int, schedule: Schedule) -> Tensor:
-            return latent + tokens[..., None, None] * 0.25
+    def accumulate(latent: Tensor, tokens: Tensor, scale: int, schedule: Schedule) -> Tensor:
+        return latent + tokens[..., None, None] * 0.25
 
-        def decode_latent(self, latent: Tensor) -> Tensor:
-            # (R, 2, 1, 2) -> (R, 3, 2, 8): red and green are the channels, blue is nothing.
-            wide = latent.repeat_interleave(2, dim=2).repeat_interleave(4, dim=3)
-            return torch.cat((wide, torch.zeros_like(wide[:, :1])), dim=1)
+    def decode_latent(latent: Tensor) -> Tensor:
+        # (R, 2, 1, 2) -> (R, 3, 2, 8): red and green are the channels, blue is nothing.
+        wide = latent.repeat_interleave(2, dim=2).repeat_interleave(4, dim=3)
+        return torch.cat((wide, torch.zeros_like(wide[:, :1])), dim=1)
 
+    two_cells = tiny_policy()
+    for method in (initial_latent, accumulate, decode_latent):
+        monkeypatch.setattr(two_cells, method.__name__, method)
     w = torch.zeros(3, 2, 8)
     w[0, 0, 0], w[1, 1, 7] = 2.0, 1.0
     source = Saliency(reward=lambda i, p: (w * i).sum((1, 2, 3)), smoothing=0, quantile=None)
-    maps = maps_of(source, rollout(torch.zeros(2, 3, 2, 8)), TwoCells())
+    maps = maps_of(source, rollout(torch.zeros(2, 3, 2, 8)), two_cells)
     # Bilinear from centres at pixels 1.5 and 5.5: 1, 1, then in quarters of the way from 1 to 1/2.
     expected = torch.tensor([1, 1, 1 - 0.5 / 8, 1 - 1.5 / 8, 1 - 2.5 / 8, 1 - 3.5 / 8, 0.5, 0.5])
     torch.testing.assert_close(maps, expected.expand(2, 2, 8))
@@ -245,7 +247,7 @@ class Smooth(LeftBright):
 
 
 def test_which_reward_of_the_run() -> None:
-    only, smooth = LeftBright(), Smooth()
+    only, smooth = build(REWARDS, LeftBright()), build(REWARDS, Smooth())
     for rewards, from_reward, expected in (
         ({"a": only}, None, only),
         ({"a": only, "b": smooth}, None, smooth),
@@ -262,7 +264,11 @@ def test_which_reward_of_the_run() -> None:
 @pytest.mark.parametrize(
     ("rewards", "from_reward", "message"),
     [
-        ({"bright": Smooth(), "ocr": 1}, "brigth", r"no reward named 'brigth'. Did you mean 'bright'\? The run has: bright, ocr."),
+        (
+            {"bright": Smooth(), "ocr": LeftBright()},
+            "brigth",
+            r"no reward named 'brigth'. Did you mean 'bright'\? The run has: bright, ocr.",
+        ),
         (
             {"a": LeftBright(), "b": LeftBright()},
             None,
@@ -273,7 +279,7 @@ def test_which_reward_of_the_run() -> None:
 )
 def test_a_reward_that_cannot_be_told(rewards: dict[str, Any], from_reward: str | None, message: str) -> None:
     with pytest.raises(SaliencyError, match=message):
-        Saliency(from_reward=from_reward).use_rewards(rewards)
+        Saliency(from_reward=from_reward).use_rewards({name: build(REWARDS, reward) for name, reward in rewards.items()})
 
 
 def test_without_any_reward() -> None:

@@ -147,7 +147,7 @@ def test_threads_default_to_those_of_torch() -> None:
 
 
 def test_impossible_threads() -> None:
-    with pytest.raises(ValueError, match="threads must be at least 1, or null for torch's own number, got 0"):
+    with pytest.raises(ValueError, match="threads must be at least 1, or null for torch's number, got 0"):
         RapidOCREngine(threads=0)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import inspect
 import json
 import logging
 import os
@@ -15,9 +14,8 @@ from dataclasses import asdict
 from types import FrameType
 from typing import Any
 
-from varrl_lightning.configuration.class_path import import_class
-from varrl_lightning.errors import FAILED, USE, InitArgsError, PluginError, did_you_mean
-from varrl_lightning.registry import REWARDS, load
+from varrl_lightning.errors import FAILED, USE, PluginError
+from varrl_lightning.registry import REWARDS, check
 from varrl_lightning.rewards.http_request import HEALTH, KEY_HEADER, PATH, PROTOCOL, Limits
 
 KEY = "VARRL_API_KEY"
@@ -34,7 +32,7 @@ def main(arguments: Sequence[str]) -> int:
         init_args = _init_args(options)
         limits = Limits(options.max_body, options.max_images, options.max_pixels)
         _check(options)
-        check_reward(options.name, init_args)
+        check(REWARDS, {"class_path": options.name, "init_args": init_args})
     except (ValueError, PluginError) as error:
         print(f"varrl: {error}", file=sys.stderr)
         return USE
@@ -99,22 +97,6 @@ def _check(options: argparse.Namespace) -> None:
     kinds = ("auto", "cpu", "cuda", "mps")
     if options.accelerator not in kinds:
         raise ValueError(f"--accelerator must be one of {', '.join(kinds)}, got {options.accelerator!r}")
-
-
-def check_reward(name: str, init_args: Mapping[str, Any]) -> None:
-    """Find the reward and compare the names of its arguments, without building it: that may take gigabytes.
-
-    Raises:
-        PluginError: see `registry.load`; lists the arguments that there are.
-    """
-    reward = import_class(name) if "." in name else load(REWARDS, name)
-    parameters = inspect.signature(reward).parameters.values()
-    known = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
-    for key in init_args:
-        if key not in known and not any(p.kind is p.VAR_KEYWORD for p in parameters):
-            raise InitArgsError(
-                f"{name!r} has no init_arg {key!r}.{did_you_mean(key, known)} It takes: {', '.join(known) or 'no arguments'}."
-            )
 
 
 def _serve(options: argparse.Namespace, init_args: Mapping[str, Any], limits: Limits) -> None:

@@ -74,7 +74,6 @@ def built_mask_source(spec: Any, rewards: WeightedRewards) -> MaskSource:
         PluginError: when it cannot be found or built.
         ValueError: when the rewards are not those that it needs.
     """
-    source: MaskSource = build(MASK_SOURCES, spec)
-    if hasattr(source, "use_rewards"):
-        source.use_rewards({name: term.reward for name, term in rewards.terms.items()})
+    source = build(MASK_SOURCES, spec)
+    source.use_rewards({name: term.reward for name, term in rewards.terms.items()})
     return source

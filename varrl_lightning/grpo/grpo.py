@@ -64,6 +64,14 @@ class GRPO:
         """The stage of the next rollout."""
         return self.cycle[rollouts_done % len(self.cycle)]
 
+    def describe(self) -> dict[str, object]:
+        """Its parts by name: what processes that train together must hold alike."""
+        stages = {f"stages.{i}": stage for i, stage in enumerate(dict.fromkeys(self.cycle))}
+        rewards = {f"reward {name}": f"{_class(t.reward)}, weight {t.weight}" for name, t in self.rewards.terms.items()}
+        alternation = ", ".join(stage.name for stage in self.cycle)
+        parts = {"mask_source": _class(self.mask_source), "sampling": self.sampling}
+        return {"alternation": alternation, **stages, **vars(self.credit), **vars(self.objective), **rewards, **parts}
+
     def sample(
         self,
         policy: VARPolicy,
@@ -166,3 +174,7 @@ class GRPO:
             index = torch.tensor([prompt_rows.index(owner) for owner in owners[rows]], device=policy.device)
             score = self.objective.score
             yield rows, policy(tokens, cond.at(index), stage.start, stage.stop, score=score, reference=reference)
+
+
+def _class(x: object) -> str:
+    return f"{type(x).__module__}.{type(x).__qualname__}"

@@ -1,12 +1,15 @@
-"""What a mask source is."""
+"""The protocol of a mask source, and the defaults of its optional members."""
 
 from __future__ import annotations
 
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Mapping
+from typing import Protocol, runtime_checkable
 
 from jaxtyping import Float
 from torch import Tensor
 
+from varrl_lightning.policies.base import VARPolicy
+from varrl_lightning.rewards.base import Reward
 from varrl_lightning.types import Rollout, Scores
 
 
@@ -14,14 +17,36 @@ from varrl_lightning.types import Rollout, Scores
 class MaskSource(Protocol):
     """Says which pixels of an image decided its reward; the caller thresholds, unites and propagates (section 3.5).
 
-    It may also have `use_rewards(rewards: Mapping[str, Reward]) -> None`, called once before training begins with the rewards of
-    the run by name, which raises a ValueError when they are not what the source needs.
+    A user's mask source needs `__call__` alone; a plain function will do. `registry.build` adds the other members, with the
+    defaults that `BaseMaskSource` has.
     """
 
-    def __call__(self, rollout: Rollout, scores: Scores, policy: Any) -> Float[Tensor, "N H W"] | None:
+    def __call__(self, rollout: Rollout, scores: Scores, policy: VARPolicy) -> Float[Tensor, "N H W"] | None:
         """Weights in [0, 1], one map per image; an all-zero map where nothing is known; None for no mask at all.
 
-        `policy` is the `VARPolicy` that drew the rollout, for sources that look inside it. `scores` are those of the weighted sum;
+        `policy` sampled the rollout; it is for sources that look inside it. `scores` are those of the weighted sum;
         `scores.parts` holds each reward's own.
         """
         ...
+
+    @property
+    def whole_groups(self) -> bool:
+        """Whether all images of a prompt must be in one process, since the source compares them. By default False."""
+        ...
+
+    def use_rewards(self, rewards: Mapping[str, Reward]) -> None:
+        """Take the rewards of the run, by name; called once, before training begins. By default they are not needed.
+
+        Raises:
+            ValueError: when they are not what the source needs.
+        """
+        ...
+
+
+class BaseMaskSource:
+    """The optional members of `MaskSource`, each with its default."""
+
+    whole_groups: bool = False
+
+    def use_rewards(self, rewards: Mapping[str, Reward]) -> None:
+        """Use none of them."""

@@ -1,24 +1,26 @@
-"""Masks from the boxes that a reward found."""
+"""Masks from the boxes that a reward gives."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
 
 from jaxtyping import Float
 from torch import Tensor
 
 from varrl_lightning.errors import did_you_mean
+from varrl_lightning.mask_sources.base import BaseMaskSource
+from varrl_lightning.policies.base import VARPolicy
+from varrl_lightning.rewards.base import Reward
 from varrl_lightning.types import Box, Rollout, Scores
 
 
-class Boxes:
+class Boxes(BaseMaskSource):
     """One inside the reward's regions, zero outside (section 3.5): for the OCR reward, the words that were read.
 
     Args:
         padding: pixels by which each box is widened on every side, >= 0.
-        from_reward: whose regions, by its name in the run; None for the first reward that has some.
+        from_reward: name of the run's reward whose regions are used; None for the first reward that has regions.
 
     Raises:
         ValueError: when the padding is negative.
@@ -29,8 +31,8 @@ class Boxes:
             raise ValueError(f"padding must be 0 or more pixels, got {padding}")
         self.padding, self.from_reward = padding, from_reward
 
-    def use_rewards(self, rewards: Mapping[str, Any]) -> None:
-        """Check that the run has the reward that is asked for regions.
+    def use_rewards(self, rewards: Mapping[str, Reward]) -> None:
+        """Check that the run has the reward `from_reward`.
 
         Raises:
             ValueError: when it has not; lists those it has.
@@ -38,8 +40,8 @@ class Boxes:
         if self.from_reward is not None and self.from_reward not in rewards:
             raise ValueError(self._unknown(rewards))
 
-    def __call__(self, rollout: Rollout, scores: Scores, policy: Any) -> Float[Tensor, "N H W"] | None:
-        """A pixel is on when a box touches it; all zeros for an image without boxes, None when the reward has none.
+    def __call__(self, rollout: Rollout, scores: Scores, policy: VARPolicy) -> Float[Tensor, "N H W"] | None:
+        """A pixel is 1 when a box touches it; all zeros for an image without boxes, None when the reward has none.
 
         Raises:
             ValueError: when `from_reward` is no reward of the run, or finds no regions.
@@ -72,7 +74,7 @@ class Boxes:
             )
         return regions
 
-    def _unknown(self, names: Mapping[str, Any]) -> str:
+    def _unknown(self, names: Iterable[str]) -> str:
         hint = did_you_mean(str(self.from_reward), names)
         return (
             f"boxes: from_reward names no reward of the run: {self.from_reward!r}.{hint} There are: {', '.join(names) or 'none'}."

@@ -1,4 +1,4 @@
-"""Scores images that are drawn already while the next ones are being drawn."""
+"""Scores the images that are there while the next ones are being sampled."""
 
 from __future__ import annotations
 
@@ -19,31 +19,31 @@ Part = tuple[Tensor, Sequence[Prompt]]
 class BackgroundScoring:
     """Rewards in a thread beside the sampler; never two calls at a time, and parts in their order.
 
-    The last part is scored by the caller's own thread, since nothing is drawn beside it; so is everything where there is one part.
+    The last part is scored by the caller's own thread, since nothing is sampled meanwhile. A single part is scored there too.
 
     Args:
-        rewards: what scores.
+        rewards: what scores the images.
     """
 
     def __init__(self, rewards: WeightedRewards) -> None:
         self.rewards = rewards
         self.seconds = 0.0
-        """Time that rewards have taken so far, beside drawing or not."""
+        """Time that rewards have taken so far, whether or not sampling went on meanwhile."""
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="rewards")
-        self._begun: list[Future[dict[str, Scores]]] = []
+        self._started: list[Future[dict[str, Scores]]] = []
         self._last: Part | None = None
 
     def __enter__(self) -> BackgroundScoring:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
-        """Wait for the call that runs; begin no other."""
+        """Wait for the call that is running; start no other."""
         self._thread.shutdown(cancel_futures=True)
 
     def add(self, images: Float[Tensor, "N 3 H W"], prompts: Sequence[Prompt]) -> None:
-        """Images have been drawn, and more may come."""
+        """Take images that have been sampled; more may come."""
         if self._last is not None:
-            self._begun.append(self._thread.submit(self._score, *self._last))
+            self._started.append(self._thread.submit(self._score, *self._last))
         self._last = images, prompts
 
     def result(self) -> dict[str, Scores]:
@@ -54,7 +54,7 @@ class BackgroundScoring:
         """
         if self._last is None:
             raise RuntimeError("no images were added")
-        parts = [future.result() for future in self._begun]
+        parts = [future.result() for future in self._started]
         parts.append(self._score(*self._last))
         return {name: Scores.join([part[name] for part in parts]) for name in parts[0]}
 

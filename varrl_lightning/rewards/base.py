@@ -1,9 +1,9 @@
-"""What a reward is, and its answers brought to one form."""
+"""The protocol of a reward, the defaults of its optional members, and its answers as `Scores`."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
@@ -15,24 +15,53 @@ from varrl_lightning.errors import RewardError
 from varrl_lightning.types import Prompt, Scores
 
 RewardResult: TypeAlias = "Scores | Tensor | list[float | None]"
+RewardFunction: TypeAlias = "Callable[[Tensor, Sequence[Prompt]], RewardResult]"
+DifferentiableFunction: TypeAlias = "Callable[[Tensor, Sequence[Prompt]], Scores | Tensor]"
 
 
 @runtime_checkable
 class Reward(Protocol):
-    """Scores images against their prompts.
+    """Scores images against their prompts: any number, the higher the better.
 
-    It may also have `check_prompts(prompts: Sequence[Prompt]) -> None`, called before training begins, which raises a
-    ValueError for prompts that cannot be scored; and `prepare() -> None`, which a service calls before the first request, to load
-    what is large.
+    A user's reward needs `__call__` alone; a plain function will do. `registry.build` adds the other members, with the defaults
+    that `BaseReward` has.
     """
 
     def __call__(self, images: Float[Tensor, "N 3 H W"], prompts: Sequence[Prompt]) -> RewardResult:
         """One return per image, RGB in [0, 1]; NaN or None where there is none; a tensor has the shape (N,)."""
         ...
 
+    @property
+    def differentiable(self) -> DifferentiableFunction | None:
+        """A method `differentiable(images, prompts)`: the returns (N,) with a gradient to the images.
+
+        None, the default, when `__call__` itself may have one.
+        """
+        ...
+
+    def check_prompts(self, prompts: Sequence[Prompt]) -> None:
+        """Raise a ValueError for prompts that cannot be scored; called before training begins. By default all can."""
+        ...
+
+    def prepare(self) -> None:
+        """Load what is large; a service calls it before the first request. By default there is nothing to load."""
+        ...
+
+
+class BaseReward:
+    """The optional members of `Reward`, each with its default."""
+
+    differentiable: DifferentiableFunction | None = None
+
+    def check_prompts(self, prompts: Sequence[Prompt]) -> None:
+        """Accept all prompts."""
+
+    def prepare(self) -> None:
+        """Load nothing."""
+
 
 @torch.no_grad()
-def score_images(reward: Reward, images: Float[Tensor, "N 3 H W"], prompts: Sequence[Prompt], name: str) -> Scores:
+def score_images(reward: RewardFunction, images: Float[Tensor, "N 3 H W"], prompts: Sequence[Prompt], name: str) -> Scores:
     """Call a reward and return its answer as `Scores` in float32 on the images' device.
 
     Where it gave NaN, infinity or None, `valid` is False and the value stays NaN, so that using it by mistake is seen.

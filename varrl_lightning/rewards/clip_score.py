@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from varrl_lightning.rewards.base import BaseReward
 from varrl_lightning.text_encoders.base import read_pretrained
 from varrl_lightning.types import Prompt, Scores
 
@@ -20,7 +21,7 @@ STD = (0.26862954, 0.26130258, 0.27577711)
 """What CLIP's images were normalised with, OpenAI's and LAION's alike."""
 
 
-class CLIPScore:
+class CLIPScore(BaseReward):
     """Cosine of CLIP's features of the image and of its prompt, scaled (Hessel et al., arXiv 2104.08718).
 
         R = scale * max(0, cos(f(image), g(prefix + text)))
@@ -120,5 +121,5 @@ def clip_pixels(images: Float[Tensor, "_n 3 H W"], side: int) -> Float[Tensor, "
 
 
 def _eight_bits(x: Tensor) -> Tensor:
-    """Rounded and clamped to 0..255; the gradient passes as if it were not."""
+    """The values rounded and clamped to 0..255; the gradient passes unchanged."""
     return x + (x.round().clamp(0, 255) - x).detach()

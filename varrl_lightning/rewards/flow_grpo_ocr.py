@@ -1,4 +1,4 @@
-"""The OCR reward of Flow-GRPO and those that follow it, to compare with: one string, found or nearly found."""
+"""The OCR reward of Flow-GRPO and those that follow it, to compare with: is one string in the image, or nearly?"""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from varrl_lightning.algorithms.ocr_score import edit_distance
+from varrl_lightning.rewards.base import BaseReward
 from varrl_lightning.rewards.ocr_engines import OCREngine, RapidOCREngine, one_of
 from varrl_lightning.rewards.ocr_reading import read_words
 from varrl_lightning.types import Prompt, Scores
@@ -37,15 +38,15 @@ def flow_grpo_score(target: str, read: str) -> float:
     return 1 - min(edit_distance(read, target), len(target)) / len(target)
 
 
-class FlowGRPOOCR:
+class FlowGRPOOCR(BaseReward):
     """`flow_grpo_score` of the first quoted string of the prompt (the first of its `words`) and all text that is read.
 
     As the peers define it, but for one thing: an image that the engine fails on has no score, where theirs has 0.
 
     Args:
         detect: look for the text first. False when each image is one line, or each of its prompt's regions is.
-        threads: of the engine; torch's own number when None.
-        engine: another `OCREngine`; `detect` and `threads` are then its own affair.
+        threads: number of threads of the engine; torch's when None.
+        engine: another `OCREngine`; it ignores `detect` and `threads`.
         without_words: prompts without words are an `error` before training; `skip` leaves them to other rewards.
     """
 
@@ -72,18 +73,18 @@ class FlowGRPOOCR:
             )
 
     def __call__(self, images: Float[Tensor, "N 3 H W"], prompts: Sequence[Prompt]) -> Scores:
-        """Score images; no score where the engine failed, or where the prompt has no words."""
+        """Score images, in [0, 1]; no score where the engine failed, or where the prompt has no words."""
         words = read_words(self.engine, images, prompts)
-        texts = [[word.text for word in found or ()] for found in words]
+        texts = [[word.text for word in of_image or ()] for of_image in words]
         values = torch.tensor(
             [
-                math.nan if found is None or not prompt.words else flow_grpo_score(prompt.words[0], "".join(read))
-                for found, prompt, read in zip(words, prompts, texts, strict=True)
+                math.nan if of_image is None or not prompt.words else flow_grpo_score(prompt.words[0], "".join(read))
+                for of_image, prompt, read in zip(words, prompts, texts, strict=True)
             ]
         )
         return Scores(
             values.float(),
-            regions=[[word.box for word in found or ()] for found in words],
+            regions=[[word.box for word in of_image or ()] for of_image in words],
             valid=values.isfinite(),
             texts=texts,
         )

@@ -18,25 +18,26 @@ from jaxtyping import Float
 from torch import Tensor
 
 from varrl_lightning.errors import RewardError
+from varrl_lightning.rewards.base import BaseReward
 from varrl_lightning.rewards.http_answer import Row, decode_answer, scores_of
 from varrl_lightning.rewards.http_request import HEALTH, INFO, KEY_HEADER, PATH, encode_request, shortened
 from varrl_lightning.types import Prompt, Scores
 
 KEY = "VARRL_API_KEY"
 AWAY = (408, 429, 502, 503, 504)
-"""Too busy or not ready: worth waiting for."""
+"""Status codes of a service that is busy or not ready: the client waits."""
 PROBE = 5.0
-"""Seconds in which a service that is well answers on its health page."""
+"""Seconds within which a healthy service answers on its health page."""
 LONGEST_PAUSE = 10.0
 LARGEST_ANSWER = 64 * 2**20
 
 
 class ServiceGoneError(RewardError):
-    """No reward service has answered for as long as the client was told to wait."""
+    """No reward service answered within `patience` seconds."""
 
 
 class RefusedError(RewardError):
-    """A reward service does not take the request, and never will: a wrong key or address, too many images."""
+    """A reward service rejects the request, and would reject it again: a wrong key or address, too many images."""
 
 
 class _AwayError(Exception):
@@ -47,11 +48,12 @@ class _FailedError(Exception):
     """The service is there, but this request went wrong."""
 
 
-class HttpReward:
-    """Scores images by one or several reward services; one request per group of equal prompts, several at a time.
+class HttpReward(BaseReward):
+    """Scores images by one or several reward services, in the range of the reward that they serve.
 
-    While no service can be reached it warns and waits; an answer that comes late is the same answer. What a service, being there,
-    cannot score is NaN. It goes straight to the addresses, through no proxy.
+    It sends one request per group of equal prompts, several at a time. While no service can be reached it warns and waits; an
+    answer that comes late is the same answer. An image that a service cannot score is NaN. The client connects to the addresses
+    directly, through no proxy.
 
     Args:
         url: address of a service, `http://host:port`, or several, which take turns and stand in for each other.
@@ -130,44 +132,55 @@ class HttpReward:
                 call.stop.set()  # Ctrl-C too: the threads must not wait on
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
-        _warn_of(rows)
+        _warn_about(rows)
         return scores_of(rows)
 
     def _group(self, images: Float[Tensor, "N 3 H W"], prompts: Sequence[Prompt], turn: int, call: _Call) -> list[Row]:
-        """The rows of one request, however long it takes."""
+        """The rows of one request; waits and tries again until there are some."""
         body = encode_request(images, prompts)
         failures, pause, deadline = 0, self.backoff, time.monotonic() + self.patience
         while True:
-            away = []
-            for step in range(len(self.urls)):
-                url = self.urls[(turn + step) % len(self.urls)]
-                try:
-                    rows = self._ask(url, body, len(images))
-                    call.is_back()
-                    return rows
-                except TooLargeError:
-                    if len(images) == 1:
-                        raise
-                    halves = (slice(0, len(images) // 2), slice(len(images) // 2, None))
-                    return [row for half in halves for row in self._group(images[half], prompts[half], turn, call)]
-                except _AwayError as error:
-                    away.append(f"{url}: {error}")
-                except _FailedError as error:
-                    failures += 1
-                    if failures > self.retries:
-                        return [Row(error=f"{url}: {error}")] * len(images)
-                    break
-            if len(away) == len(self.urls):
-                call.is_away("; ".join(away), self.patience)
+            try:
+                rows = self._ask_in_turn(body, len(images), turn)
+                call.is_back()
+                return rows
+            except TooLargeError:
+                if len(images) == 1:
+                    raise
+                halves = (slice(0, len(images) // 2), slice(len(images) // 2, None))
+                return [row for half in halves for row in self._group(images[half], prompts[half], turn, call)]
+            except _FailedError as error:
+                failures += 1
+                if failures > self.retries:
+                    return [Row(error=str(error))] * len(images)
+                deadline = time.monotonic() + self.patience
+            except _AwayError as error:
+                call.is_away(str(error), self.patience)
                 if time.monotonic() + pause > deadline:
                     raise ServiceGoneError(
-                        f"no reward service has answered for {self.patience:g} seconds ({'; '.join(away)}). "
-                        "Start it again, then resume; patience sets how long is waited."
-                    )
-            else:
-                deadline = time.monotonic() + self.patience
+                        f"no reward service has answered for {self.patience:g} seconds ({error}). "
+                        "Start it again, then resume; patience sets how long the client waits."
+                    ) from error
             call.wait(pause)
             pause, turn = min(2 * pause, LONGEST_PAUSE), turn + 1
+
+    def _ask_in_turn(self, body: bytes, n: int, turn: int) -> list[Row]:
+        """The rows of the first service that can be reached, beginning at number `turn`.
+
+        Raises:
+            _AwayError: when none can be reached.
+            _FailedError, RefusedError: when the first that can be reached gives no rows.
+        """
+        away = []
+        for step in range(len(self.urls)):
+            url = self.urls[(turn + step) % len(self.urls)]
+            try:
+                return self._ask(url, body, n)
+            except _AwayError as error:
+                away.append(f"{url}: {error}")
+            except _FailedError as error:
+                raise _FailedError(f"{url}: {error}") from error
+        raise _AwayError("; ".join(away))
 
     def _ask(self, url: str, body: bytes, n: int) -> list[Row]:
         try:
@@ -206,22 +219,22 @@ class HttpReward:
             connection.close()
         if response.status == 200:
             return answer
-        said = f"it answered {response.status} {response.reason}: {shortened(answer.decode('utf-8', 'replace'))}"
+        reply = f"it answered {response.status} {response.reason}: {shortened(answer.decode('utf-8', 'replace'))}"
         if response.status in AWAY:
-            raise _AwayError(said)
+            raise _AwayError(reply)
         if response.status >= 500:
-            raise _FailedError(said)
+            raise _FailedError(reply)
         hint = f" Set {KEY} to its key." if response.status in (401, 403) else ""
         refusal = TooLargeError if response.status == 413 else RefusedError
-        raise refusal(f"the reward service {url} does not take the request: {said}.{hint}")
+        raise refusal(f"the reward service {url} does not take the request: {reply}.{hint}")
 
 
 class TooLargeError(RefusedError):
-    """A request is larger than the service takes: it is sent in halves, and raised for one image."""
+    """A request is larger than the service takes: it is sent again in halves; of one image, it fails."""
 
 
 class _Call:
-    """What the threads of one call have in common: whether to go on, and that a service is away is said once."""
+    """What the threads of one call share: whether to stop, and since when no service answers, so that one thread warns."""
 
     def __init__(self) -> None:
         self.stop = threading.Event()
@@ -230,7 +243,7 @@ class _Call:
 
     def wait(self, seconds: float) -> None:
         if self.stop.wait(seconds):
-            raise RewardError("asking the reward service was given up")
+            raise RewardError("the requests to the reward service were cancelled")
 
     def is_away(self, why: str, patience: float) -> None:
         with self._lock:
@@ -255,15 +268,15 @@ def _address(url: Any) -> str:
         raise ValueError(f"url must be an address or a list of addresses, got {url!r}; {expected}")
     try:
         parts = urlsplit(url)
-        well = parts.scheme in ("http", "https") and parts.hostname and (parts.port is None or parts.port > 0)
+        valid = parts.scheme in ("http", "https") and parts.hostname and (parts.port is None or parts.port > 0)
     except ValueError as error:
         raise ValueError(f"url {url!r}: {error}; {expected}") from error
-    if not well or parts.query or parts.fragment or parts.username:
+    if not valid or parts.query or parts.fragment or parts.username:
         raise ValueError(f"url {url!r} is no address of a service; {expected}")
     return url.rstrip("/").removesuffix(PATH)
 
 
-def _warn_of(rows: Sequence[Row]) -> None:
+def _warn_about(rows: Sequence[Row]) -> None:
     errors = list(dict.fromkeys(row.error for row in rows if row.error is not None))
     if errors:
         count = sum(row.error is not None for row in rows)

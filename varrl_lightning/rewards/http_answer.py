@@ -1,4 +1,4 @@
-"""What a reward service answers: one row per image, as examples/reward_service/PROTOCOL.md has it."""
+"""The answer of a reward service: one row per image, as examples/reward_service/PROTOCOL.md defines it."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Row:
-    """What is answered about one image.
+    """The answer about one image.
 
     Args:
         value: the return; None where there is none.
-        components: named parts of it.
-        regions: boxes in pixels; None when the reward has no notion of it.
+        components: named parts of the value.
+        regions: boxes in pixels; None when the reward gives none for any image.
         texts: words that were read; None when the reward does not read.
         error: why there is no value, when a reason is known.
     """
@@ -49,16 +49,16 @@ def encode_answer(rows: Sequence[Row]) -> dict[str, Any]:
 
 
 def _or_none(rows: Sequence[Row], part: Callable[[Row], list[Any] | None]) -> list[list[Any]] | None:
-    """Null when no image has the part: then the reward has no notion of it."""
+    """One list per image, or null when no image has the part."""
     parts = [part(row) for row in rows]
     return None if all(p is None for p in parts) else [p or [] for p in parts]
 
 
 def decode_answer(body: bytes, n: int) -> list[Row]:
-    """What was answered about n images.
+    """One row per image from the body of an answer about n images.
 
     Raises:
-        ValueError: when it is not the answer that the protocol asks for, in particular not one entry per image.
+        ValueError: when the body is not an answer as the protocol defines it, in particular not one entry per image.
     """
     try:
         answer = read_json(body)
@@ -120,7 +120,7 @@ def _read_error(entry: Any) -> str | None:
 
 
 def rows_of(scores: Scores) -> list[Row]:
-    """Scores, image by image."""
+    """One row per image of the scores."""
     usable = scores.usable.tolist()
     values = scores.values.tolist()
     parts = {name: column.tolist() for name, column in scores.components.items()}
@@ -136,7 +136,7 @@ def rows_of(scores: Scores) -> list[Row]:
 
 
 def scores_of(rows: Sequence[Row]) -> Scores:
-    """The other way round: NaN where there is no value."""
+    """The scores of rows, one per image; NaN where there is no value."""
     names = dict.fromkeys(name for row in rows for name in row.components)
     return Scores(
         values=_tensor([row.value for row in rows]),
@@ -156,5 +156,5 @@ def _number(value: float | None) -> float | None:
 
 
 def _unicode(text: str) -> str:
-    """Half a surrogate pair cannot be sent."""
+    """A text that UTF-8 can encode: half a surrogate pair becomes a question mark."""
     return text.encode("utf-8", "replace").decode("utf-8")

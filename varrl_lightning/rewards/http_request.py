@@ -1,4 +1,4 @@
-"""What a reward service is asked: JSON, PNG and base64, as examples/reward_service/PROTOCOL.md has it."""
+"""The request to a reward service: JSON, PNG and base64, as examples/reward_service/PROTOCOL.md defines it."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ _HEADER = struct.Struct(">8s4x4sIIBB")
 """Signature, length, IHDR, width, height, bit depth, colour type: the first 26 bytes of every PNG."""
 _EIGHT_BIT_RGB = (8, 2)
 _LONGEST = 300
-"""Characters of an error message: it repeats what was sent, which may be anything."""
+"""Characters of an error message, which may repeat what a client sent."""
 
 
 class RequestError(Exception):
-    """A request that cannot be answered item by item."""
+    """A request is rejected as a whole, with this HTTP status."""
 
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
@@ -39,17 +39,17 @@ class RequestError(Exception):
 
 
 class ItemError(ValueError):
-    """One image or its prompt is not what the protocol asks for; the others are answered."""
+    """One image or its prompt is malformed; the others are scored."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What a service takes in one request.
+    """The largest request that a service takes.
 
     Args:
-        body: bytes, as sent.
-        images: how many.
-        pixels: of all images together, so that a few kilobytes of PNG cannot become gigabytes.
+        body: bytes of the body, as sent.
+        images: number of images.
+        pixels: pixels of all images together, so that a few kilobytes of PNG cannot become gigabytes.
     """
 
     body: int = 64 * 2**20
@@ -88,7 +88,7 @@ def _as_object(prompt: Prompt) -> dict[str, Any]:
 
 
 def check_request(body: bytes, limits: Limits) -> dict[str, list[Any]]:
-    """The lists of a request, of equal length; what is in them is not looked at yet.
+    """The lists of a request, of equal length; their entries are not checked yet.
 
     Raises:
         RequestError: 400 when it is not an object with `images` and `prompts` of one length, 413 beyond the limits.
@@ -131,11 +131,11 @@ def decode_image(image: Any, pixels_left: int) -> UInt8[Tensor, "3 H W"]:
     """One image from base64 and PNG.
 
     Args:
-        image: what stood in the request.
-        pixels_left: of the request's limit.
+        image: the entry of the request.
+        pixels_left: what the images before it left of the request's limit.
 
     Raises:
-        ItemError: says what it is in place of an 8-bit RGB PNG, before anything is decompressed where possible.
+        ItemError: when it is no 8-bit RGB PNG within the limit; found before anything is decompressed, where possible.
     """
     if not isinstance(image, str):
         raise ItemError(f"an image must be a string, the base64 of a PNG file, got {kind_of(image)}")
@@ -179,16 +179,16 @@ def decode_prompt(prompt: Any) -> Prompt:
 
 
 def corners(box: Box) -> list[float]:
-    """A box as JSON has it."""
+    """The corners of a box, as JSON holds them."""
     return [float(box.x0), float(box.y0), float(box.x1), float(box.y1)]
 
 
 def shortened(message: str) -> str:
-    """The beginning of a message that may repeat what somebody sent."""
+    """The beginning of a message, since it may repeat what a client sent."""
     return message if len(message) <= _LONGEST else message[:_LONGEST] + "..."
 
 
 def kind_of(value: Any) -> str:
-    """What JSON calls it."""
+    """The name of a value's type in JSON."""
     names = {dict: "an object", list: "a list", str: "a string", bool: "a truth value", type(None): "null"}
     return names.get(type(value), "a number")

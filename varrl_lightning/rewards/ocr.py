@@ -13,6 +13,7 @@ from torch import Tensor
 
 from varrl_lightning.algorithms.ocr_score import ocr_score
 from varrl_lightning.algorithms.word_metrics import split_words, word_closeness, words_found
+from varrl_lightning.rewards.base import BaseReward
 from varrl_lightning.rewards.ocr_engines import OCREngine, RapidOCREngine, Word, one_of
 from varrl_lightning.rewards.ocr_lines import MAX_WIDTH
 from varrl_lightning.rewards.ocr_reading import read_words
@@ -36,16 +37,16 @@ COMPONENTS = (
 )
 
 
-class OCRReward:
+class OCRReward(BaseReward):
     """Completeness + similarity - penalty of the words that an OCR engine reads: 2 is perfect, -lam is an empty image.
 
     Args:
         detect: look for the text first. False when each image is one line, or each of its prompt's regions is: many
             times faster, which the inner loop of a small model needs.
-        threads: of the engine; torch's own number when None.
-        confidence: of a word: that of its `line`, which is the paper's, or of the `word` itself.
+        threads: number of threads of the engine; torch's when None.
+        confidence: which one a word gets: that of its `line`, as in the paper, or that of the `word` itself.
         max_line_width, min_confidence: see `RapidOCREngine`.
-        engine: another `OCREngine`; all arguments before this one are then its own affair.
+        engine: another `OCREngine`; it ignores all arguments before this one.
         lam: weight of the penalty, >= 0.
         match, bag, duplicates, case: see `ocr_score`.
         without_words: prompts without words are an `error` before training; `skip` leaves them to other rewards.
@@ -89,7 +90,7 @@ class OCRReward:
             )
 
     def __call__(self, images: Float[Tensor, "N 3 H W"], prompts: Sequence[Prompt]) -> Scores:
-        """Score images; those that the engine failed on are invalid, not 0."""
+        """Score images, in [-lam, 2]; those that the engine failed on are invalid, not 0."""
         return self.score(self.read(images, prompts), prompts)
 
     def read(self, images: Float[Tensor, "N 3 H W"], prompts: Sequence[Prompt]) -> list[list[Word] | None]:
@@ -98,30 +99,30 @@ class OCRReward:
 
     def score(self, words: Sequence[Sequence[Word] | None], prompts: Sequence[Prompt]) -> Scores:
         """Eq. 15 for what was read; value and components are NaN where it was not, or where the prompt has no words."""
-        rows = [self._row(found, prompt) for found, prompt in zip(words, prompts, strict=True)]
+        rows = [self._row(of_image, prompt) for of_image, prompt in zip(words, prompts, strict=True)]
         table = torch.tensor(rows, dtype=torch.float32).reshape(len(rows), 1 + len(COMPONENTS))
         return Scores(
             values=table[:, 0],
             components=dict(zip(COMPONENTS, table[:, 1:].unbind(dim=1), strict=True)),
-            regions=[[word.box for word in found or ()] for found in words],
+            regions=[[word.box for word in of_image or ()] for of_image in words],
             valid=table[:, 0].isfinite(),
-            texts=[[word.text for word in found or ()] for found in words],
+            texts=[[word.text for word in of_image or ()] for of_image in words],
         )
 
-    def _row(self, found: Sequence[Word] | None, prompt: Prompt) -> list[float]:
+    def _row(self, words: Sequence[Word] | None, prompt: Prompt) -> list[float]:
         wanted = split_words(prompt.words)
-        if found is None or not wanted:
+        if words is None or not wanted:
             return [math.nan] * (1 + len(COMPONENTS))
         score = ocr_score(
             prompt.words,
-            [(word.text, word.confidence) for word in found],
+            [(word.text, word.confidence) for word in words],
             lam=self.lam,
             match=self.match,
             bag=self.bag,
             duplicates=self.duplicates,
             case=self.case,
         )
-        read = split_words(word.text for word in found)
+        read = split_words(word.text for word in words)
         return [
             score.reward,
             score.completeness,
@@ -131,5 +132,5 @@ class OCRReward:
             score.in_order,
             words_found(wanted, read) / len(wanted),
             statistics.fmean(word_closeness(wanted, read)),
-            statistics.fmean(word.confidence for word in found) if found else 0.0,
+            statistics.fmean(word.confidence for word in words) if words else 0.0,
         ]

@@ -47,8 +47,8 @@ class RapidOCREngine:
     Args:
         detect: find the lines first; otherwise an image is one line, which is many times faster and all that an image
             filled by its text needs.
-        threads: of onnxruntime; torch's own number when None.
-        confidence: of a word: that of its `line`, which is the paper's, or the mean of its own characters.
+        threads: number of threads of onnxruntime; torch's when None.
+        confidence: which one a word gets: that of its `line`, as in the paper, or the mean of its characters (`word`).
         max_line_width: a line that is wider, once it is 48 pixels high, is squeezed to this many pixels, at least 32. Few large
             letters are read as well at half their width, at half the cost.
         min_confidence: lines that are read with less, in [0, 1], hold no text: on an empty ground the recogniser sees a stroke or
@@ -68,7 +68,7 @@ class RapidOCREngine:
         if max_line_width < _LEAST_WIDTH:
             raise ValueError(f"max_line_width must be at least {_LEAST_WIDTH} pixels, got {max_line_width}")
         if threads is not None and threads < 1:
-            raise ValueError(f"threads must be at least 1, or null for torch's own number, got {threads}")
+            raise ValueError(f"threads must be at least 1, or null for torch's number, got {threads}")
         one_of("confidence", confidence, Literal["line", "word"])
         self.detect, self.confidence, self.min_confidence = detect, confidence, min_confidence
         threads = threads or torch.get_num_threads()
@@ -76,9 +76,9 @@ class RapidOCREngine:
 
     def read(self, images: Sequence[Picture]) -> list[list[Word]]:
         """The words of each image: left to right in a line, lines from top to bottom."""
-        found = [self._finder.find(image) if self.detect else [whole(image)] for image in images]
-        characters = iter(self._reader.read([line.image for lines in found for line in lines]))
-        return [[word for line in lines for word in self._words(line, next(characters))] for lines in found]
+        lines_of = [self._finder.find(image) if self.detect else [whole(image)] for image in images]
+        characters = iter(self._reader.read([line.image for lines in lines_of for line in lines]))
+        return [[word for line in lines for word in self._words(line, next(characters))] for lines in lines_of]
 
     def _words(self, line: Line, characters: Sequence[Character]) -> list[Word]:
         if not characters:
@@ -91,9 +91,9 @@ class RapidOCREngine:
         for is_space, group in itertools.groupby(characters, key=lambda c: c.text.isspace()):
             run = list(group)
             if not is_space:
-                own = statistics.fmean(c.confidence for c in run)
+                of_word = statistics.fmean(c.confidence for c in run)
                 box = line.box(run[0].x - margin, run[-1].x + margin)
-                words.append(Word("".join(c.text for c in run), mean if self.confidence == "line" else own, box))
+                words.append(Word("".join(c.text for c in run), mean if self.confidence == "line" else of_word, box))
         return words
 
 
@@ -104,6 +104,6 @@ def _half_width(characters: Sequence[Character], height: int) -> float:
 
 
 def one_of(name: str, value: object, choices: Any) -> None:
-    """Raise a ValueError unless the value is one of a Literal's; a plugin's arguments pass no other check."""
+    """Raise a ValueError unless the value is one of a Literal's: an object that is built in Python passes no other check."""
     if value not in get_args(choices):
         raise ValueError(f"{name} must be one of {', '.join(map(repr, get_args(choices)))}, got {value!r}")

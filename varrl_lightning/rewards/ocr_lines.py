@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import itertools
 import math
 import os
 import unicodedata
@@ -71,8 +72,9 @@ class LineReader:
             return _recognise(session, alphabet, [lines[row] for row in rows], width)
 
         with ThreadPoolExecutor(self.threads) as pool:
-            found = list(pool.map(recognise, batches))
-        by_row = {row: line for (rows, _), read in zip(batches, found, strict=True) for row, line in zip(rows, read, strict=True)}
+            by_batch = list(pool.map(recognise, batches))
+        order = [row for rows, _ in batches for row in rows]
+        by_row = dict(zip(order, itertools.chain.from_iterable(by_batch), strict=True))
         return [by_row[row] for row in range(len(lines))]
 
     def _session(self) -> tuple[Any, list[str]]:

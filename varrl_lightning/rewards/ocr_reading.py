@@ -27,9 +27,9 @@ def read_words(engine: OCREngine, images: Float[Tensor, "N 3 H W"], prompts: Seq
         if finite[row]:
             pieces += [(row, *piece) for piece in _pieces(picture, prompt, engine.detect)]
     words: list[list[Word] | None] = [[] if ok else None for ok in finite]
-    for (row, x, y, _), found in zip(pieces, _read_each(engine, [piece[3] for piece in pieces]), strict=True):
+    for (row, x, y, _), of_piece in zip(pieces, _read_each(engine, [piece[3] for piece in pieces]), strict=True):
         earlier = words[row]
-        words[row] = None if found is None or earlier is None else earlier + [_moved(word, x, y) for word in found]
+        words[row] = None if of_piece is None or earlier is None else earlier + [_moved(word, x, y) for word in of_piece]
     return words
 
 

@@ -49,7 +49,7 @@ class TesseractEngine:
 
     Raises:
         ModuleNotFoundError: without tesserocr.
-        FileNotFoundError: when a language's data are found nowhere.
+        FileNotFoundError: when a language's data are nowhere.
     """
 
     def __init__(
@@ -88,9 +88,9 @@ class TesseractEngine:
         api.SetSourceResolution(70)  # as it would guess, with a warning
         api.Recognize()
         iterator = api.GetIterator()
-        found = [] if iterator is None else [self._word(part, word_level, scale) for part in iterate_level(iterator, word_level)]
+        words = [] if iterator is None else [self._word(part, word_level, scale) for part in iterate_level(iterator, word_level)]
         api.Clear()
-        return [word for word in found if word is not None]
+        return [word for word in words if word is not None]
 
     def _word(self, part: Any, level: int, scale: int) -> Word | None:
         if part.Empty(level):
@@ -150,7 +150,9 @@ def why_not_installed(lang: str = "eng", tessdata: str | Path | None = None) -> 
 
 
 class TesseractReward(OCRReward):
-    """The paper's text reward (Eq. 11-15) of the words that Tesseract reads: for evaluation, or in training at weight 0.
+    """The paper's text reward (Eq. 11-15) of the words that Tesseract reads, in [-lam, 2].
+
+    It is for evaluation, or for training at weight 0.
 
     Args:
         detect, lang, tessdata, min_confidence, min_length, min_side: see `TesseractEngine`.

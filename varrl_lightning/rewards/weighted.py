@@ -13,24 +13,28 @@ from torch import Tensor
 
 from varrl_lightning.algorithms.vmr import combine_rewards
 from varrl_lightning.errors import RewardError, did_you_mean
-from varrl_lightning.registry import REWARDS, build
-from varrl_lightning.rewards.base import Reward, score_images
+from varrl_lightning.registry import REWARDS, build, name_of
+from varrl_lightning.rewards.base import BaseReward, Reward, RewardFunction, score_images
 from varrl_lightning.types import Prompt, Scores
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False)
 class WeightedReward:
-    """One term of the sum."""
+    """One term of the sum; a plain function becomes a `Reward`."""
 
     reward: Reward
-    weight: float = 1.0
+    weight: float
+
+    def __init__(self, reward: RewardFunction, weight: float = 1.0) -> None:
+        object.__setattr__(self, "reward", build(REWARDS, reward))
+        object.__setattr__(self, "weight", weight)
 
 
-class WeightedRewards:
-    """Named rewards and their weights.
+class WeightedRewards(BaseReward):
+    """Several rewards, each with a name and a weight.
 
     Args:
-        terms: in the order in which they are asked for regions; a negative weight makes a penalty, 0 only logs.
+        terms: rewards by name; the first that has regions gives them. A negative weight makes a penalty, 0 only logs.
 
     Raises:
         ValueError: without a term, on a weight that is not finite, or when all are 0.
@@ -56,27 +60,29 @@ class WeightedRewards:
             ValueError, TypeError: on an entry of another form.
         """
         if not isinstance(spec, Mapping) or "class_path" in spec:
-            reward = _checked(build(REWARDS, spec), spec)
+            reward = build(REWARDS, spec)
             return cls({_name(spec, reward): WeightedReward(reward)})
         return cls({name: _term(name, entry) for name, entry in spec.items()})
 
     def check_prompts(self, prompts: Sequence[Prompt]) -> None:
-        """Ask each reward that has `check_prompts` whether it can score these prompts.
+        """Ask each reward whether it can score these prompts.
 
         Raises:
             ValueError: whatever a reward objects to, with its name.
         """
         for name, term in self.terms.items():
-            check = getattr(term.reward, "check_prompts", None)
-            if check is None:
-                continue
             try:
-                check(prompts)
+                term.reward.check_prompts(prompts)
             except ValueError as error:
                 raise ValueError(f"the reward {name!r} cannot score these prompts: {error}") from error
 
+    def prepare(self) -> None:
+        """Let each reward load what is large."""
+        for term in self.terms.values():
+            term.reward.prepare()
+
     def score_all(self, images: Float[Tensor, "N 3 H W"], prompts: Sequence[Prompt]) -> dict[str, Scores]:
-        """What each reward says, by name.
+        """The scores of each reward, by name.
 
         Raises:
             RewardError: see `score_images`; also when there is not one prompt per image.
@@ -86,9 +92,10 @@ class WeightedRewards:
         return {name: score_images(term.reward, images, prompts, name) for name, term in self.terms.items()}
 
     def total(self, scores: Mapping[str, Scores]) -> Scores:
-        """The weighted sum; where a reward gave no score, it leaves its weight to the others.
+        """The weighted sum; where a reward gave no score, its weight goes to the others.
 
-        See `combine_rewards`. Regions and texts are those of the first reward that has some; `parts` holds all.
+        See `combine_rewards`. Its range is the weighted sum of the rewards' ranges. Regions and texts are those of the first reward
+        that has any; `parts` holds all.
         """
         values, usable = combine_rewards(
             {name: s.values[:, None, None] for name, s in scores.items()},
@@ -108,21 +115,15 @@ class WeightedRewards:
         return self.total(self.score_all(images, prompts))
 
 
-def _checked(reward: Any, spec: Any) -> Reward:
-    if not callable(reward):
-        raise TypeError(f"a reward is called with (images, prompts), got {spec!r}, which is not callable")
-    return reward  # type: ignore[no-any-return]
-
-
 def _name(spec: Any, reward: Reward) -> str:
-    """How a single reward is called in the log: its plugin name or its class."""
+    """The name of a single reward in the log: its plugin name or its class."""
     path = spec.get("class_path") if isinstance(spec, Mapping) else spec
-    return path.rpartition(".")[2] if isinstance(path, str) else type(reward).__name__
+    return path.rpartition(".")[2] if isinstance(path, str) else name_of(reward)
 
 
 def _term(name: str, entry: Any) -> WeightedReward:
     if isinstance(entry, (int, float)) and not isinstance(entry, bool):
-        return WeightedReward(_checked(build(REWARDS, name), name), float(entry))
+        return WeightedReward(build(REWARDS, name), float(entry))
     if not isinstance(entry, Mapping):
         raise TypeError(f"the reward {name!r} needs a weight, or a mapping with 'reward' and 'weight', got {entry!r}")
     known = ("reward", "weight")
@@ -130,4 +131,4 @@ def _term(name: str, entry: Any) -> WeightedReward:
         if key not in known:
             raise ValueError(f"the reward {name!r} has no key {key!r}.{did_you_mean(key, known)} It takes: reward, weight.")
     spec = entry.get("reward", name)
-    return WeightedReward(_checked(build(REWARDS, spec), spec), float(entry.get("weight", 1.0)))
+    return WeightedReward(build(REWARDS, spec), float(entry.get("weight", 1.0)))

@@ -28,14 +28,14 @@ Decoded: TypeAlias = "list[Item | ItemError]"
 
 
 class RewardAPI(LitAPI):  # type: ignore[misc]
-    """LitServe's side of the service.
+    """The reward as LitServe's workers call it.
 
     Args:
         name: a reward's plugin name or class path.
-        init_args: of its constructor.
-        limits: of a request.
+        init_args: arguments of its constructor.
+        limits: the largest request.
         max_batch_size: requests (groups) that are scored together.
-        batch_timeout: seconds to wait for more of them, counted from the first.
+        batch_timeout: seconds to wait for further requests, counted from the first.
     """
 
     def __init__(
@@ -47,18 +47,18 @@ class RewardAPI(LitAPI):  # type: ignore[misc]
         self.reward: Reward | None = None
 
     def setup(self, device: str) -> None:
-        """Build the reward in the worker process and, where it can, load its weights before the first request."""
+        """Build the reward in the worker process and have it load what is large, before the first request."""
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the first of them ends the others
         end_with_the_parent()
         if device.startswith("cuda"):
             torch.cuda.set_device(device)
         self.place = torch.device(device)
         self.reward = build(REWARDS, {"class_path": self.name, "init_args": self.init_args})
-        getattr(self.reward, "prepare", lambda: None)()
+        self.reward.prepare()
 
     # LitServe makes an HTTP parameter of an annotation of `request`, and a schema of one of the answer: there must be none.
     def decode_request(self, request):  # type: ignore[no-untyped-def]
-        """Images and prompts; what is wrong with one of them stands in its place."""
+        """The images and prompts of a request; in place of a malformed one, its error."""
         left = self.limits.pixels
         decoded: Decoded = []
         for image, prompt in zip(request["images"], request["prompts"], strict=True):
@@ -72,8 +72,9 @@ class RewardAPI(LitAPI):  # type: ignore[misc]
         return decoded
 
     def _checked(self, prompt: Prompt) -> Prompt:
+        assert self.reward is not None
         try:
-            getattr(self.reward, "check_prompts", lambda _: None)([prompt])
+            self.reward.check_prompts([prompt])
         except ValueError as error:
             raise ItemError(f"the reward cannot score this prompt: {error}") from error
         return prompt
@@ -87,7 +88,7 @@ class RewardAPI(LitAPI):  # type: ignore[misc]
         return answers if self.max_batch_size > 1 else answers[0]
 
     def encode_response(self, output):  # type: ignore[no-untyped-def]
-        """One answer."""
+        """The answer to one request."""
         return encode_answer(output)
 
     def _rows(self, items: Sequence[Item | ItemError]) -> list[Row]:
@@ -104,7 +105,7 @@ class RewardAPI(LitAPI):  # type: ignore[misc]
         return rows
 
     def _score(self, items: Sequence[Item]) -> list[Row]:
-        """Where the reward raises it is asked again for each half, so that only the culprits are lost."""
+        """The rows of images of one size; when the reward raises, it is called for each half: only the culprits are lost."""
         assert self.reward is not None
         images = torch.stack([image for image, _ in items]).to(self.place).float() / 255
         try:
@@ -118,7 +119,7 @@ class RewardAPI(LitAPI):  # type: ignore[misc]
 
 
 class PatientLoop(BatchedLoop):  # type: ignore[misc]
-    """Waits for the first request without asking a thousand times a second, as LitServe's own loop does, then for others."""
+    """Waits for the first request, then for further ones; LitServe's loop would poll a thousand times a second."""
 
     def get_batch_requests(self, lit_api: RewardAPI, request_queue: Any, transport: Any) -> tuple[list[Any], list[Any]]:
         """Up to `max_batch_size` requests that came within `batch_timeout` of the first, and those that waited too long."""

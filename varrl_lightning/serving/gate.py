@@ -1,4 +1,4 @@
-"""Stands before the reward service: key, size and form of a request are checked before anything else sees it."""
+"""The gate before the reward service: it checks the key, the size and the form of a request before anything else sees it."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Message, Receive, Send], Awaitable[None]]
-READING = 60.0
-"""Seconds in which a body must have come."""
-DRAINED = 8
-"""The body of a refused request is read and dropped, up to this many times the limit: most clients read no answer before that."""
+BODY_TIMEOUT = 60.0
+"""Seconds within which a whole body must arrive."""
+DRAIN_FACTOR = 8
+"""Times the limit up to which a rejected body is read and dropped: most clients read no answer before they have sent all."""
 
 
 class Gate:
     """ASGI middleware that answers 401, 404, 405, 408, 411, 413, 415, 400 and 504 itself, as `{"detail": <why>}`.
 
     Args:
-        app: what is behind it.
-        limits: of a request.
-        api_key: asked for everywhere but on the health page; None asks for none.
-        timeout: seconds for an answer, after which it is 504.
+        app: the ASGI application behind the gate.
+        limits: the largest request.
+        api_key: key that every page but the health page requires; None requires none.
+        timeout: seconds within which the application must answer; after that the gate answers 504.
     """
 
     def __init__(self, app: App, limits: Limits, api_key: str | None, timeout: float) -> None:
@@ -40,15 +40,15 @@ class Gate:
         self.api_key = None if api_key is None else api_key.encode()
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
-        """One request, or the start and the end of the server."""
+        """Handle one request, or the start and the end of the server."""
         if scope["type"] == "lifespan":
             end_with_the_parent()
             await self.app(scope, receive, send)
         elif scope["type"] == "http":
             try:
                 await self._pass(scope, receive, send)
-            except RequestError as refusal:
-                await _answer(send, refusal)
+            except RequestError as rejection:
+                await _answer(send, rejection)
 
     async def _pass(self, scope: Message, receive: Receive, send: Send) -> None:
         headers = {name.lower(): value for name, value in scope["headers"]}
@@ -93,14 +93,14 @@ class Gate:
             else:
                 return bytes(body)
         except asyncio.TimeoutError as error:
-            raise RequestError(408, f"the body did not come within {READING:g} seconds") from error
+            raise RequestError(408, f"the body did not come within {BODY_TIMEOUT:g} seconds") from error
         body.clear()
         await self._drain(chunks)
         raise RequestError(413, f"the body is larger than {self.limits.body} bytes; send fewer images in a request")
 
     async def _drain(self, chunks: AsyncIterator[bytes]) -> None:
-        """Let a client that is refused finish speaking, within limits."""
-        left = DRAINED * self.limits.body
+        """Read and drop the body of a rejected request, within limits."""
+        left = DRAIN_FACTOR * self.limits.body
         with contextlib.suppress(asyncio.TimeoutError, RequestError):
             async for chunk in chunks:
                 left -= len(chunk)
@@ -109,9 +109,9 @@ class Gate:
 
 
 async def _chunks(receive: Receive) -> AsyncIterator[bytes]:
-    """The body as it comes, within a time limit for all of it."""
+    """The chunks of a body, within one time limit for all of them."""
     loop = asyncio.get_running_loop()
-    end = loop.time() + READING
+    end = loop.time() + BODY_TIMEOUT
     more = True
     while more:
         message = await asyncio.wait_for(receive(), end - loop.time())
@@ -122,7 +122,7 @@ async def _chunks(receive: Receive) -> AsyncIterator[bytes]:
 
 
 def end_with_the_parent() -> None:
-    """Leave when the process that started this one has been killed: what nobody can stop would keep the port and a GPU's memory."""
+    """Exit when the process that started this one has been killed: otherwise the port and a GPU's memory would stay taken."""
     parent = multiprocessing.parent_process()
     if parent is not None:
 
@@ -136,7 +136,7 @@ def end_with_the_parent() -> None:
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:
-    """Hand a body that was read over once more, then whatever comes: the news that the client has gone."""
+    """A `receive` that gives a body already read, then what follows: the message that the client has disconnected."""
     pending = [body]
 
     async def again() -> Message:
@@ -147,8 +147,8 @@ def _replay(body: bytes, receive: Receive) -> Receive:
     return again
 
 
-async def _answer(send: Send, refusal: RequestError) -> None:
-    body = json.dumps({"detail": str(refusal)}).encode("ascii")
+async def _answer(send: Send, rejection: RequestError) -> None:
+    body = json.dumps({"detail": str(rejection)}).encode("ascii")
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode()), (b"connection", b"close")]
-    await send({"type": "http.response.start", "status": refusal.status, "headers": headers})
+    await send({"type": "http.response.start", "status": rejection.status, "headers": headers})
     await send({"type": "http.response.body", "body": body})

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from varrl_lightning.data import TrainingBatches
 from varrl_lightning.errors import RanksDisagreeError
-from varrl_lightning.grpo.grpo import GRPO
 from varrl_lightning.policies.base import VARPolicy
 from varrl_lightning.policies.lora import is_adapter
 from varrl_lightning.policies.state import Anchor
@@ -35,7 +34,6 @@ class ComparedModule(Protocol):
     """What is compared of a `VARGRPO`."""
 
     policy: VARPolicy
-    grpo: GRPO
 
     @property
     def reference(self) -> Anchor | None:
@@ -50,7 +48,7 @@ class ComparedModule(Protocol):
         """Training steps so far."""
 
     def describe(self) -> dict[str, object]:
-        """Counters and settings by name."""
+        """Counters, settings and the parts of the algorithm by name; dataclasses are compared field by field."""
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Of the module's own tree."""
@@ -120,8 +118,6 @@ def facts_of(module: ComparedModule, trainer: L.Trainer, frozen: bool = True) ->
     described = [_fields(value, name) for name, value in module.describe().items()]
     return (
         dict(chain.from_iterable(facts.items() for facts in described))
-        | _stages(module.grpo, module.rollouts_done)
-        | _configuration(module.grpo)
         | {f"trainer.{name}": str(getattr(trainer, name)) for name in _OF_THE_TRAINER}
         | {f"version of {name}": version(name) for name in _PACKAGES}
         | {"version of varrl-lightning": version("varrl-lightning")}
@@ -162,19 +158,6 @@ def _tensors(module: ComparedModule, frozen: bool) -> Iterator[tuple[str, Tensor
             yield from ((f"{name}.{inner}", x) for inner, x in _parameters_and_buffers(part))
 
 
-def _stages(grpo: GRPO, rollouts_done: int) -> dict[str, str]:
-    facts = {"stage": grpo.stage(rollouts_done).name, "alternation": ", ".join(stage.name for stage in grpo.cycle)}
-    for i, stage in enumerate(dict.fromkeys(grpo.cycle)):
-        facts |= _fields(stage, f"stages.{i}")
-    return facts
-
-
-def _configuration(grpo: GRPO) -> dict[str, str]:
-    settings = _fields(grpo.credit) | _fields(grpo.objective)
-    settings |= {f"reward {name}": f"{_class_name(t.reward)}, weight {t.weight}" for name, t in grpo.rewards.terms.items()}
-    return settings | {"mask_source": _class_name(grpo.mask_source)}
-
-
 def _fields(value: Any, name: str = "") -> dict[str, str]:
     """The fields of a dataclass, and of those in it, by their paths."""
     if not is_dataclass(value):
@@ -183,10 +166,6 @@ def _fields(value: Any, name: str = "") -> dict[str, str]:
     for field in fields(value):
         values |= _fields(getattr(value, field.name), f"{name}.{field.name}" if name else field.name)
     return values
-
-
-def _class_name(x: Any) -> str:
-    return f"{type(x).__module__}.{type(x).__qualname__}"
 
 
 def _optimizer(trainer: L.Trainer) -> dict[str, str]:

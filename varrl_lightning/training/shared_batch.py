@@ -46,7 +46,7 @@ def share_of_branches(prompts: int, stage: Stage, mask_source: MaskSource, paral
         ValueError: when groups would be split over processes, but the mask source compares the images of a group.
     """
     share = Share.of(prompts * stage.branches, parallel.rank, parallel.world_size)
-    if getattr(mask_source, "whole_groups", False) and len(share.items) % stage.branches:
+    if mask_source.whole_groups and len(share.items) % stage.branches:
         raise ValueError(
             f"mask source {type(mask_source).__name__} compares the images of a prompt, but the groups of {prompts} "
             f"prompts are split over {parallel.world_size} processes. Make the prompts per update a multiple of that."

@@ -37,10 +37,10 @@ def existing_file(name: str, path: str | Path | None) -> Path | None:
     """
     if path is None:
         return None
-    found = Path(path).expanduser()
-    if not found.is_file():
+    file = Path(path).expanduser()
+    if not file.is_file():
         raise FileNotFoundError(f"{name} must be a file, got {str(path)!r}; leave it out for the published one")
-    return found
+    return file
 
 
 def load(config: Path | None, checkpoint: Path | None, device: str) -> Any:

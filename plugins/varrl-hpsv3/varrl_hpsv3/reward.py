@@ -62,7 +62,7 @@ class HPSv3:
         return {**self.__dict__, "_opened": None}
 
     def __call__(self, images: Float[Tensor, "N 3 H W"], prompts: Sequence[Prompt]) -> Scores:
-        """Score images; `mu` and `sigma` are components."""
+        """Score images, on a scale without bounds; `mu` and `sigma` are components."""
         if len(images) != len(prompts):
             raise ValueError(f"got {len(images)} images and {len(prompts)} prompts; expected one prompt per image")
         finite = images.isfinite().flatten(1).all(dim=1).cpu()

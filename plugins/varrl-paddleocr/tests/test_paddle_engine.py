@@ -247,7 +247,7 @@ def test_a_process_takes_its_own_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_impossible_options(make: Make) -> None:
-    with pytest.raises(ValueError, match="threads must be at least 1, or null for torch's own number, got 0"):
+    with pytest.raises(ValueError, match="threads must be at least 1, or null for torch's number, got 0"):
         make(threads=0)
     for device in ("cuda", "gpu:", "gpu:x"):
         with pytest.raises(ValueError, match=f"device must be 'cpu', 'gpu' or 'gpu:<number>', got '{device}'"):

@@ -36,7 +36,7 @@ class PaddleOCREngine:
         det_dir: directory of a local detector; goes with `rec_dir`, and is not used without `detect`.
         rec_dir: directory of a local recogniser.
         device: `cpu`, `gpu` (this process's own: `LOCAL_RANK`) or `gpu:<number>`.
-        threads: on the CPU; torch's own number when None.
+        threads: on the CPU; torch's number when None.
 
     Raises:
         FileNotFoundError: when a directory holds no model for this engine.
@@ -57,7 +57,7 @@ class PaddleOCREngine:
     ) -> None:
         one_of("engine", engine, Runtime)
         if threads is not None and threads < 1:
-            raise ValueError(f"threads must be at least 1, or null for torch's own number, got {threads}")
+            raise ValueError(f"threads must be at least 1, or null for torch's number, got {threads}")
         if device not in ("cpu", "gpu") and not (device.startswith("gpu:") and device[4:].isdigit()):
             raise ValueError(f"device must be 'cpu', 'gpu' or 'gpu:<number>', got {device!r}")
         if (detect and (det_dir is None) != (rec_dir is None)) or (rec_dir is None and det_dir is not None):
