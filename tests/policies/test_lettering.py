@@ -238,7 +238,7 @@ def test_prompt_files() -> None:
 
 def test_the_prompt_files_are_made_from_the_words_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """examples/prompts/make_prompts.py writes every file that it makes as it is shipped, byte for byte."""
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "examples" / "prompts"))
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "examples" / "prompts"))
     import make_prompts
 
     classes = tmp_path / "imagenet" / "classes.txt"

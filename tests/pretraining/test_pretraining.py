@@ -19,7 +19,7 @@ from varrl_lightning.types import Prompt
 from varrl_lightning.weights.loading import read_tensors
 
 EMBEDDED = ASSETS / "transformer.safetensors"
-CONFIGS = Path(__file__).parent.parent / "configs"
+CONFIGS = Path(__file__).parents[2] / "configs"
 # Lightning's own suggestions, which these few steps have no use for, and its own use of jsonargparse.
 pytestmark = [
     pytest.mark.filterwarnings("ignore::jsonargparse._deprecated.JsonargparseDeprecationWarning"),

@@ -128,7 +128,7 @@ def test_a_rollout_and_an_update_take_what_was_foretold(width: int, depth: int, 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peak resident memory is counted by Linux")
 def test_the_process_grows_by_what_was_foretold() -> None:
     """A second measure that knows nothing of tensors: a 1M-parameter model, in a process whose freed memory goes back at once."""
-    script = Path(__file__).parent.parent / "examples" / "benchmarks" / "memory.py"
+    script = Path(__file__).parents[2] / "examples" / "benchmarks" / "memory.py"
     environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "1"}
     command = [sys.executable, str(script), "--model", "lettering", "--width", "256", "--branches", "8"]
     out = subprocess.run(command, env=environment, check=True, capture_output=True, text=True, timeout=300).stdout

@@ -18,7 +18,7 @@ from tests.tiny import M
 from varrl_lightning.__main__ import main
 from varrl_lightning.figures.tables import Metrics
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def test_five_kills(tmp_path: Path) -> None:

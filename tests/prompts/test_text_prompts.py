@@ -19,7 +19,7 @@ from varrl_lightning.prompts.generate import ASSETS, PATTERNS, main, split_of, t
 from varrl_lightning.prompts.sets import prompt_line, region_count, region_histogram, single_words, write_prompts
 from varrl_lightning.types import Prompt, quoted_words
 
-TABLES = Path(__file__).parent.parent / "examples" / "prompts"
+TABLES = Path(__file__).parents[2] / "examples" / "prompts"
 SPLITS = ("train", "validation", "test")
 ALL_BUT_A_FEW = [word for words in vocabulary("train").values() for word in words[12:]]
 
