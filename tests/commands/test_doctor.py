@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from varrl_lightning.__main__ import main
 from varrl_lightning.commands.doctor_checks import (
-    draw_stages,
+    sample_stages,
     dropout_is_off,
     plugins_load,
     ratio_is_one,

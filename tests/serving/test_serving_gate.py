@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from varrl_lightning.commands.serve import gate as serving_gate
+from varrl_lightning.serving import gate as serving_gate
 from varrl_lightning.rewards.http_request import Limits
 from varrl_lightning.serving.gate import Gate
 
