@@ -309,7 +309,7 @@ def test_a_module_is_used_again_and_again() -> None:
         tiny_trainer(max_steps=rollouts - module.rollouts_done).fit(module, columns(), columns())
         assert module.rollouts_done == rollouts
         assert not torch.equal(weights(module), start)
-    assert module.stage.name == "suffix"
+    assert module.grpo.stage(module.rollouts_done).name == "suffix"
 
 
 # --- going on from Lightning's own checkpoints --------------------------------------------------------------------------------

@@ -9,10 +9,9 @@ from fresh import Fresh
 from torch import Tensor
 
 from tests.tabular_policy import TabularPolicy
-from tests.tiny import PROMPTS, LeftBright, M, tiny_loader, tiny_module, tiny_policy, tiny_trainer, weights
+from tests.tiny import PROMPTS, LeftBright, M, change_losses, tiny_loader, tiny_module, tiny_policy, tiny_trainer, weights
 from varrl_lightning.errors import RewardError, RunStoppedError
 from varrl_lightning.evaluation.evaluate import Evaluation
-from varrl_lightning.grpo.grpo import GRPO, MicroBatch
 from varrl_lightning.module import VARGRPO
 from varrl_lightning.prompts.batches import as_prompts
 from varrl_lightning.schedule import Schedule
@@ -214,14 +213,7 @@ def test_a_reward_that_raises_is_named() -> None:
 def poisoned(steps: Sequence[int]):
     """A module whose gradient is not finite in the given updates."""
     module = tiny_module(guards={"max_bad_steps": 3})
-    original = module.updater.grpo
-
-    class Poisoned(GRPO):
-        def losses(self, *args):
-            for first, loss, tokens in original.losses(*args):
-                yield MicroBatch(first, loss * torch.nan if module.updates_done in steps else loss, tokens)
-
-    module.updater.grpo = Poisoned(**vars(original))
+    change_losses(module, lambda loss: loss * torch.nan if module.updates_done in steps else loss)
     return module
 
 

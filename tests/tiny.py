@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from varrl_lightning.grpo.grpo import GRPO, MicroBatch
 from varrl_lightning.module import VARGRPO
 from varrl_lightning.policies.lettering import LetteringPolicy, LetteringTransformer
 from varrl_lightning.policies.state import Cond
@@ -110,6 +111,17 @@ def tiny_trainer(**options: Any) -> L.Trainer:
 
 def tiny_loader(prompts: Sequence[Prompt] = PROMPTS, batch_size: int = 2) -> DataLoader[Any]:
     return DataLoader(list(prompts), batch_size=batch_size, collate_fn=list)  # type: ignore[arg-type]
+
+
+def change_losses(module: VARGRPO, change: Callable[[Tensor], Tensor]) -> None:
+    """Have the updates of a module minimise something else than its losses."""
+
+    class Changed(GRPO):
+        def losses(self, *arguments: Any) -> Iterator[MicroBatch]:
+            for first, loss, tokens in super().losses(*arguments):
+                yield MicroBatch(first, change(loss), tokens)
+
+    module.updater.grpo = Changed(**vars(module.grpo))
 
 
 def weights(module: VARGRPO) -> Tensor:

@@ -15,16 +15,16 @@ from torch import Tensor, nn
 
 from varrl_lightning.__main__ import main
 from varrl_lightning.commands.doctor_checks import (
-    sample_stages,
     dropout_is_off,
     plugins_load,
     ratio_is_one,
     reward_runs,
+    sample_stages,
     sampler_is_teacher_forcing,
     weights_are_strict,
 )
 from varrl_lightning.module import VARGRPO
-from varrl_lightning.types import Prompt, Score
+from varrl_lightning.types import Prompt, Rollout, Score
 
 NAMES = ["plugins", "weights", "ratio", "sampler", "dropout", "reward"]
 
@@ -56,6 +56,10 @@ class Silent:
 
 def _patient(kind: type[TinyPolicy] = TinyPolicy, **options: Any) -> VARGRPO:
     return tiny_module(tiny_policy(kind=kind), score=Score("sampler"), **options)
+
+
+def rollouts(patient: VARGRPO) -> list[Rollout]:
+    return sample_stages(patient.policy, patient.grpo, PROMPTS[:2], patient.seed, None)
 
 
 @pytest.fixture
@@ -141,28 +145,28 @@ def test_random_weights_are_found() -> None:
 @pytest.mark.parametrize("micro_batch_size", [None, 3])
 def test_a_ratio_other_than_one_is_found(micro_batch_size: int | None) -> None:
     healthy, ill = _patient(micro_batch_size=micro_batch_size), _patient(Restless, micro_batch_size=micro_batch_size)
-    assert ratio_is_one(healthy, draw_stages(healthy, PROMPTS[:2])).passed
-    assert not ratio_is_one(ill, draw_stages(ill, PROMPTS[:2])).passed
+    assert ratio_is_one(healthy.policy, healthy.grpo, rollouts(healthy), micro_batch_size).passed
+    assert not ratio_is_one(ill.policy, ill.grpo, rollouts(ill), micro_batch_size).passed
 
 
 def test_the_first_scale_where_sampler_and_teacher_forcing_part_is_named() -> None:
     healthy, ill = _patient(), _patient(Shifted)
-    assert sampler_is_teacher_forcing(healthy, draw_stages(healthy, PROMPTS[:2])).passed
-    finding = sampler_is_teacher_forcing(ill, draw_stages(ill, PROMPTS[:2]))
+    assert sampler_is_teacher_forcing(healthy.policy, healthy.grpo, rollouts(healthy)).passed
+    finding = sampler_is_teacher_forcing(ill.policy, ill.grpo, rollouts(ill))
     assert not finding.passed
     assert "begins at scale 3" in finding.advice
 
 
 def test_dropout_is_found() -> None:
     patient = _patient()
-    rollout = draw_stages(patient, PROMPTS[:2])[0]
-    assert dropout_is_off(patient, rollout).passed
+    rollout = rollouts(patient)[0]
+    assert dropout_is_off(patient.policy, patient.grpo, rollout).passed
     mlp = patient.policy.transformer.blocks[0].mlp
     mlp.append(nn.Dropout(0.5))  # in training mode, as every new module is
-    assert dropout_is_off(patient, rollout).passed, "VARPolicy.train keeps everything in eval mode"
+    assert dropout_is_off(patient.policy, patient.grpo, rollout).passed, "VARPolicy.train keeps everything in eval mode"
     mlp[-1].train = lambda mode=True: mlp[-1]  # a module that will not listen
     mlp[-1].training = True
-    finding = dropout_is_off(patient, rollout)
+    finding = dropout_is_off(patient.policy, patient.grpo, rollout)
     assert not finding.passed
     assert "are not identical" in finding.figure
     assert "blocks.0.mlp.3" in finding.advice
@@ -174,12 +178,12 @@ def test_a_new_policy_is_in_eval_mode() -> None:
 
 def test_a_reward_is_timed_and_its_failures_are_found() -> None:
     patient = _patient()
-    rollout = draw_stages(patient, PROMPTS[:2])[0]
-    finding = reward_runs(patient, rollout)
+    rollout = rollouts(patient)[0]
+    finding = reward_runs(patient.rewards, rollout)
     assert finding.passed
     assert "16 of 16 images scored" in finding.figure
     assert "ms an image" in finding.figure
-    raising = reward_runs(_patient(reward=Moody()), rollout)
+    raising = reward_runs(_patient(reward=Moody()).rewards, rollout)
     assert not raising.passed
     assert "no connection" in raising.advice
 
@@ -187,6 +191,6 @@ def test_a_reward_is_timed_and_its_failures_are_found() -> None:
 @pytest.mark.filterwarnings("ignore:the reward 'Silent' gave no score")
 def test_a_reward_that_scores_nothing_fails() -> None:
     patient = _patient(reward=Silent())
-    finding = reward_runs(patient, draw_stages(patient, PROMPTS[:2])[0])
+    finding = reward_runs(patient.rewards, rollouts(patient)[0])
     assert not finding.passed
     assert "0 of 16 images scored" in finding.figure

@@ -54,7 +54,7 @@ def train(
     return {
         "weights": full_weights(trained),
         "metrics": {name: float(value) for name, value in trainer.callback_metrics.items()},
-        "counters": (trained.rollouts_done, trained.updates_done, trained.bad_steps),
+        "counters": (trained.rollouts_done, trained.updates_done, trained.counters.bad_steps),
     }
 
 

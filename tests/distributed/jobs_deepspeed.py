@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
 from typing import Any
 
 import lightning as L
@@ -13,7 +12,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from tests.distributed.jobs import adamw, full_weights, module, named, quiet
-from tests.tiny import LeftBright, M, tiny_loader, tiny_policy, tiny_trainer
+from tests.tiny import LeftBright, M, change_losses, tiny_loader, tiny_policy, tiny_trainer
 from varrl_lightning.module import VARGRPO
 from varrl_lightning.strategies.deepspeed import ZeROStrategy
 
@@ -32,7 +31,7 @@ def save(strategy: str | None, processes: int, folder: str, **options: Any) -> d
     return {
         "weights": full_weights(trained),
         "metrics": {name: float(value) for name, value in trainer.callback_metrics.items()},
-        "counters": (trained.rollouts_done, trained.updates_done, trained.bad_steps, trainer.global_step),
+        "counters": (trained.rollouts_done, trained.updates_done, trained.counters.bad_steps, trainer.global_step),
     }
 
 
@@ -50,24 +49,21 @@ def halving(optimizer: Any) -> Any:
     return torch.optim.lr_scheduler.StepLR(optimizer, step_size=1, gamma=0.5)
 
 
-class BadSteps(VARGRPO):
-    """Its second step is not finite in the loss, and its fourth in the gradient alone."""
+def bad_steps(strategy: str | None, processes: int) -> dict[str, Any]:
+    """Weights and counters after good and bad steps in turn, and which of the steps have changed the weights.
 
-    def _micro_losses(self, *arguments: Any) -> Iterator[tuple[int, Tensor]]:
-        for first, loss in super()._micro_losses(*arguments):
-            yield first, self._spoilt(loss)
+    The second step is not finite in the loss, and the fourth in the gradient alone.
+    """
+    trained = VARGRPO(tiny_policy(), reward=LeftBright(), mask_source="full", m=M, group_size=4, optimizer=adamw)
 
-    def _spoilt(self, loss: Tensor) -> Tensor:
-        if self.updates_done == 1:
+    def spoil(loss: Tensor) -> Tensor:
+        if trained.updates_done == 1:
             return loss.detach() * torch.nan + 0 * loss.nan_to_num()
-        if self.updates_done == 3:
+        if trained.updates_done == 3:
             loss.register_hook(lambda gradient: gradient * torch.nan)
         return loss
 
-
-def bad_steps(strategy: str | None, processes: int) -> dict[str, Any]:
-    """Weights and counters after good and bad steps in turn, and which of the steps have changed the weights."""
-    trained = BadSteps(tiny_policy(), reward=LeftBright(), mask_source="full", m=M, group_size=4, optimizer=adamw)
+    change_losses(trained, spoil)
     found: list[dict[str, Tensor]] = []
 
     class Record(L.Callback):
@@ -76,7 +72,7 @@ def bad_steps(strategy: str | None, processes: int) -> dict[str, Any]:
 
     trainer = trainer_of(strategy, processes, max_steps=5, callbacks=[Record()])
     trainer.fit(trained, tiny_loader())
-    counters = (trained.rollouts_done, trained.updates_done, trained.bad_steps, trainer.global_step)
+    counters = (trained.rollouts_done, trained.updates_done, trained.counters.bad_steps, trainer.global_step)
     changed = [any(not torch.equal(a[name], x) for name, x in b.items()) for a, b in itertools.pairwise(found)]
     return {"weights": found[-1], "changed": changed, "counters": counters}
 

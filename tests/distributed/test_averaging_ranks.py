@@ -58,7 +58,7 @@ def test_two_processes_average_as_one(
 @pytest.mark.parametrize(
     ("strategy", "lora", "message"),
     [
-        ("zero3", False, "ema_decay keeps an average of the weights, which ZeRO-3 cuts up in a way of its own; use strategy fsdp2"),
+        ("zero3", False, "ema_decay keeps an average of the weights, which ZeRO-3 splits in a way of its own; use strategy fsdp2"),
         ("zero2", True, "ema_decay keeps an average of an adapter, which DeepSpeed leaves out of its checkpoints"),
     ],
 )

@@ -136,7 +136,7 @@ def test_what_deepspeeds_own_configuration_must_not_say(workers: Start, settings
 
 
 def test_without_deepspeed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(zero_folders, "REQUIREMENT", "deepspeed>=99")
+    monkeypatch.setattr(zero_checkpoints, "REQUIREMENT", "deepspeed>=99")
     with pytest.raises(
         ModuleNotFoundError, match=r"needs deepspeed>=99, which is not installed: pip install 'varrl-lightning\[deepspeed\]'"
     ):

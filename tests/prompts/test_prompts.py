@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from varrl_lightning.prompts.files import OverlapError, PromptFileError, check_disjoint, load_prompts
 from varrl_lightning.prompts import files as prompts_module
+from varrl_lightning.prompts.files import OverlapError, PromptFileError, check_disjoint, load_prompts
 from varrl_lightning.types import Box, Prompt
 
 FULL = '{"id": "a", "text": "x", "words": ["Hot"], "regions": [[0, 1, 2, 3]], "category": "c", "label": 4, "size": [24, 64]}'

@@ -13,8 +13,8 @@ import pytest
 import yaml
 from fresh import Fresh
 
-from varrl_lightning.prompts.files import check_disjoint, load_prompts
 from varrl_lightning.prompts import generate as module
+from varrl_lightning.prompts.files import check_disjoint, load_prompts
 from varrl_lightning.prompts.generate import ASSETS, PATTERNS, main, split_of, text_prompts, vocabulary
 from varrl_lightning.prompts.sets import prompt_line, region_count, region_histogram, single_words, write_prompts
 from varrl_lightning.types import Prompt, quoted_words

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from varrl_lightning.serving import gate as serving_gate
 from varrl_lightning.rewards.http_request import Limits
+from varrl_lightning.serving import gate as serving_gate
 from varrl_lightning.serving.gate import Gate
 
 GOOD = b'{"images": ["a"], "prompts": ["b"]}'
