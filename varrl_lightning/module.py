@@ -242,7 +242,8 @@ class VARGRPO(L.LightningModule):
         self.updater.stop_if_steps_keep_failing()  # last, so that the state that is saved is that of a whole step
 
     def _prompts_of_all(self, batch: Any) -> list[Prompt]:
-        same_everywhere = self.trainer.training and isinstance(self.trainer.train_dataloader, TrainingBatches)
+        trainer = self._trainer
+        same_everywhere = trainer is not None and trainer.training and isinstance(trainer.train_dataloader, TrainingBatches)
         return prompts_of_all(batch, self.parallel, same_everywhere, self.rollouts_done)
 
     def _sample(self, prompts: Sequence[Prompt], stage: Stage, share: Share, watch: Stopwatch) -> tuple[Rollout, BranchScores]:
@@ -394,7 +395,6 @@ class VARGRPO(L.LightningModule):
     def describe(self) -> dict[str, object]:
         """What every process must hold alike, by name."""
         settings = ("seed", "eval_seed", "micro_batch_size", "images_at_once", "ema_decay", "guards")
-        of_updates = ("updates_per_rollout", "max_grad_norm")
-        described = {name: getattr(self, name) for name in settings} | {name: getattr(self.updater, name) for name in of_updates}
-        stage = self.grpo.stage(self.rollouts_done).name
-        return {**self.counters.state_dict(), **described, "stage": stage, **self.grpo.describe()}
+        described = {name: getattr(self, name) for name in settings}
+        described |= {name: getattr(self.updater, name) for name in ("updates_per_rollout", "max_grad_norm")}
+        return {**self.counters.state_dict(), **described, **self.grpo.describe(self.rollouts_done)}

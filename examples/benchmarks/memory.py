@@ -25,8 +25,10 @@ import torch
 from torch import Tensor
 
 from varrl_lightning import VARPolicy
+from varrl_lightning.grpo.grpo import GRPO
 from varrl_lightning.grpo.objective import Objective
 from varrl_lightning.grpo.rollout import prompt_keys, sample_tree
+from varrl_lightning.mask_sources.full import Full
 from varrl_lightning.memory import LiveBytes, Simulation
 from varrl_lightning.memory.tracking import frozen_parts, tensors_of
 from varrl_lightning.policies.infinity import InfinityPolicy
@@ -35,6 +37,7 @@ from varrl_lightning.policies.infinity_transformer import InfinityTransformer
 from varrl_lightning.policies.lettering import LetteringPolicy, LetteringTransformer
 from varrl_lightning.policies.published import StandIn
 from varrl_lightning.policies.var import ImageNetVARPolicy, VARTransformer
+from varrl_lightning.rewards.weighted import WeightedReward, WeightedRewards
 from varrl_lightning.schedule import VAR_256
 from varrl_lightning.tokenizers.bsq import BSQTokenizer
 from varrl_lightning.tokenizers.vqvae import VQVAE
@@ -138,9 +141,11 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
     policy = MODELS[options.model](options.width).to(device)
     for parameter in policy.parameters():
         torch.nn.init.normal_(parameter, std=0.02)
-    objective = Objective(Score("model", policy.default_sampling), 0.2, 0.28, "token", 0.0, "exact", 0.0)
     stage = Stage(0, len(policy.schedule()) - 1, options.branches, K)
-    simulation = Simulation(policy, policy.default_sampling, objective, False, device=device)
+    objective = Objective(Score("model", policy.default_sampling))
+    rewards = WeightedRewards({"brightness": WeightedReward(lambda images, _: images.mean((1, 2, 3)))})  # never called
+    grpo = GRPO((stage,), rewards, Full(), policy.default_sampling, objective=objective)
+    simulation = Simulation(policy, grpo, device=device)
     simulation.read(PROMPT)
     drawn = simulation.rollout(stage, options.branches, options.images_at_once)
     found: dict[str, float] = {

@@ -13,7 +13,8 @@ from lightning.pytorch.callbacks import Callback
 from tiny import PROMPTS, tiny_loader, tiny_module, tiny_trainer, weights
 
 from varrl_lightning.callbacks import GradientAgreement
-from varrl_lightning.gradient_agreement.meter import AgreementMeter, independent_batches
+from varrl_lightning.callbacks.gradient_agreement import agreement_meter
+from varrl_lightning.gradient_agreement.meter import independent_batches
 from varrl_lightning.gradient_agreement.variants import own_stages
 from varrl_lightning.module import VARGRPO
 
@@ -55,12 +56,12 @@ def test_training_is_bitwise_the_same() -> None:
 def test_it_measures_the_policy_as_it_is_then() -> None:
     logged = Logged()
     module = run(GradientAgreement(every_n_steps=3, batches=3, per_scale=True), logged, steps=3, alternation=["prefix"])
-    meter = AgreementMeter(own_stages(module), blocks=3, per_scale=True)
+    meter = agreement_meter(module, own_stages(module.grpo), blocks=3, per_scale=True)
     for batch in independent_batches(PROMPTS, 3, 2, seed=0):
         meter.add(batch)
     rows = {row.scale: row for row in meter.measured()}
     assert logged.steps[2]["agreement/prefix/cosine"] == pytest.approx(rows[None].cosine, abs=1e-5)
-    assert logged.steps[2]["agreement/prefix/standard_error/scale_1"] == pytest.approx(rows[1].standard_error, abs=1e-5)
+    assert logged.steps[2]["agreement/prefix/standard_error/scale_2"] == pytest.approx(rows[1].standard_error, abs=1e-5)
 
 
 def test_several_processes_are_refused() -> None:

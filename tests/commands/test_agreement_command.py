@@ -95,7 +95,7 @@ def test_the_stages_of_the_configuration_at_a_checkpoint_scale_by_scale(capsys: 
     for name, more in (("start", ["--per_scale"]), ("late", ["--ckpt_path=late.ckpt"])):
         assert agreement(*asked, *more) == 0
         found[name] = json.loads(Path("out/agreement.json").read_text())["rows"]
-    assert [row["scale"] for row in found["start"]] == [None, 0, 1]
+    assert [row["scale"] for row in found["start"]] == [None, 1, 2]
     assert abs(found["start"][0]["cosine"] - found["late"][0]["cosine"]) > 1e-3
 
 

@@ -53,4 +53,4 @@ def test_each_process_draws_what_it_is_given(workers: Callable[[int], Workers]) 
 
 def test_sharded_weights_cannot_draw_what_each_process_is_given(workers: Callable[[int], Workers]) -> None:
     for said in workers(2)("tests.distributed.jobs:refused", by=f"{JOBS}:predict", rows=3, batch_size=1, strategy="fsdp2"):
-        assert "weights are sharded over the processes, which draw together" in said
+        assert "weights are sharded over the processes, which sample together" in said

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from functools import cache
 from itertools import product
@@ -52,12 +53,17 @@ def _deepspeed(strategy: str) -> None:
 
 
 @cache
-def _alone(options: tuple[tuple[str, Any], ...]) -> dict[str, Any]:
-    return jobs.train(None, 1, **dict(options))
+def _trained_alone(options: str) -> dict[str, Any]:
+    return jobs.train(None, 1, **json.loads(options))
+
+
+def _alone(**options: Any) -> dict[str, Any]:
+    """The run of one process, once for all tests with these options."""
+    return _trained_alone(json.dumps(options))
 
 
 def _check(workers: Callable[[int], Workers], strategy: str, options: dict[str, Any]) -> None:
-    alone = _alone(tuple(options.items()))
+    alone = _alone(**options)
     ranks = workers(2)("tests.distributed.jobs:train", strategy=strategy, world_size=2, **options)
     begun = jobs.full_weights(jobs.module(lora=options.get("lora", False)))
     assert furthest(begun, alone["weights"]) > 100 * BOUND, "nothing was learnt"
@@ -102,6 +108,6 @@ def test_a_group_that_is_split_is_not_compared_by_its_images(workers: Callable[[
 
 def test_the_bound_would_show_a_difference() -> None:
     """A micro-batch that is left out, as some engines do, is far beyond it."""
-    whole, half = (_alone((("batch_size", size),)) for size in (2, 1))
+    whole, half = (_alone(batch_size=size) for size in (2, 1))
     assert furthest(whole["weights"], half["weights"]) > 100 * BOUND
     assert torch.isfinite(torch.tensor(whole["metrics"]["loss"]))

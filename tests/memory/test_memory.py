@@ -289,7 +289,7 @@ def test_auto_changes_nothing_and_a_checkpoint_remembers_it(tmp_path: Path, caps
         if size == "auto":
             assert module.micro_batch_size == 8  # megabytes are always there
             assert float(trainer.callback_metrics["micro_batch_size"]) == 8
-            module.micro_batch_size = 3
+            module.micro_batches.asked = 3
             trainer.save_checkpoint(tmp_path / "x.ckpt")
     torch.testing.assert_close(runs["auto"], runs[None])
     again = tiny_module(kl_coef=0.1, micro_batch_size="auto")

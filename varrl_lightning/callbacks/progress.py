@@ -106,7 +106,8 @@ class RunProgress(ProgressBar):
 
     def _show(self, **fields: Any) -> None:
         if self._bar is not None:
-            self._bar.update(self._task, **fields)
+            # A stage shows even where its step is over before the bar would be drawn again.
+            self._bar.update(self._task, refresh="description" in fields, **fields)
 
     def _stop(self) -> None:
         if self._bar is not None:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import yaml
 
-from varrl_lightning.algorithms.stages import full_stage, prefix_stage, suffix_stage
+from varrl_lightning.algorithms.stages import full_stage, prefix_stage, spelled_out, suffix_stage
 from varrl_lightning.configuration.files import configs_folder
 from varrl_lightning.configuration.renamed import ARGUMENTS
 from varrl_lightning.configuration.specs import built
@@ -149,8 +149,7 @@ def _stage(policy: VARPolicy, shape: StageShape, changes: Mapping[str, Any]) -> 
             raise ValueError(
                 f"{', '.join(beside)} says nothing beside a stage spelled out: {', '.join(f.name for f in fields(Stage))}"
             )
-        stage: Stage = built("stage", Stage, asked)
-        return stage
+        return spelled_out([built("stage", Stage, asked)], len(policy.schedule()))[0]
     if asked not in STAGES:
         raise ValueError(f"stage must be one of {', '.join(STAGES)}, or a mapping of start, stop, branches, ..., got {asked!r}")
     schedule = policy.schedule()

@@ -64,12 +64,12 @@ class GRPO:
         """The stage of the next rollout."""
         return self.cycle[rollouts_done % len(self.cycle)]
 
-    def describe(self) -> dict[str, object]:
-        """Its parts by name: what processes that train together must hold alike."""
+    def describe(self, rollouts_done: int) -> dict[str, object]:
+        """The stage of the next rollout and all parts by name: what processes that train together must hold alike."""
         stages = {f"stages.{i}": stage for i, stage in enumerate(dict.fromkeys(self.cycle))}
         rewards = {f"reward {name}": f"{_class(t.reward)}, weight {t.weight}" for name, t in self.rewards.terms.items()}
         alternation = ", ".join(stage.name for stage in self.cycle)
-        parts = {"mask_source": _class(self.mask_source), "sampling": self.sampling}
+        parts = {"stage": self.stage(rollouts_done).name, "mask_source": _class(self.mask_source), "sampling": self.sampling}
         return {"alternation": alternation, **stages, **vars(self.credit), **vars(self.objective), **rewards, **parts}
 
     def sample(

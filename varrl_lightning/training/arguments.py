@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 from varrl_lightning.configuration.specs import built
 from varrl_lightning.policies.base import VARPolicy
@@ -40,9 +40,7 @@ def built_reference(reference: Any, policy: VARPolicy) -> Anchor:
     return AdapterOff(policy) if has_adapter(policy) else policy.frozen_copy()
 
 
-def check_sizes(
-    group_size: int, num_continuations: int, micro_batch_size: int | Literal["auto"] | None, images_at_once: int | None
-) -> None:
+def check_sizes(group_size: int, num_continuations: int, micro_batch_size: object, images_at_once: object) -> None:
     """Whether numbers of images make sense; arguments as of `VARGRPO`.
 
     Raises:
