@@ -164,7 +164,7 @@ def test_objects_are_asked_for_again(tmp_path: Path) -> None:
     loaded = VARGRPO.load_from_checkpoint(tmp_path / "objects.ckpt", **given)
     assert torch.equal(weights(loaded), weights(module))
     assert loaded.grpo.objective.score == module.grpo.objective.score
-    assert loaded.score.max_weight == 3.0
+    assert loaded.grpo.objective.score.max_weight == 3.0
 
 
 def test_a_checkpoint_holds_the_weights_once(tmp_path: Path) -> None:

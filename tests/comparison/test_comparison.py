@@ -39,7 +39,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     model = {"policy": {"class_path": "tiny.tiny_policy"}, "reward": "tiny.LeftBright", "mask_source": "full", "optimizer": adam}
     model |= {"sampling": {"top_k": 8}, "group_size": 2, "score": "sampler"}
     ways = {"split": {"m": 2, "num_continuations": 2, "alternation": ["prefix", "suffix"]}}
-    ways["plain"] = {"stages": [{"start": 0, "stop": 7, "branches": 2}]}
+    ways["plain"] = {"stages": [{"start": 0, "stop": 4, "branches": 2}]}
     for name, own in ways.items():
         Path(f"{name}.yaml").write_text(yaml.safe_dump({"model": model | own, "trainer": {"accelerator": "cpu"}}))
     spec(folder=tmp_path)

@@ -300,7 +300,7 @@ def test_the_average_is_exported_where_that_is_asked_for(
     trained, average = (load_file(f"{name}.safetensors") for name in ("trained", "average"))
     assert all(torch.equal(average[name], x + 1) for name, x in trained.items())
     assert main([*export, "--output", "other.safetensors", "--weights", "both"]) == 2
-    assert "--weights must be one of trained, average, got 'both'" in capsys.readouterr().err
+    assert "argument --weights: invalid choice: 'both' (choose from 'trained', 'average')" in capsys.readouterr().err
     assert main([*export, "--model.ema_decay", "null", "--output", "other.safetensors", "--weights", "average"]) == 2
     assert "--weights average: this configuration has no average" in capsys.readouterr().err
 
