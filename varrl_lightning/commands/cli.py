@@ -22,7 +22,7 @@ from varrl_lightning.commands.benchmark_report import draw_pairs, report_test
 from varrl_lightning.commands.cycle_costs import cost_table, cycle_costs
 from varrl_lightning.commands.user_errors import BUILD_ERRORS, reraise_as, run_command
 from varrl_lightning.configuration.explain import explain
-from varrl_lightning.configuration.files import refuse_keys, resolve_configs
+from varrl_lightning.configuration.files import refuse_keys, refuse_old_names, resolve_configs
 from varrl_lightning.data import EvaluationBatches, PromptDataModule
 from varrl_lightning.errors import ConfigError, StartError
 from varrl_lightning.figures.predictions import save_images
@@ -81,6 +81,7 @@ class VarrlCLI(LightningCLI):
         try:
             self.config = parser.parse_args(args)
         except argparse.ArgumentError as error:
+            refuse_old_names(self.config_files)
             command = self._subcommand_parsers.get(args[0], parser)
             raise ConfigError(explain(str(error), command.get_defaults().keys())) from error
         refuse_keys(self.config_files, SEEDED)

@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from varrl_lightning.configuration.renamed import changed_lines
 from varrl_lightning.errors import ConfigError, did_you_mean
 
 _PACKAGE = Path(__file__).parent.parent
@@ -58,6 +59,17 @@ def resolve_configs(arguments: Sequence[str]) -> tuple[list[str], list[Path]]:
             resolved.append(argument)
             pending = argument in _FLAGS
     return resolved, files
+
+
+def refuse_old_names(files: Sequence[Path]) -> None:
+    """Refuse configurations of version 0.1.
+
+    Raises:
+        ConfigError: lists every name that has changed, with the one that took its place.
+    """
+    for path in files:
+        if lines := changed_lines(yaml.safe_load(path.read_text(encoding="utf-8"))):
+            raise ConfigError(f"{path} has names of version 0.1. Change in it:\n  " + "\n  ".join(lines))
 
 
 def refuse_keys(files: Sequence[Path], refused: dict[str, str]) -> None:

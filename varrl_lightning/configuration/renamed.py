@@ -52,7 +52,6 @@ MODULES = {
     "objective": "grpo.objective",
     "diagnostics": "grpo.diagnostics",
     "updating": "training.updater",
-    "evaluation": "evaluation.evaluate",
     "evaluating": "evaluation.evaluator",
     "saving": "checkpoints.saving",
     "checkpointing": "checkpoints.checking",
@@ -109,6 +108,29 @@ def renamed_path(path: str) -> str:
         if package == PACKAGE and moved:
             return ".".join((PACKAGE, moved, *parts[depth:]))
     return path
+
+
+def changed_lines(configuration: Any) -> list[str]:
+    """Changes that a configuration of version 0.1 needs, one line each: `model.mask_dilation: 8 -> model.mask.dilation: 8`.
+
+    Args:
+        configuration: a configuration file's tree.
+    """
+    model = configuration.get("model") if isinstance(configuration, Mapping) else None
+    values = {name: value for name, value in model.items() if name in ARGUMENTS} if isinstance(model, Mapping) else {}
+    lines = [
+        f"model.{name}: {value} -> model.{ARGUMENTS[name]}: {VALUES.get(name, {}).get(value, value)}"
+        for name, value in values.items()
+    ]
+    paths = [path for path in _class_paths(configuration) if renamed_path(path) != path]
+    return lines + [f"class_path: {path} -> {renamed_path(path)}" for path in paths]
+
+
+def _class_paths(value: Any) -> list[str]:
+    if isinstance(value, Mapping):
+        own = [value["class_path"]] if isinstance(value.get("class_path"), str) else []
+        return own + [path for item in value.values() for path in _class_paths(item)]
+    return [path for item in value for path in _class_paths(item)] if isinstance(value, list) else []
 
 
 def _renamed_paths(value: Any) -> Any:

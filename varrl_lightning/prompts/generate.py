@@ -1,7 +1,7 @@
 """Generates prompts that ask for text in an image, as many as a run needs, without a corpus.
 
-    python -m varrl_lightning.text_prompts --count 19200 --seed 0 --output prompts/train.jsonl
-    python -m varrl_lightning.text_prompts --count 400 --split test --output prompts/test.jsonl
+    python -m varrl_lightning.prompts.generate --count 19200 --seed 0 --output prompts/train.jsonl
+    python -m varrl_lightning.prompts.generate --count 400 --split test --output prompts/test.jsonl
 
 A prompt is a scene of one of fourteen categories, in a style and a setting, with one to five texts on its surfaces. The texts are
 composed from a vocabulary of common words, first names and numbers. A word's split depends on the word alone, so that splits never
@@ -177,9 +177,10 @@ def _scene(rng: random.Random, category: str, texts: Sequence[str]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run `python -m varrl_lightning.text_prompts`; return exit status 0, or 1 after printing the reason."""
+    """Run `python -m varrl_lightning.prompts.generate`; return exit status 0, or 1 after printing the reason."""
     parser = argparse.ArgumentParser(
-        prog="python -m varrl_lightning.text_prompts", description="Write a file of unique prompts that ask for text in an image."
+        prog="python -m varrl_lightning.prompts.generate",
+        description="Write a file of unique prompts that ask for text in an image.",
     )
     parser.add_argument("--output", required=True, metavar="FILE", help="JSONL; an existing file is replaced")
     parser.add_argument("--count", type=int, default=PAPER_COUNT, help="default: %(default)s, as in the paper's run")

@@ -1,8 +1,8 @@
 """Prompt sets: writes them, counts their text regions, filters them to a distribution, and checks that two share no prompt.
 
-python -m varrl_lightning.prompt_sets histogram prompts.jsonl
-python -m varrl_lightning.prompt_sets filter prompts.jsonl --output filtered.jsonl
-python -m varrl_lightning.prompt_sets disjoint train.jsonl test.jsonl
+python -m varrl_lightning.prompts.sets histogram prompts.jsonl
+python -m varrl_lightning.prompts.sets filter prompts.jsonl --output filtered.jsonl
+python -m varrl_lightning.prompts.sets disjoint train.jsonl test.jsonl
 """
 
 from __future__ import annotations
@@ -175,7 +175,7 @@ def parse_shares(text: str) -> dict[int, float]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run `python -m varrl_lightning.prompt_sets`; return exit status 0, or 1 when sets overlap or a file cannot be used."""
+    """Run `python -m varrl_lightning.prompts.sets`; return exit status 0, or 1 when sets overlap or a file cannot be used."""
     options = _parser().parse_args(arguments)
     try:
         print(_COMMANDS[options.command](options))
@@ -209,7 +209,7 @@ _COMMANDS = {"histogram": _histogram, "filter": _filter, "disjoint": _disjoint}
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m varrl_lightning.prompt_sets", description="Sets of prompts by their text regions."
+        prog="python -m varrl_lightning.prompts.sets", description="Sets of prompts by their text regions."
     )
     commands = parser.add_subparsers(dest="command", required=True)
     histogram = commands.add_parser("histogram", help="count prompts by their number of text regions")

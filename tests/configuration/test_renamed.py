@@ -1,0 +1,107 @@
+"""Names of version 0.1 are answered with those of today, or mapped where a checkpoint has them."""
+
+from __future__ import annotations
+
+import importlib
+import runpy
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from tiny import tiny_module
+
+from varrl_lightning import VARGRPO
+from varrl_lightning.__main__ import main
+from varrl_lightning.configuration.renamed import ARGUMENTS, MODULES, renamed_arguments, renamed_path
+from varrl_lightning.grpo.credit import MaskOptions
+from varrl_lightning.training.guards import Guards
+
+
+@pytest.mark.parametrize("name", [name for name in MODULES if name not in ("prompt_sets", "text_prompts")])
+def test_an_import_of_an_old_module_says_the_new_one(name: str) -> None:
+    with pytest.raises(
+        ModuleNotFoundError, match=rf"varrl_lightning\.{name} of version 0\.1 is now varrl_lightning\.{MODULES[name]}$"
+    ):
+        importlib.import_module(f"varrl_lightning.{name}")
+
+
+@pytest.mark.parametrize("path", sorted(set(MODULES.values())))
+def test_every_new_module_is_there(path: str) -> None:
+    assert importlib.util.find_spec(f"varrl_lightning.{path}") is not None
+
+
+@pytest.mark.parametrize("name", ["text_prompts", "prompt_sets"])
+def test_python_m_of_the_prompt_tools_keeps_working(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", [name, "--help"])
+    with pytest.raises(SystemExit) as stopped:
+        runpy.run_module(f"varrl_lightning.{name}", run_name="__main__")
+    assert stopped.value.code == 0
+    assert "usage: " in capsys.readouterr().out
+
+
+def test_other_names_are_left_alone() -> None:
+    assert renamed_path("varrl_lightning.rewards.ocr.OCRReward") == "varrl_lightning.rewards.ocr.OCRReward"
+    assert renamed_path("mine.lora.add_lora") == "mine.lora.add_lora"
+    assert renamed_path("varrl_lightning.lora.add_lora") == "varrl_lightning.policies.lora.add_lora"
+    with pytest.raises(ModuleNotFoundError, match=r"No module named 'varrl_lightning\.nothing'"):
+        importlib.import_module("varrl_lightning.nothing")
+
+
+@pytest.mark.parametrize(("old", "new"), ARGUMENTS.items())
+def test_an_old_option_is_answered_with_the_new_one(old: str, new: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["fit", "--config", "quickstart.yaml", f"--model.{old}=1"]) == 2
+    assert f"model.{old} of version 0.1 is now model.{new}" in capsys.readouterr().err
+
+
+def test_an_old_configuration_is_answered_with_all_changes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    policy = {"class_path": "varrl_lightning.lora.add_lora", "init_args": {"rank": 4}}
+    tree: dict[str, Any] = {"model": {"policy": policy, "mask_dilation": 8, "kl_mask": "masked", "m": 4}}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(tree))
+    assert main(["fit", "--config", str(tmp_path / "config.yaml")]) == 2
+    said = capsys.readouterr().err
+    assert "config.yaml has names of version 0.1" in said
+    for line in (
+        "model.mask_dilation: 8 -> model.mask.dilation: 8",
+        "model.kl_mask: masked -> model.kl.masked: True",
+        "class_path: varrl_lightning.lora.add_lora -> varrl_lightning.policies.lora.add_lora",
+    ):
+        assert line in said
+
+
+def test_arguments_of_a_checkpoint_are_mapped() -> None:
+    old = {"m": 4, "mask_dilation": 8, "kl_mask": "masked", "max_bad_steps": 3, "normaliser": "none"}
+    new = {"m": 4, "mask": {"dilation": 8}, "kl": {"masked": True}, "guards": {"max_bad_steps": 3}, "normalise": {"tokens": "none"}}
+    assert renamed_arguments(old) == new
+    assert renamed_arguments(new) == new
+
+
+def test_a_checkpoint_of_0_1_is_loaded(tmp_path: Path) -> None:
+    """Written by today's code, with the arguments as version 0.1 named them."""
+    policy = {"class_path": "tiny.tiny_policy"}
+    module = VARGRPO(policy, reward="tiny.LeftBright", mask_source="full", m=2, group_size=4)  # type: ignore[arg-type]
+    arguments = {"policy": policy, "reward": "tiny.LeftBright", "mask_source": "full", "m": 2, "group_size": 4}
+    arguments |= {"mask_dilation": 8, "mask_outside": 0.5, "max_bad_steps": 3, "agree_every_n_steps": 7, "kl_mask": "unmasked"}
+    checkpoint: dict[str, Any] = {
+        "state_dict": module.state_dict(),
+        "hyper_parameters": arguments,
+        "pytorch-lightning_version": "2.6.6",
+    }
+    module.on_save_checkpoint(checkpoint)
+    torch.save(checkpoint, tmp_path / "old.ckpt")
+    loaded = VARGRPO.load_from_checkpoint(tmp_path / "old.ckpt")
+    assert loaded.grpo.credit.mask == MaskOptions(dilation=8, outside=0.5)
+    assert loaded.guards == Guards(max_bad_steps=3, check_ranks_every_n_steps=7)
+    assert all(torch.equal(a, b) for a, b in zip(loaded.parameters(), module.parameters(), strict=True))
+
+
+def test_todays_checkpoint_is_passed_on_as_it_is(tmp_path: Path) -> None:
+    from varrl_lightning.checkpoints.hparams import readable_checkpoint
+
+    torch.save({"hyper_parameters": dict(tiny_module().hparams)}, tmp_path / "new.ckpt")
+    assert readable_checkpoint(tmp_path / "new.ckpt") == tmp_path / "new.ckpt"
+    assert readable_checkpoint("s3://bucket/x.ckpt") == "s3://bucket/x.ckpt"
