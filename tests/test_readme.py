@@ -1,21 +1,31 @@
-"""What the README promises."""
+"""What the README promises, and what CONTRIBUTING and the CHANGELOG say of the code."""
 
 from __future__ import annotations
 
+import ast
 import inspect
 import re
 import shlex
+from dataclasses import fields
 from importlib.metadata import requires
 from pathlib import Path
 
 import pytest
 
 from varrl_lightning.__main__ import COMMANDS, main
+from varrl_lightning.configuration.renamed import ARGUMENTS, MODULES
+from varrl_lightning.configuration.specs import OptionGroup
 from varrl_lightning.module import VARGRPO
 from varrl_lightning.pretraining.modules import main as pretraining
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+CHANGELOG = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+PARAMETERS = inspect.signature(VARGRPO).parameters
+GROUPS = {name: type(p.default) for name, p in PARAMETERS.items() if isinstance(p.default, OptionGroup)}
+"""Arguments that group options, with their dataclasses."""
+FIELDS = {f"{group}.{field.name}" for group, kind in GROUPS.items() for field in fields(kind)}
 BLOCKS = re.findall(r"^```[^\n]*\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
 
 
@@ -29,36 +39,84 @@ def test_the_first_two_blocks_are_one_line_each() -> None:
     assert shlex.split(second)[-1] == "pytest"
 
 
+def explained(owner: type) -> set[str]:
+    """Names in the section Args of a class's docstring."""
+    section = (inspect.getdoc(owner) or "").split("Args:")[1].split("Raises:")[0]
+    return set(re.findall(r"^    (\w+): ", section, flags=re.MULTILINE))
+
+
 def test_every_argument_is_explained() -> None:
-    arguments = set(inspect.signature(VARGRPO).parameters)
-    section = (VARGRPO.__doc__ or "").split("Args:")[1].split("Raises:")[0]
-    explained = set(re.findall(r"^        (\w+): ", section, flags=re.MULTILINE))
-    assert explained == arguments
+    assert explained(VARGRPO) == set(PARAMETERS)
+    assert {f"{group}.{name}" for group, kind in GROUPS.items() for name in explained(kind)} == FIELDS
+    assert set(GROUPS) == {"mask", "kl", "normalise", "guards"}
 
 
 def test_every_argument_is_in_the_readme() -> None:
-    named = {name for code in re.findall(r"`([^`\n]+)`", README) for name in re.findall(r"\w+", code)}
-    assert set(inspect.signature(VARGRPO).parameters) - named == set()
+    codes = re.findall(r"`([^`\n]+)`", README)
+    named = {name for code in codes for name in re.findall(r"\w+", code)}
+    assert set(PARAMETERS) - named == set()
+    dotted = {name for code in codes for name in re.findall(r"\w+\.\w+", code)}
+    assert FIELDS - dotted == set()
 
 
 def test_the_table_of_choices_names_only_arguments_that_exist() -> None:
-    """In the first two columns a name before a colon is an argument of VARGRPO."""
+    """In the columns behind the question a name before a colon, and one with a dot, is an argument of VARGRPO or a field of one."""
     section = README.split("## Where the paper is silent")[1].split("\n## ")[0]
     rows = [line.split("|") for line in section.splitlines() if line.startswith("| ")]
-    named = {name for row in rows for name in re.findall(r"`(\w+):", row[2])}
+    named = {name for row in rows for cell in row[2:4] for name in re.findall(r"`([\w.]+):", cell)}
+    dotted = {name for row in rows for cell in row[1:4] for name in re.findall(r"`([a-z]\w*\.\w+)", cell)}
     assert len(named) > 12
-    assert named <= set(inspect.signature(VARGRPO).parameters)
+    assert len(dotted) > 10
+    assert named | dotted <= set(PARAMETERS) | FIELDS
 
 
 def test_every_command_is_in_the_readme() -> None:
     assert [name for name in COMMANDS if f"varrl {name}" not in README] == []
 
 
-def test_every_link_to_a_file_leads_somewhere() -> None:
-    links = [link for link in re.findall(r"\]\(([^)]+)\)", README) if not link.startswith(("http", "#"))]
+@pytest.mark.parametrize("text", [README, CONTRIBUTING, CHANGELOG], ids=["README", "CONTRIBUTING", "CHANGELOG"])
+def test_every_link_to_a_file_leads_somewhere(text: str) -> None:
+    links = [link for link in re.findall(r"\]\(([^)]+)\)", text) if not link.startswith(("http", "#"))]
+    assert links or text is CHANGELOG
     assert [link for link in links if not (ROOT / link).exists()] == []
-    headings = {re.sub(r"[^\w -]", "", h).lower().replace(" ", "-") for h in re.findall(r"^#+ (.*)$", README, flags=re.MULTILINE)}
-    assert [link for link in re.findall(r"\]\(#([^)]+)\)", README) if link not in headings] == []
+    headings = {re.sub(r"[^\w -]", "", h).lower().replace(" ", "-") for h in re.findall(r"^#+ (.*)$", text, flags=re.MULTILINE)}
+    assert [link for link in re.findall(r"\]\(#([^)]+)\)", text) if link not in headings] == []
+
+
+def floors_of_imports() -> list[tuple[str, ...]]:
+    """`LAYERS` of the test that keeps them; read, since no test module imports another."""
+    tree = ast.parse((ROOT / "tests" / "test_layers.py").read_text(encoding="utf-8"))
+    (value,) = (node.value for node in tree.body if isinstance(node, ast.AnnAssign) and ast.unparse(node.target) == "LAYERS")
+    assert value is not None
+    return list(ast.literal_eval(value))
+
+
+def test_the_layout_has_every_folder_on_its_floor() -> None:
+    rows = re.findall(r"^\| (\d*) ?\| `([\w/.]+)` \|", CONTRIBUTING, flags=re.MULTILINE)
+    floors: list[list[str]] = []
+    for number, name in rows:
+        if number:
+            floors.append([])
+            assert number == str(len(floors))
+        floors[-1].append(name.removesuffix("/").removesuffix(".py"))
+    assert [sorted(names) for names in floors] == [sorted(names) for names in floors_of_imports()]
+
+
+def test_the_routes_name_what_exists() -> None:
+    """A stop of a route is a file, and the names of functions behind it are somewhere in that file or one that it links to."""
+    routes = CONTRIBUTING.split("## Four routes")[1].split("\n## ")[0]
+    stops = re.split(r"\n(?:\d+\. |\n)", routes)
+    for stop in stops:
+        files = [ROOT / link for link in re.findall(r"\]\(([^)]+\.py)\)", stop)]
+        source = "".join(file.read_text(encoding="utf-8") for file in files)
+        names = re.findall(r"`([a-z_]+_[a-z_]+)`", stop)
+        assert [name for name in names if files and name not in source] == [], stop
+
+
+def test_the_changelog_has_every_name_that_was_replaced() -> None:
+    section = CHANGELOG.split("### From 0.1 to 0.2")[1].split("\n## ")[0]
+    rows = set(re.findall(r"^\| `([\w.]+)[`:].* \| `([\w.]+)[`:].* \|$", section, flags=re.MULTILINE))
+    assert {*ARGUMENTS.items(), *MODULES.items()} - rows == set()
 
 
 def _name(requirement: str) -> str:
