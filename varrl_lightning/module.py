@@ -19,7 +19,7 @@ from varrl_lightning.configuration.specs import Specified, built
 from varrl_lightning.data import EvaluationBatches, TrainingBatches
 from varrl_lightning.evaluation.evaluate import Evaluation
 from varrl_lightning.evaluation.evaluator import Evaluator
-from varrl_lightning.grpo.arguments import built_cycle, built_mask_source, built_sampling, built_score
+from varrl_lightning.grpo.arguments import built_cycle, built_sampling, built_score
 from varrl_lightning.grpo.credit import BranchScores, CreditOptions, MaskOptions, NormaliseOptions
 from varrl_lightning.grpo.diagnostics import credit_metrics, reward_metrics
 from varrl_lightning.grpo.grpo import GRPO
@@ -31,6 +31,7 @@ from varrl_lightning.policies.averaging import WeightAverage
 from varrl_lightning.policies.base import VARPolicy
 from varrl_lightning.policies.state import Anchor
 from varrl_lightning.prompts.batches import as_prompts
+from varrl_lightning.registry import MASK_SOURCES, build
 from varrl_lightning.rewards.weighted import WeightedRewards
 from varrl_lightning.strategies import Parallel, parallel_of
 from varrl_lightning.strategies.consistency import RankConsistency
@@ -65,8 +66,7 @@ class VARGRPO(L.LightningModule):
 
     Args:
         policy: the generator; everything in its `transformer` that requires a gradient is trained.
-        reference: anchor of the KL; when None and a KL is asked for, a frozen copy of the policy as given, or the policy with its
-            adapter off.
+        reference: anchor of the KL; None for a frozen copy of the policy as given, or for the policy with its adapter off.
         reward: a plugin's name, a class path, `{class_path, init_args}`, an object, or several: `{name: weight}`.
         mask_source: which pixels the reward was about, a plugin's name or as above; `full` masks nothing.
         m: the middle step, a number of scales or a resolution such as `256px`; T means plain GRPO.
@@ -161,9 +161,9 @@ class VARGRPO(L.LightningModule):
         self.grpo = GRPO(
             cycle=self.cycle,
             rewards=self.rewards,
-            mask_source=built_mask_source(mask_source, self.rewards),
+            mask_source=build(MASK_SOURCES, mask_source),
             sampling=self.sampling,
-            credit=CreditOptions(eta, alpha, combine, mask_options, normalise_options, kl_options.masked),
+            credit=CreditOptions(eta, alpha, combine, mask_options, normalise_options),
             objective=Objective(built_score(score, self.sampling), clip_low, clip_high, ratio, kl_coef, kl_options),
         )
         self.grpo.objective.check_policy(self.policy)

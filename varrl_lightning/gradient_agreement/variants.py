@@ -14,11 +14,12 @@ from varrl_lightning.configuration.files import configs_folder
 from varrl_lightning.configuration.renamed import ARGUMENTS
 from varrl_lightning.configuration.specs import built
 from varrl_lightning.errors import PluginError, did_you_mean, no_such_name
-from varrl_lightning.grpo.arguments import built_mask_source, built_sampling, built_score
+from varrl_lightning.grpo.arguments import built_sampling, built_score
 from varrl_lightning.grpo.credit import CreditOptions, MaskOptions, NormaliseOptions
 from varrl_lightning.grpo.grpo import GRPO
 from varrl_lightning.grpo.objective import KLOptions, Objective
 from varrl_lightning.policies.base import VARPolicy
+from varrl_lightning.registry import MASK_SOURCES, build
 from varrl_lightning.types import Sampling, Stage
 
 STAGES = ("prefix", "suffix", "all")
@@ -177,7 +178,6 @@ def _varied(policy: VARPolicy, grpo: GRPO, changes: Mapping[str, Any], kl: bool)
     )
     credit: CreditOptions = replace(
         grpo.credit,
-        masked_kl=objective.kl.masked,
         **{key: changes[key] for key in CREDIT if key in changes},
         **{key: group for key, group in groups.items() if key != "kl"},
     )
@@ -185,9 +185,7 @@ def _varied(policy: VARPolicy, grpo: GRPO, changes: Mapping[str, Any], kl: bool)
         raise ValueError(f"kl_coef is {objective.kl_coef}, but there is no reference: set kl_coef of the configuration itself too")
     objective = objective if kl else replace(objective, kl_coef=0.0)
     objective.check_policy(policy)
-    source = grpo.mask_source
-    if "mask_source" in changes:
-        source = built_mask_source(changes["mask_source"], grpo.rewards)
+    source = build(MASK_SOURCES, changes["mask_source"]) if "mask_source" in changes else grpo.mask_source
     return replace(grpo, mask_source=source, sampling=sampling, credit=credit, objective=objective)
 
 

@@ -9,10 +9,7 @@ from typing import Any, Literal
 
 from varrl_lightning.algorithms.stages import cycle, spelled_out
 from varrl_lightning.configuration.specs import built
-from varrl_lightning.mask_sources.base import MaskSource
 from varrl_lightning.policies.base import VARPolicy
-from varrl_lightning.registry import MASK_SOURCES, build
-from varrl_lightning.rewards.weighted import WeightedRewards
 from varrl_lightning.types import Sampling, SamplingChanges, Score, Stage
 
 
@@ -65,15 +62,3 @@ def built_score(score: Any, sampling: Sampling) -> Score:
     if named.sampling not in (Sampling(), sampling):
         raise ValueError(f"score.sampling is the module's own sampling: set `sampling` in its place, got {named.sampling}")
     return replace(named, sampling=sampling)
-
-
-def built_mask_source(spec: Any, rewards: WeightedRewards) -> MaskSource:
-    """The mask source, which is shown the rewards by name.
-
-    Raises:
-        PluginError: when it cannot be found or built.
-        ValueError: when the rewards are not those that it needs.
-    """
-    source = build(MASK_SOURCES, spec)
-    source.use_rewards({name: term.reward for name, term in rewards.terms.items()})
-    return source

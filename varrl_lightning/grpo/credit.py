@@ -92,7 +92,6 @@ class CreditOptions:
             (`standardised_sum`).
         mask: from pixels to tokens.
         normalise: divisors of advantages and weights.
-        masked_kl: whether the propagated mask applies to the KL too.
 
     Raises:
         ValueError: on a value out of its range.
@@ -103,7 +102,6 @@ class CreditOptions:
     combine: Literal["weighted_sum", "standardised_sum"] = "weighted_sum"
     mask: MaskOptions = field(default_factory=MaskOptions)
     normalise: NormaliseOptions = field(default_factory=NormaliseOptions)
-    masked_kl: bool = False
 
     def __post_init__(self) -> None:
         check_choices(self)
@@ -245,13 +243,19 @@ def _tokens_on(rollout: Rollout, pixel_mask: Tensor | None, options: MaskOptions
 
 
 def assign_credit(
-    scores: BranchScores, schedule: Schedule, stage: Stage, weights: Mapping[str, float], options: CreditOptions
+    scores: BranchScores,
+    schedule: Schedule,
+    stage: Stage,
+    weights: Mapping[str, float],
+    options: CreditOptions,
+    masked_kl: bool = False,
 ) -> Credit:
     """Returns (Eq. 4, 10), group advantages, and weights k_t (Eq. 9) times masks of all branches of a batch.
 
     Args:
         scores: all P * A branches.
         weights: of each reward, by its name.
+        masked_kl: whether the propagated mask applies to the KL too.
     """
     shape = (-1, stage.branches, stage.continuations)
     values = {name: v.view(shape) for name, v in scores.values.items()}
@@ -262,7 +266,7 @@ def assign_credit(
     mask = _mask(scores.on, stage, schedule, options.mask, returns)
     k = panw_weights(schedule, stage.start, stage.stop, options.alpha).to(mask)
     everyone = torch.ones_like(active.flatten())
-    kl_mask = mask if options.masked_kl else torch.ones_like(mask)
+    kl_mask = mask if masked_kl else torch.ones_like(mask)
     normalise = options.normalise
     return Credit(
         rewards=rewards,

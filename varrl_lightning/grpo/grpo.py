@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import torch
@@ -47,10 +47,13 @@ class GRPO:
     Args:
         cycle: the stages of successive rollouts, over and over.
         rewards: weighted rewards of the images.
-        mask_source: where the images were scored.
-        sampling: how images are sampled.
+        mask_source: which pixels the scores are about; `registry.build` makes one of a plain function.
+        sampling: how images are sampled; the objective's score follows it.
         credit: how scores become weights of tokens.
         objective: the loss, and which distribution it trains.
+
+    Raises:
+        ValueError: when the objective's score has another sampling, or the rewards are not those that the mask source needs.
     """
 
     cycle: tuple[Stage, ...]
@@ -59,6 +62,15 @@ class GRPO:
     sampling: Sampling
     credit: CreditOptions = field(default_factory=CreditOptions)
     objective: Objective = field(default_factory=Objective)
+
+    def __post_init__(self) -> None:
+        score = self.objective.score
+        if score.sampling == Sampling():
+            followed = replace(self.objective, score=replace(score, sampling=self.sampling))
+            object.__setattr__(self, "objective", followed)
+        elif score.sampling != self.sampling:
+            raise ValueError(f"objective.score.sampling must be that of the rollouts, {self.sampling}, got {score.sampling}")
+        self.mask_source.use_rewards({name: term.reward for name, term in self.rewards.terms.items()})
 
     def stage(self, rollouts_done: int) -> Stage:
         """The stage of the next rollout."""
@@ -134,7 +146,8 @@ class GRPO:
             scores: of all of them.
         """
         weights = {name: term.weight for name, term in self.rewards.terms.items()}
-        return assign_credit(scores, rollout.schedule, rollout.stage, weights, self.credit)
+        masked_kl = self.objective.kl.masked
+        return assign_credit(scores, rollout.schedule, rollout.stage, weights, self.credit, masked_kl)
 
     def losses(
         self,
