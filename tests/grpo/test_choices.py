@@ -138,7 +138,7 @@ class Pixel:
 def test_a_chained_mask_is_wider_than_a_direct_one() -> None:
     """Where grids do not divide each other, as those of the tiny policy do: of two cells the chain has both on."""
     chained, direct = (
-        weights(tabular(TabularPolicy(((1, 1), (1, 2), (1, 3)), vocab_size=4), mask_source=Pixel(), mask_propagation=way))
+        weights(tabular(TabularPolicy(((1, 1), (1, 2), (1, 3)), vocab_size=4), mask_source=Pixel(), mask={"propagation": way}))
         for way in ("chained", "direct")
     )
     assert not torch.equal(chained, direct)

@@ -53,7 +53,7 @@ def test_the_parts_make_the_whole(name: str, images_at_once: int) -> None:
 def test_no_part_is_larger_than_asked_for(name: str, images_at_once: int) -> None:
     """But for the continuations of one branch, which belong together; and each image comes with its own prompt."""
     seen: list[tuple[Tensor, list[Prompt]]] = []
-    rollout = tabular(STAGES[name], images_at_once, watch=lambda images, prompts: seen.append((images, prompts)))
+    rollout = tabular(STAGES[name], images_at_once, on_images=lambda images, prompts: seen.append((images, prompts)))
     assert max(len(images) for images, _ in seen) <= max(images_at_once, STAGES[name].continuations)
     assert torch.equal(torch.cat([images for images, _ in seen]), rollout.images)
     assert [prompt for _, prompts in seen for prompt in prompts] == rollout.image_prompts

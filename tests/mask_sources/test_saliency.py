@@ -15,6 +15,7 @@ from tests.families import load_var
 from varrl_lightning.grpo.rollout import prompt_keys, sample_tree
 from varrl_lightning.mask_sources.base import MaskSource
 from varrl_lightning.mask_sources.saliency import Saliency, SaliencyError, last_latent
+from varrl_lightning.registry import REWARDS, build
 from varrl_lightning.schedule import Schedule
 from varrl_lightning.types import Prompt, Rollout, Sampling, Scores, Stage
 

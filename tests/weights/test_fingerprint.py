@@ -28,7 +28,7 @@ def test_a_checksum_is_fletchers_sum_over_bit_patterns() -> None:
 
 def test_a_checksum_of_many_parts_is_that_of_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     x = torch.randint(-(2**31), 2**31, (1000,), dtype=torch.int32)
-    monkeypatch.setattr("varrl_lightning.weights.loading.fingerprint.CHUNK_IN_CACHE", 7)
+    monkeypatch.setattr("varrl_lightning.weights.fingerprint.CHUNK_IN_CACHE", 7)
     assert checksums({"x": x})["x"] == f"int32 [1000] {by_hand(x.tolist())}"
 
 
