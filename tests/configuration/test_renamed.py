@@ -67,7 +67,7 @@ def test_an_old_configuration_is_answered_with_all_changes(tmp_path: Path, capsy
     assert "config.yaml has names of version 0.1" in said
     for line in (
         "model.mask_dilation: 8 -> model.mask.dilation: 8",
-        "model.kl_mask: masked -> model.kl.masked: True",
+        "model.kl_mask: masked -> model.kl.masked: true",
         "class_path: varrl_lightning.lora.add_lora -> varrl_lightning.policies.lora.add_lora",
     ):
         assert line in said

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import sys
 from collections.abc import Mapping, Sequence
 from importlib.abc import MetaPathFinder
@@ -119,11 +120,15 @@ def changed_lines(configuration: Any) -> list[str]:
     model = configuration.get("model") if isinstance(configuration, Mapping) else None
     values = {name: value for name, value in model.items() if name in ARGUMENTS} if isinstance(model, Mapping) else {}
     lines = [
-        f"model.{name}: {value} -> model.{ARGUMENTS[name]}: {VALUES.get(name, {}).get(value, value)}"
+        f"model.{name}: {_in_yaml(value)} -> model.{ARGUMENTS[name]}: {_in_yaml(VALUES.get(name, {}).get(value, value))}"
         for name, value in values.items()
     ]
     paths = [path for path in _class_paths(configuration) if renamed_path(path) != path]
     return lines + [f"class_path: {path} -> {renamed_path(path)}" for path in paths]
+
+
+def _in_yaml(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _class_paths(value: Any) -> list[str]:
