@@ -19,7 +19,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from varrl_lightning import VARGRPO
-from varrl_lightning.evaluation.evaluate import draw
 from varrl_lightning.policies.base import VARPolicy
 from varrl_lightning.policies.lettering import LetteringPolicy, sign_of
 from varrl_lightning.policies.lettering_sign import COLOURS
@@ -55,7 +54,7 @@ def main() -> None:
     policies: dict[str, VARPolicy] = {"embedded": LetteringPolicy.from_pretrained()}
     policies |= {path: VARGRPO.load_from_checkpoint(path).policy for path in arguments.checkpoints}
     for name, policy in policies.items():
-        painted = colours(draw(policy, prompts, policy.default_sampling, seed=0))
+        painted = colours(sample_images(policy, prompts, policy.default_sampling, seed=0))
         right = [painted_one == wanted for painted_one, wanted in zip(painted, asked, strict=True) if wanted]
         free = Counter(painted_one for painted_one, wanted in zip(painted, asked, strict=True) if not wanted)
         print(f"{name}: named colours kept {sum(right)} of {len(right)} ({sum(right) / len(right):.2f})")

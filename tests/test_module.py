@@ -57,9 +57,9 @@ def test_the_cycle_is_three_prefix_stages_and_a_suffix() -> None:
     seen = []
     original = module.updater.update
 
-    def spy(trained, parallel, rollout, *rest):
+    def spy(trained, parallel, rollout, *rest, **sizes):
         seen.append((rollout.stage.name, rollout.stage.start, rollout.stage.stop))
-        return original(trained, parallel, rollout, *rest)
+        return original(trained, parallel, rollout, *rest, **sizes)
 
     module.updater.update = spy  # type: ignore[method-assign]
     tiny_trainer(max_steps=5).fit(module, tiny_loader())
@@ -175,9 +175,9 @@ def test_images_without_a_score_leave_their_branch_to_the_others() -> None:
     kept = {}
     original = module.updater.update
 
-    def spy(trained, parallel, rollout, credit, *rest):
+    def spy(trained, parallel, rollout, credit, **sizes):
         kept["credit"] = credit
-        return original(trained, parallel, rollout, credit, *rest)
+        return original(trained, parallel, rollout, credit, **sizes)
 
     module.updater.update = spy  # type: ignore[method-assign]
     tiny_trainer(max_steps=1).fit(module, tiny_loader())

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from varrl_lightning.checkpoints.hparams import plain_arguments, readable_checkpoint
-from varrl_lightning.checkpoints.state import FrozenWeights, RunState, read_state, saved_tensors, write_state
+from varrl_lightning.checkpoints.run_state import FrozenWeights, RunState, read_state, saved_tensors, write_state
 from varrl_lightning.configuration.specs import Specified, built
 from varrl_lightning.data import EvaluationBatches, TrainingBatches
 from varrl_lightning.evaluation.evaluate import Evaluation
@@ -35,9 +35,10 @@ from varrl_lightning.registry import MASK_SOURCES, build
 from varrl_lightning.rewards.weighted import WeightedRewards
 from varrl_lightning.strategies import Parallel, parallel_of
 from varrl_lightning.strategies.consistency import RankConsistency
-from varrl_lightning.training.arguments import built_judge, built_reference, check_prompts, check_scales, check_sizes
+from varrl_lightning.training.argument_checks import check_prompts, check_scales, check_sizes
 from varrl_lightning.training.counters import RunCounters
 from varrl_lightning.training.guards import Guards
+from varrl_lightning.training.judge_and_reference import built_judge, built_reference
 from varrl_lightning.training.shared_batch import prompts_of_all, share_of_branches, stop_if_nothing_was_scored
 from varrl_lightning.training.step_log import StepLog, shown_metrics, time_metrics
 from varrl_lightning.training.trainer_checks import check_dtype, check_schedules, check_trainer, silence_expected_warnings
@@ -46,8 +47,6 @@ from varrl_lightning.types import Prompt, Rollout, Sampling, SamplingChanges, Sc
 
 if TYPE_CHECKING:
     from typing_extensions import Self
-
-PPPS = ("prefix", "prefix", "prefix", "suffix")
 
 
 class VARGRPO(L.LightningModule):
@@ -119,7 +118,7 @@ class VARGRPO(L.LightningModule):
         num_continuations: int = 2,
         eta: float = CreditOptions.eta,
         alpha: float = CreditOptions.alpha,
-        alternation: Sequence[str] = PPPS,
+        alternation: Sequence[str] = ("prefix", "prefix", "prefix", "suffix"),
         suffix_starts: int = 1,
         first_scale: Literal["trained", "shared"] = "trained",
         stages: Sequence[Specified[Stage]] | None = None,
@@ -174,7 +173,7 @@ class VARGRPO(L.LightningModule):
             micro_batch_size, self.policy, self.grpo, self.optimizer_factory, images_at_once, updates_per_rollout
         )
         self.seed, self.eval_seed, self.images_at_once, self.ema_decay = seed, eval_seed, images_at_once, ema_decay
-        # A tuple keeps the frozen reference out of the module tree: no state dict, no strategy, no optimizer.
+        # A tuple keeps the frozen reference out of the module tree.
         self._reference: tuple[Anchor | None] = (built_reference(reference, self.policy) if kl_coef > 0 else None,)
         self.average = None if ema_decay is None else WeightAverage(self.policy, ema_decay)
         self.counters = RunCounters()
@@ -226,12 +225,13 @@ class VARGRPO(L.LightningModule):
             self.log("micro_batch_size", float(self.micro_batches.number or 0), batch_size=len(prompts))
         watch = Stopwatch()
         with self.parallel.sampling([self.policy]):
-            rollout, parts = self.parallel.collect(lambda: self._sample(prompts, stage, share, watch))
+            rollout, parts = self.parallel.run_on_all(lambda: self._sample(prompts, stage, share, watch))
         scores = BranchScores.join(parts, len(prompts) * stage.branches).to(self.policy.device)
         stop_if_nothing_was_scored(scores, self.rollouts_done)
         credit = self.grpo.assign(rollout, scores)
-        with watch("update"), explain_out_of_memory("micro_batch_size", self.micro_batches.number):
-            metrics = self.updater.update(self, self.parallel, rollout, credit, share.real, self.micro_batches.number)
+        size = self.micro_batches.number
+        with watch("update"), explain_out_of_memory("micro_batch_size", size):
+            metrics = self.updater.update(self, self.parallel, rollout, credit, real_branches=share.real, micro_batch_size=size)
         metrics |= reward_metrics(scores, credit, self.grpo.credit.eta)
         metrics |= credit_metrics(stage, rollout.schedule, credit, self.grpo.credit.alpha)
         metrics |= time_metrics(rollout, len(scores), watch.seconds)
@@ -284,7 +284,7 @@ class VARGRPO(L.LightningModule):
         self.evaluator.validate(self._prompts_of_all(batch), self.parallel)
 
     def test_step(self, batch: Any, batch_idx: int) -> None:
-        """Collect the scores of one batch, by the sampler and greedily, and the judge's of both."""
+        """Collect the scores of one batch, sampled and greedy, and the judge's of both."""
         self.evaluator.test(self._prompts_of_all(batch), self.parallel)
 
     def predict_step(self, batch: Any, batch_idx: int) -> Float[Tensor, "N 3 H W"]:
@@ -300,9 +300,8 @@ class VARGRPO(L.LightningModule):
         """Log `val/reward`, `val/word_accuracy`, `val/ned`."""
         self.log_dict(self.evaluator.metrics(), prog_bar=True, sync_dist=True)
 
-    def on_test_epoch_end(self) -> None:
-        """Log `test/...`, `test/greedy/...` and what the judge said of both."""
-        self.log_dict(self.evaluator.metrics(), prog_bar=True, sync_dist=True)
+    on_test_epoch_end = on_validation_epoch_end
+    """Log `test/...`, `test/greedy/...` and the judge's of both."""
 
     def check_prompts(self, prompts: Sequence[Prompt]) -> None:
         """Say before any training whether the policy can sample these prompts and the rewards can score them.

@@ -35,9 +35,9 @@ def test_what_several_have_judged_is_put_together() -> None:
     assert joined.components["r"]["part"].flatten().tolist()[:2] == [2, 4]
     assert joined.components["r"]["part"][2].isnan().all()
     # Where one has no mask at all, its images were judged everywhere.
-    assert joined.on is not None
-    assert joined.on.any(dim=1).tolist() == [False, False, True]
-    assert BranchScores.join([judged([1], None, None)] * 2, 2).on is None
+    assert joined.tokens_on is not None
+    assert joined.tokens_on.any(dim=1).tolist() == [False, False, True]
+    assert BranchScores.join([judged([1], None, None)] * 2, 2).tokens_on is None
 
 
 def test_groups_are_filled_on_tokens_as_on_pixels() -> None:

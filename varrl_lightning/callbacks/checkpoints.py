@@ -19,7 +19,7 @@ from varrl_lightning.module import VARGRPO
 from varrl_lightning.strategies import parallel_of
 
 MONITORED = ("val/word_accuracy", "val/reward")
-"""What `best` is judged by: the first of these that validation logs."""
+"""`best` is the checkpoint with the highest value of the first of these metrics that validation logs."""
 
 
 class Checkpoints(ModelCheckpoint):

@@ -184,7 +184,7 @@ class SafeStop(Callback):
                 saved = self._save(trainer, alone=self._parallel.world_size > 1 and not isinstance(exception, RAISED_EVERYWHERE))
             if saved and isinstance(exception, StopSignal) and self._wanted == self._requeue_on:
                 # The others wait: the first process that ends may end the job.
-                _, outcomes = self._parallel.collect(lambda: (None, requeue() if trainer.is_global_zero else ""))
+                _, outcomes = self._parallel.run_on_all(lambda: (None, requeue() if trainer.is_global_zero else ""))
                 say(outcomes[0])
         finally:
             # Lightning would restore the handlers that it found when it began to listen, among them our own.

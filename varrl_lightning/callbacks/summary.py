@@ -1,4 +1,4 @@
-"""Before and after: the numbers that a run is judged by, in `summary.json` and on the console."""
+"""The numbers of a run before and after training, in `summary.json` and on the console."""
 
 from __future__ import annotations
 

@@ -93,6 +93,6 @@ def _read(path: str | Path, parts: Parts) -> dict[str, Any]:
 
 
 def _others(path: Path) -> str:
-    """What else there is to go on from."""
+    """Other checkpoints to resume from."""
     others = sorted(str(p) for p in path.parent.glob("*.ckpt*") if p.name != path.name)
     return f". Beside it: {', '.join(others)}" if others else ""

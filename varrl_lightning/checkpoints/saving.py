@@ -63,7 +63,7 @@ def set_aside(path: Path, given: Path | None = None) -> None:
     """Rename an earlier run's checkpoint, so that it is neither taken for this run's nor lost.
 
     Args:
-        given: what this run goes on from; where that was set aside itself, the two change places.
+        given: the checkpoint that this run resumes from; where that was set aside itself, the two change places.
     """
     if not (path.is_symlink() or path.exists()):
         return
@@ -175,8 +175,8 @@ class _DiskReport:
 
     def message(self, problems: dict[int, _Problem], world_size: int) -> str:
         """For the user."""
-        said = {p.text: f"rank {rank} on {p.host}: " if world_size > 1 else "" for rank, p in reversed(problems.items())}
-        what = "\n  ".join(f"{who}{text}" for text, who in said.items())
+        ranks = {p.text: f"rank {rank} on {p.host}: " if world_size > 1 else "" for rank, p in reversed(problems.items())}
+        what = "\n  ".join(f"{who}{text}" for text, who in ranks.items())
         free = min(p.free + p.written for p in problems.values())
         needed = max(_size(self.path), *(p.written for p in problems.values()))
         kept = "The checkpoint before it is untouched." if self.path.exists() else "There is none before it."

@@ -21,7 +21,7 @@ import torch
 from varrl_lightning.callbacks.gradient_agreement import agreement_meter, described_variants
 from varrl_lightning.checkpoints.checking import load_checkpoint
 from varrl_lightning.commands.fit_config import ParsedConfig
-from varrl_lightning.commands.fit_options import own_options, run_with_config
+from varrl_lightning.commands.fit_options import options_parser, run_with_config
 from varrl_lightning.commands.user_errors import reraise_as
 from varrl_lightning.configuration.atomic_write import replace_text
 from varrl_lightning.errors import FAILED, ConfigError, StartError
@@ -41,7 +41,7 @@ before clipping, without training:
                 is one that comes with the package. Without it, the stages of the configuration
   --ckpt_path   measure at a checkpoint of a run, not at the start
   --batches     independent batches, at least 3; 200 by default
-  --prompts     prompts in a batch; data.batch_size by default. None comes again before all training prompts have been drawn
+  --prompts     prompts in a batch; data.batch_size by default. No prompt is repeated before all training prompts were used
   --seed        of the order of prompts and of the noise; 0 by default
   --per_scale   each scale's part of the loss as well, by a backward pass of its own
   --kl          with the KL to the reference; without it the policy term alone
@@ -59,7 +59,7 @@ ONE_PRESS = 1.0
 
 def main(arguments: Sequence[str]) -> int:
     """Run with the arguments of `fit` and those of `HELP`."""
-    own = own_options()
+    own = options_parser()
     for name in ("--variants", "--parameters", "--device", "--output"):
         own.add_argument(name)
     for name, value in (("--batches", 200), ("--prompts", None), ("--seed", 0), ("--blocks", 20)):
@@ -131,7 +131,7 @@ def _meter(model: VARGRPO, described: Any, asked: argparse.Namespace) -> Agreeme
 
 
 def _made(output: str | None) -> Path | None:
-    """The folder of `--output`: what cannot be written to is found before the hours of work, not after."""
+    """The folder of `--output`, checked before hours of work, not after."""
     if output is None:
         return None
     folder = Path(output)

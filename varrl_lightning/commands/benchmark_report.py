@@ -51,15 +51,15 @@ def report_test(
     """Print the tables and write test.json, test.md and pairs_*.png; return what was written."""
     results = {ROWS[name]: collected[name].results() for name in ROWS if name in collected}
     results = {name: replace(found, judge=name.endswith("judge")) for name, found in results.items()}
-    found = tables(results, benchmark_of(prompts), len(prompts))
+    result_tables = tables(results, benchmark_of(prompts), len(prompts))
     about = {**about, "prompts": str(about["prompts"]), "images": len(prompts), "versions": versions()}
-    written = list(write_results(folder, found, about))
+    written = list(write_results(folder, result_tables, about))
     before, after = pairs
     if before is not None and after is not None:
         for number, figure in enumerate(category_figures(before, after), start=1):
             written.append(folder / f"pairs_{number}.png")
             save_figure(figure, written[-1])
-    for table in found:
+    for table in result_tables:
         width = max(Console().width, 20 + NARROWEST_COLUMN * len(table.columns))
         Console(file=sys.stdout, width=width).print(table.rich())
     print("\n".join(map(str, written)))

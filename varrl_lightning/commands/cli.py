@@ -1,4 +1,4 @@
-"""fit, validate, test and predict: LightningCLI, with mistakes said before anything is written."""
+"""fit, validate, test and predict: LightningCLI, with mistakes reported before anything is written."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class VarrlCLI(LightningCLI):
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
         if subcommand == "predict":
-            parser.add_argument("--prompt", action="append", default=[], help="A prompt to draw; may be repeated.")
+            parser.add_argument("--prompt", action="append", default=[], help="A prompt to sample; may be repeated.")
             parser.add_argument("--output", default="pictures", help="The folder for the pictures.")
         if subcommand == "test":
             parser.add_argument("--output", default="test", help="The folder for test.json, test.md and pictures.")
@@ -133,7 +133,7 @@ class VarrlCLI(LightningCLI):
             self.model.check_prompts([p for prompts in self.datamodule.prompts.values() for p in prompts])
         self._check_checkpoint()
         if self.config_init.fit.ckpt_path is None and self.trainer.is_global_zero and not dry(self.trainer):
-            for name in ("last", "best"):  # now: started again before its first save, this run must not go on from another's
+            for name in ("last", "best"):  # now: started again before its first save, this run must not resume from another's
                 set_aside(checkpoint_path(self.trainer, name))
         costs = cycle_costs(self.model.cycle, self.model.policy.schedule(), self.datamodule.batch_size, self.trainer.world_size)
         if self.trainer.is_global_zero:
@@ -173,7 +173,7 @@ class VarrlCLI(LightningCLI):
         """Draw the prompts of the command line, else those of `data.predict`."""
         config = self.config_init.predict
         with reraise_as(StartError, ValueError, OSError):
-            # Numbered, so that a prompt given twice is drawn twice, from different noise.
+            # Numbered, so that a prompt given twice is sampled twice, from different noise.
             prompts = [Prompt(text, id=f"{text} #{i}") for i, text in enumerate(config.prompt)] or self._prompts("predict")
             batches = EvaluationBatches(prompts, datamodule.eval_batch_size)
             for batch in batches:

@@ -1,4 +1,4 @@
-"""What a cycle of stages costs, spelled out: how many images are drawn, and how many of their tokens are trained."""
+"""The cost of a cycle of stages: how many images are sampled, and how many of their tokens are trained."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class StageCost:
         stage: the stage.
         times: how often it comes in one cycle.
         prompts: P, over all ranks.
-        images: P * A * K, all of them drawn, decoded and rewarded.
+        images: P * A * K, all of them sampled, decoded and scored.
         tokens: trained tokens: those of scales `[start, stop)` in P * A branches.
         share: of an image's tokens, how much the stage trains, in (0, 1].
         ranks: processes that share the branches.
@@ -35,7 +35,7 @@ class StageCost:
 
     @property
     def branches_per_rank(self) -> int:
-        """ceil(P * A / ranks): every rank draws and trains as many; where they do not divide, the last ones repeat a branch."""
+        """ceil(P * A / ranks): every rank samples and trains as many; where they do not divide, the last ones repeat a branch."""
         return -(-self.prompts * self.stage.branches // self.ranks)
 
 

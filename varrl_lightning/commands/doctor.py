@@ -22,7 +22,7 @@ from varrl_lightning.commands.doctor_checks import (
 )
 from varrl_lightning.commands.doctor_memory import report_memory
 from varrl_lightning.commands.fit_config import ParsedConfig
-from varrl_lightning.commands.fit_options import own_options, run_with_config
+from varrl_lightning.commands.fit_options import options_parser, run_with_config
 from varrl_lightning.commands.user_errors import reraise_as
 from varrl_lightning.errors import FAILED, StartError
 
@@ -37,13 +37,16 @@ Checks what 'varrl fit' with the same arguments would train, without training:
   sampler  the sampler and teacher forcing agree, scale by scale
   dropout  nothing random is left in the policy
   reward   the reward scores a real rollout, and how long it takes
-With --memory, instead: what each phase of a training step takes of a device's memory, foretold without a GPU and for public models
-without their weights; and which setting to turn when it does not fit the GPU found here, or --memory-limit GiB.
+With --memory, instead: what each phase of a training step takes of a device's memory, predicted without a GPU and for public models
+without their weights; and which setting to change when it does not fit the GPU found here, or --memory-limit GiB.
 Exit status 0 when all pass, 1 when one fails, 2 when the configuration is wrong."""
 
 
 def examine(config: ParsedConfig) -> Iterator[Finding]:
-    """The six checks in order; after one that leaves nothing to go on with, the rest is reported as not made."""
+    """The six checks in order; after one that makes the rest impossible, the rest is reported as not checked.
+
+    Policy and rewards are built more than once: the first two checks are about building them.
+    """
     yield (plugins := _made("plugins", lambda: plugins_load(config.get("model.reward"), config.get("model.mask_source"))))
     yield (weights := _made("weights", lambda: weights_are_strict(config.build_policy)))
     if not plugins.passed or weights.figure == "it failed":
@@ -74,7 +77,7 @@ def _made(name: str, check: Callable[[], Finding]) -> Finding:
 
 def main(arguments: Sequence[str]) -> int:
     """Run with the arguments of `fit` and those of `HELP`."""
-    own = own_options()
+    own = options_parser()
     own.add_argument("--json", action="store_true")
     own.add_argument("--memory", action="store_true")
     own.add_argument("--memory-limit", type=float)
@@ -88,13 +91,13 @@ def _diagnose(asked: argparse.Namespace, config: ParsedConfig) -> int:
 
 
 def _report(findings: Iterator[Finding], as_json: bool) -> int:
-    found = []
+    reported = []
     for finding in findings:
-        found.append(finding)
+        reported.append(finding)
         if not as_json:
             print(f"{'pass' if finding.passed else 'FAIL'}  {finding.check:<8} {finding.figure}", flush=True)
             if finding.advice:
                 print("\n".join(f"      {line}" for line in finding.advice.splitlines()), flush=True)
     if as_json:
-        print(json.dumps([asdict(finding) for finding in found], indent=2))
-    return 0 if all(finding.passed for finding in found) else FAILED
+        print(json.dumps([asdict(finding) for finding in reported], indent=2))
+    return 0 if all(finding.passed for finding in reported) else FAILED

@@ -1,4 +1,4 @@
-"""What the doctor looks at: each check takes something apart and says what it found, in one line."""
+"""The doctor's checks: each examines one thing and reports it in one line."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ Gaps = dict[int, list[Tensor]]
 
 @dataclass(frozen=True)
 class Finding:
-    """What one check found.
+    """The result of one check.
 
     Args:
         check: its name.
@@ -96,7 +96,7 @@ def ratio_is_one(policy: VARPolicy, grpo: GRPO, rollouts: Sequence[Rollout], mic
             parts = _log_probs(policy, rollout, grpo.objective.score, micro_batch_size or max(rows // 2, 1))
         _compare(gaps, rollout, whole, parts)
     advice = "Two passes over the same tokens disagree. Look for dropout, batch statistics, or less than fp32 in the policy."
-    return _agreement("ratio", "|log ratio| of sampled tokens", gaps, SAME_PATH, advice)
+    return _within_bound("ratio", "|log ratio| of sampled tokens", gaps, SAME_PATH, advice)
 
 
 def sampler_is_teacher_forcing(policy: VARPolicy, grpo: GRPO, rollouts: Sequence[Rollout]) -> Finding:
@@ -105,7 +105,7 @@ def sampler_is_teacher_forcing(policy: VARPolicy, grpo: GRPO, rollouts: Sequence
     for rollout in rollouts:
         _compare(gaps, rollout, rollout.log_probs, _log_probs(policy, rollout, Score("sampler", grpo.sampling)))
     advice = "It begins at scale {}. Compare what scale_features gives there for one scale and for all: cache, positions, latent."
-    return _agreement("sampler", "difference to teacher forcing", gaps, TWO_PATHS, advice)
+    return _within_bound("sampler", "difference to teacher forcing", gaps, TWO_PATHS, advice)
 
 
 def _compare(gaps: Gaps, rollout: Rollout, one: Sequence[Tensor], other: Sequence[Tensor]) -> None:
@@ -113,9 +113,9 @@ def _compare(gaps: Gaps, rollout: Rollout, one: Sequence[Tensor], other: Sequenc
         gaps.setdefault(scale, []).append((a - b).abs().flatten())
 
 
-def _agreement(check: str, what: str, gaps: Gaps, bound: float, advice: str) -> Finding:
+def _within_bound(check: str, what: str, gaps: Gaps, bound: float, advice: str) -> Finding:
     """Whether differences in nats are within bounds on every scale; `{}` in the advice is the first where they are not."""
-    by_scale = {scale + 1: torch.cat(found) for scale, found in sorted(gaps.items())}
+    by_scale = {scale + 1: torch.cat(parts) for scale, parts in sorted(gaps.items())}
     wrong = [scale for scale, gap in by_scale.items() if float((gap <= bound).float().mean()) < 1 - RARE]
     largest = ", ".join(f"{scale}: {float(gap.max()):.1e}" for scale, gap in by_scale.items())
     figure = f"largest {what} by scale: {largest} (bound {bound:.0e})"

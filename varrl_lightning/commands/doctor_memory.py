@@ -128,7 +128,7 @@ def _precision(precision: str, kind: str) -> str:
 
 
 def _keeps_copy(callbacks: Any) -> bool | None:
-    """As the callback `SafeStop`, which every run has, is told."""
+    """The setting of the callback `SafeStop`, which every run has."""
     for callback in callbacks if isinstance(callbacks, list) else [callbacks]:
         if str(getattr(callback, "class_path", "")).endswith("SafeStop"):
             asked: bool | None = getattr(callback.init_args, "keep_copy", None)
@@ -157,8 +157,8 @@ def report_memory(config: VarrlCLI, asked: float | None, as_json: bool) -> int:
     if config.config.fit.model.micro_batch_size == "auto" and (most := forecast.largest_micro_batch(usable)):
         lines.append(f"micro_batch_size: auto would be about {most}; the table has 1")
     if as_json:
-        found = [asdict(phase) | {"total": phase.total} for phase in phases]
-        answer = {"phases": found, "peak": peak.total, "limit": limit, "fits": peak.total <= usable, "advice": lines}
+        described = [asdict(phase) | {"total": phase.total} for phase in phases]
+        answer = {"phases": described, "peak": peak.total, "limit": limit, "fits": peak.total <= usable, "advice": lines}
         print(json.dumps(answer, indent=2))
     else:
         console = Console()

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from varrl_lightning.checkpoints.checking import load_checkpoint
 from varrl_lightning.commands.fit_config import ParsedConfig
-from varrl_lightning.commands.fit_options import own_options, run_with_config
+from varrl_lightning.commands.fit_options import options_parser, run_with_config
 from varrl_lightning.commands.user_errors import reraise_as
 from varrl_lightning.configuration.atomic_write import replacing
 from varrl_lightning.errors import ConfigError, StartError
@@ -67,7 +67,7 @@ def _portable(x: Tensor, dtype: torch.dtype | None) -> Tensor:
 
 def main(arguments: Sequence[str]) -> int:
     """Run with the arguments of `fit` and those of `HELP`."""
-    own = own_options()
+    own = options_parser()
     own.add_argument("--output")
     own.add_argument("--dtype", choices=DTYPES)
     own.add_argument("--weights", choices=WEIGHTS, default="trained")

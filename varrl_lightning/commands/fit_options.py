@@ -10,7 +10,7 @@ from varrl_lightning.commands.user_errors import reraise_as, run_command
 from varrl_lightning.errors import ConfigError
 
 
-def own_options() -> argparse.ArgumentParser:
+def options_parser() -> argparse.ArgumentParser:
     """A parser for a command's own options: it raises errors, and leaves `--help` and unknown arguments to others."""
     return argparse.ArgumentParser(exit_on_error=False, allow_abbrev=False, add_help=False)
 

@@ -1,4 +1,4 @@
-"""What a user got wrong is said in one message; what the program got wrong keeps its traceback."""
+"""A user's mistake is shown as one message; a fault of the program keeps its traceback."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ SHOWN_PLAINLY = (
     *(ConfigError, StartError, PluginError, MisconfigurationException),
     *(RewardError, RunStoppedError, RankError, RanksDisagreeError, SaveError, MemoryFullError),
 )
-"""What is said in a message of its own, without a traceback."""
+"""Errors that are shown as one message, without a traceback."""
 
 
 @contextmanager

@@ -56,7 +56,7 @@ MODULES = {
     "evaluating": "evaluation.evaluator",
     "saving": "checkpoints.saving",
     "checkpointing": "checkpoints.checking",
-    "resuming": "checkpoints.state",
+    "resuming": "checkpoints.run_state",
     "guest": "training.trainer_checks",
     "variants": "gradient_agreement.variants",
     "rendering": "pretraining.rendering",

@@ -1,4 +1,4 @@
-"""Draw one image per prompt at fixed keys and score it: validation, test, before and after."""
+"""Sample one image per prompt at fixed keys and score it: validation, test, before and after."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from varrl_lightning.types import Prompt, Sampling, Scores
 ALONE: dict[str, Any] = {"sync_on_compute": False}
 """What is computed here has been put together already, and perhaps by one process alone: its metrics wait for no other."""
 EVALUATION_UPDATE = -1
-"""Stands where a training rollout has its number in the noise keys, so that evaluation never shares draws with training."""
+"""Takes the place of a training rollout's number in the noise keys, so that evaluation never shares noise with training."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Images of prompts and what the rewards said of them.
+    """Images of prompts and their scores.
 
     Args:
         images: one per prompt; none after `without_images`.
         values: weighted sum of the rewards of each image; NaN where none applied.
-        scores: what each reward said, by its name.
+        scores: those of each reward, by its name.
         texts: the words that were read in each image, when a reward reads.
         readable: where that reward gave a score; what it did not read counts neither as right nor as wrong. None for everywhere.
     """
@@ -84,19 +84,19 @@ class Evaluation:
 
     def metrics(self) -> dict[str, float]:
         """Means over the images: the reward, each reward of several, word accuracy and NED by CVTG-2K's rule when one reads."""
-        found = {"reward": _mean(self.values)}
+        metrics = {"reward": _mean(self.values)}
         if self.texts is not None:
             rows = self._read().nonzero().flatten().tolist()
             wanted, read = [list(self.prompts[i].words) for i in rows], [self.texts[i] for i in rows]
             for name, metric in (("word_accuracy", WordAccuracy(**ALONE)), ("ned", NormalizedEditDistance(**ALONE))):
                 metric.update(wanted, read)
-                found[name] = float(metric.compute())
+                metrics[name] = float(metric.compute())
             if len(rows) < len(self.prompts):
-                found["unread"] = float(len(self.prompts) - len(rows))
+                metrics["unread"] = float(len(self.prompts) - len(rows))
         if len(self.scores) > 1 or "clip_score" in self.scores:
             means = {name: _mean(_known(s)) for name, s in self.scores.items()}
-            found |= {name if name == "clip_score" else f"rewards/{name}": mean for name, mean in means.items()}
-        return found
+            metrics |= {name if name == "clip_score" else f"rewards/{name}": mean for name, mean in means.items()}
+        return metrics
 
     def results(self) -> Results:
         """The metrics, and the mean of the reward `hpsv3` by category, or of the weighted sum where there is none of that name."""
@@ -122,7 +122,7 @@ def _mean(values: Float[Tensor, " N"]) -> float:
 
 
 @torch.no_grad()
-def draw(
+def sample_images(
     policy: VARPolicy,
     prompts: Sequence[Prompt],
     sampling: Sampling,
@@ -130,16 +130,16 @@ def draw(
     images_at_once: int = 64,
     share: Sequence[int] | None = None,
 ) -> Float[Tensor, "N 3 H W"]:
-    """One image per prompt; what is drawn depends on the seed and the prompt's id alone.
+    """One image per prompt, which depends on the seed and the prompt's id alone.
 
     Args:
-        share: numbers of the prompts to draw, when others draw the rest; all when None.
+        share: numbers of the prompts that this process samples; all when None.
 
     Raises:
         ValueError: when the prompts ask for several image sizes.
     """
     if len({p.size for p in prompts}) > 1:
-        raise ValueError("prompts of one size are needed, to stack their images; draw each size by itself")
+        raise ValueError("prompts of one size are needed, to stack their images; sample each size by itself")
     images = []
     keys = prompt_keys(seed, EVALUATION_UPDATE, prompts, policy.device)
     share = range(len(prompts)) if share is None else share
@@ -161,8 +161,8 @@ def evaluate(
     images_at_once: int = 64,
     share: Sequence[int] | None = None,
 ) -> Evaluation:
-    """Draw one image per prompt and score it with every reward; `share` as in `draw`."""
-    images = draw(policy, prompts, sampling, seed, images_at_once, share)
+    """Sample one image per prompt and score it with every reward; `share` as in `sample_images`."""
+    images = sample_images(policy, prompts, sampling, seed, images_at_once, share)
     prompts = prompts if share is None else [prompts[i] for i in share]
     scores = rewards.score_all(images, prompts)
     reader = next((s for s in scores.values() if s.texts is not None), None)

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from varrl_lightning.errors import RunStoppedError
-from varrl_lightning.evaluation.evaluate import Evaluation, draw, evaluate
+from varrl_lightning.evaluation.evaluate import Evaluation, evaluate, sample_images
 from varrl_lightning.grpo.rollout import Share
 from varrl_lightning.policies.averaging import WeightAverage
 from varrl_lightning.policies.base import VARPolicy
@@ -59,7 +59,7 @@ class Evaluator:
     def images(self, prompts: Sequence[Prompt], parallel: Parallel) -> Float[Tensor, "N 3 H W"]:
         """One image per prompt, all of them sampled by this process; where weights are sharded, every process must call this."""
         with self.averaged(), parallel.sampling([self.policy]):
-            return draw(self.policy, prompts, self.sampling, self.seed, self.images_at_once)
+            return sample_images(self.policy, prompts, self.sampling, self.seed, self.images_at_once)
 
     def predict(self, prompts: Sequence[Prompt], parallel: Parallel, same_everywhere: bool) -> Float[Tensor, "N 3 H W"]:
         """One image per prompt of a batch.
@@ -82,8 +82,8 @@ class Evaluator:
     def _shared_images(self, prompts: Sequence[Prompt], parallel: Parallel) -> Float[Tensor, "N 3 H W"]:
         share = Share.of(len(prompts), parallel.rank, parallel.world_size)
         with self.averaged(), parallel.sampling([self.policy]):
-            _, parts = parallel.collect(
-                lambda: (None, draw(self.policy, prompts, self.sampling, self.seed, self.images_at_once, share.items))
+            _, parts = parallel.run_on_all(
+                lambda: (None, sample_images(self.policy, prompts, self.sampling, self.seed, self.images_at_once, share.items))
             )
         return torch.cat(parts)[: len(prompts)]
 
@@ -105,7 +105,7 @@ class Evaluator:
         """Collect the scores of one batch, by the sampler and greedily, and the judge's of both."""
         settings = (self.sampling, self.sampling.greedy())
         evaluations = self._in_shares(
-            prompts, parallel, lambda share: [e for s in settings for e in self._judged(prompts, s, share)]
+            prompts, parallel, lambda share: [e for s in settings for e in self._with_judge(prompts, s, share)]
         )
         names = [name for way in ("test", "test/greedy") for name in (way, f"{way}/judge")]
         for name, evaluation in zip(names if self.judge is not None else names[::2], evaluations, strict=True):
@@ -126,10 +126,10 @@ class Evaluator:
         """Evaluations of the prompts whose numbers each process is given, put together."""
         share = Share.of(len(prompts), parallel.rank, parallel.world_size)
         with self.averaged(), parallel.sampling([self.policy]):
-            _, parts = parallel.collect(lambda: (None, work(share.items)))
+            _, parts = parallel.run_on_all(lambda: (None, work(share.items)))
         return [Evaluation.merge(each).first(len(prompts)) for each in zip(*parts, strict=True)]
 
-    def _judged(self, prompts: Sequence[Prompt], sampling: Sampling, share: Sequence[int]) -> list[Evaluation]:
+    def _with_judge(self, prompts: Sequence[Prompt], sampling: Sampling, share: Sequence[int]) -> list[Evaluation]:
         """The rewards' scores of some prompts, and the judge's where there is one."""
         evaluation = self._share_of(prompts, sampling, share)
         evaluations = [evaluation.without_images()]

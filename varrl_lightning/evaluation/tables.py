@@ -95,11 +95,11 @@ def tables(results: Mapping[str, Results], benchmark: Benchmark | None = None, i
     if not results:
         raise ValueError("there are no results to show; expected at least one row")
     of = "" if images is None else f", {images} images"
-    found = [_measured(results, f"Measured{of}")]
+    shown = [_measured(results, f"Measured{of}")]
     results = {name: r for name, r in results.items() if not r.judge}
     if benchmark == "CVTG-2K":
         ours = {name: _row(r.measures, ("word_accuracy", "ned", "clip_score")) for name, r in results.items()}
-        found.append(_beside(f"CVTG-2K{of}, beside Table 1 of {SOURCE}", CVTG_COLUMNS, TABLE_1, ours, digits=4))
+        shown.append(_beside(f"CVTG-2K{of}, beside Table 1 of {SOURCE}", CVTG_COLUMNS, TABLE_1, ours, digits=4))
     columns = tuple(dict.fromkeys(c for r in results.values() for c in (ALL, *r.categories) if r.categories))
     beside = benchmark == "HPSv3" and all(r.hpsv3 for r in results.values())
     if beside:
@@ -108,13 +108,13 @@ def tables(results: Mapping[str, Results], benchmark: Benchmark | None = None, i
         ours = {name: _row(r.categories, columns) for name, r in results.items()}
         paper = TABLE_2 if beside else {}
         title = f"HPSv3{of}, beside Table 2 of {SOURCE}" if paper else f"Reward by category{of}"
-        found.append(_beside(title, columns, paper, ours, digits=2 if paper else 4))
-    return found
+        shown.append(_beside(title, columns, paper, ours, digits=2 if paper else 4))
+    return shown
 
 
 def _measured(results: Mapping[str, Results], title: str) -> ResultTable:
-    found = dict.fromkeys(name for r in results.values() for name in r.measures)
-    names = [*(m for m in MEASURES if m in found), *(m for m in found if m not in MEASURES)]
+    measured = dict.fromkeys(name for r in results.values() for name in r.measures)
+    names = [*(m for m in MEASURES if m in measured), *(m for m in measured if m not in MEASURES)]
     rows = {row: _row(r.measures, names) for row, r in results.items()}
     return ResultTable(title, tuple(MEASURES.get(n, n) for n in names), rows, frozenset(rows))
 
@@ -135,7 +135,7 @@ def _row(values: Mapping[str, float], names: Sequence[str]) -> tuple[float, ...]
     return tuple(float(values.get(name, math.nan)) for name in names)
 
 
-def write_results(folder: Path, found: Sequence[ResultTable], about: Mapping[str, Any]) -> tuple[Path, Path]:
+def write_results(folder: Path, result_tables: Sequence[ResultTable], about: Mapping[str, Any]) -> tuple[Path, Path]:
     """Write `test.json` and `test.md`; returns their paths.
 
     Args:
@@ -143,8 +143,8 @@ def write_results(folder: Path, found: Sequence[ResultTable], about: Mapping[str
     """
     folder.mkdir(parents=True, exist_ok=True)
     as_json, as_markdown = folder / "test.json", folder / "test.md"
-    content = {"about": dict(about), "tables": [table.as_json() for table in found]}
+    content = {"about": dict(about), "tables": [table.as_json() for table in result_tables]}
     as_json.write_text(json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False) + "\n", encoding="utf-8")
     listed = "".join(f"- {name}: {value}\n" for name, value in about.items())
-    as_markdown.write_text("\n".join(["# Test results\n", listed, *(t.markdown() for t in found)]), encoding="utf-8")
+    as_markdown.write_text("\n".join(["# Test results\n", listed, *(t.markdown() for t in result_tables)]), encoding="utf-8")
     return as_json, as_markdown

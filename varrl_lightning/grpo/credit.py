@@ -168,13 +168,13 @@ class BranchScores:
         values: of each reward by its name, for the K images of each branch.
         usable: where such a value exists.
         components: named parts of the rewards, for the log, by reward.
-        on: the tokens that the rewards looked at: the propagated mask, still without `mask.outside`; None for all tokens.
+        tokens_on: the tokens that the rewards looked at: the propagated mask, still without `mask.outside`; None for all tokens.
     """
 
     values: dict[str, Float[Tensor, "R K"]]
     usable: dict[str, Bool[Tensor, "R K"]]
     components: dict[str, dict[str, Float[Tensor, "R K"]]]
-    on: Bool[Tensor, "R L"] | None
+    tokens_on: Bool[Tensor, "R L"] | None
 
     def __len__(self) -> int:
         return len(next(iter(self.values.values())))
@@ -192,12 +192,12 @@ class BranchScores:
                 yield part.components[reward].get(name, torch.full_like(values, torch.nan))
 
         names = {reward: dict.fromkeys(c for part in parts for c in part.components[reward]) for reward in parts[0].values}
-        known = next((part.on for part in parts if part.on is not None), None)
+        known = next((part.tokens_on for part in parts if part.tokens_on is not None), None)
         return BranchScores(
             values={reward: joined(part.values[reward] for part in parts) for reward in names},
             usable={reward: joined(part.usable[reward] for part in parts) for reward in names},
             components={reward: {c: joined(component(reward, c)) for c in components} for reward, components in names.items()},
-            on=None if known is None else joined(_all_on(part, known) if part.on is None else part.on for part in parts),
+            tokens_on=None if known is None else joined(_known_tokens(part, known) for part in parts),
         )
 
     def to(self, device: torch.device) -> BranchScores:
@@ -206,12 +206,13 @@ class BranchScores:
             values={name: x.to(device) for name, x in self.values.items()},
             usable={name: x.to(device) for name, x in self.usable.items()},
             components={name: {c: x.to(device) for c, x in parts.items()} for name, parts in self.components.items()},
-            on=None if self.on is None else self.on.to(device),
+            tokens_on=None if self.tokens_on is None else self.tokens_on.to(device),
         )
 
 
-def _all_on(part: BranchScores, like: Tensor) -> Bool[Tensor, "R L"]:
-    return like.new_ones(len(part), like.shape[1])
+def _known_tokens(part: BranchScores, like: Tensor) -> Bool[Tensor, "R L"]:
+    """Its `tokens_on`; all tokens where it says nothing."""
+    return like.new_ones(len(part), like.shape[1]) if part.tokens_on is None else part.tokens_on
 
 
 def scores_by_branch(
@@ -221,14 +222,14 @@ def scores_by_branch(
 
     Args:
         scores: by reward name.
-        pixel_mask: where each image was judged, in [0, 1]; None for everywhere.
+        pixel_mask: which pixels each score is about, in [0, 1]; None for all.
     """
     shape = (len(rollout.branches), rollout.stage.continuations)
     return BranchScores(
         values={name: s.values.view(shape).float() for name, s in scores.items()},
         usable={name: s.usable.view(shape) for name, s in scores.items()},
         components={name: {c: v.view(shape).float() for c, v in s.components.items()} for name, s in scores.items()},
-        on=_tokens_on(rollout, pixel_mask, options),
+        tokens_on=_tokens_on(rollout, pixel_mask, options),
     )
 
 
@@ -263,7 +264,7 @@ def assign_credit(
     rewards, valid = combine_rewards(values, usable, dict(weights))
     returns = _returns(values, usable, rewards, valid, dict(weights), stage, options)
     advantages, active = group_advantages(returns, torch.isfinite(returns), scale=options.normalise.advantages)
-    mask = _mask(scores.on, stage, schedule, options.mask, returns)
+    mask = _mask(scores.tokens_on, stage, schedule, options.mask, returns)
     k = panw_weights(schedule, stage.start, stage.stop, options.alpha).to(mask)
     everyone = torch.ones_like(active.flatten())
     kl_mask = mask if masked_kl else torch.ones_like(mask)

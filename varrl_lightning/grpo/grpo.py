@@ -131,7 +131,10 @@ class GRPO:
         return rollout, scores
 
     def branch_scores(self, policy: VARPolicy, rollout: Rollout, scores: Mapping[str, Scores]) -> BranchScores:
-        """Scores of images grouped by branch, with the tokens that the mask source finds them to be about."""
+        """Scores of images grouped by branch, with the tokens that the mask source finds them to be about.
+
+        The mask source is shown the weighted sum; `assign` combines the rewards again, once the groups are complete.
+        """
         total = self.rewards.total(scores)
         # Without any score there is nothing to ask the mask source; such branches take their group's mask, and do not count.
         scored = bool(total.usable.any())
@@ -182,11 +185,11 @@ class GRPO:
         prompt_rows = sorted(set(owners))
         cond = policy.encode_prompts([rollout.prompts[i] for i in prompt_rows])
         for first in range(0, len(owners), size):
-            rows = slice(first, first + size)
-            tokens = [t[rows] for t in rollout.tokens]
-            index = torch.tensor([prompt_rows.index(owner) for owner in owners[rows]], device=policy.device)
+            part = slice(first, first + size)
+            tokens = [t[part] for t in rollout.tokens]
+            index = torch.tensor([prompt_rows.index(owner) for owner in owners[part]], device=policy.device)
             score = self.objective.score
-            yield rows, policy(tokens, cond.at(index), stage.start, stage.stop, score=score, reference=reference)
+            yield part, policy(tokens, cond.at(index), stage.start, stage.stop, score=score, reference=reference)
 
 
 def _class(x: object) -> str:

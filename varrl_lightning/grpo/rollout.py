@@ -84,8 +84,8 @@ def sample_tree(
     parts = []
     for first in range(0, len(branches), step):
         chunk = branches[first : first + step]
-        rows = [(prompt_rows.index(branch // stage.branches), branch % stage.branches) for branch in chunk]
-        parts.append(_grow(policy, _forks(policy, cond, their_keys, sampling, stage, rows), stage, len(cond.schedule)))
+        places = [(prompt_rows.index(branch // stage.branches), branch % stage.branches) for branch in chunk]
+        parts.append(_grow(policy, _forks(policy, cond, their_keys, sampling, stage, places), stage, len(cond.schedule)))
         if on_images is not None:
             owners = [prompts[branch // stage.branches] for branch in chunk]
             on_images(parts[-1].images, [prompt for prompt in owners for _ in range(stage.continuations)])
@@ -109,21 +109,21 @@ def _forks(
     keys: Int[Tensor, " P"] | torch.Generator,
     sampling: Sampling,
     stage: Stage,
-    rows: Sequence[tuple[int, int]],
+    places: Sequence[tuple[int, int]],
 ) -> State:
     """States s_a of some branches, each given as (row of its prompt, its number in the group).
 
     An s_a that branches of several chunks share is sampled again for each: it is short, and the same each time.
     """
     each = stage.branches // stage.starts
-    families = sorted({(prompt, branch // each) for prompt, branch in rows})
+    families = sorted({(prompt, branch // each) for prompt, branch in places})
     needed = sorted({prompt for prompt, _ in families})
     index = torch.tensor(needed, device=policy.device)
     root = policy.begin(cond.at(index), sampling, keys if isinstance(keys, torch.Generator) else keys[index])
     roots = root.children([needed.index(prompt) for prompt, _ in families], [start for _, start in families])
     starts = policy.sample(roots, stage.start)
     return starts.children(
-        [families.index((prompt, branch // each)) for prompt, branch in rows], [branch % each for _, branch in rows]
+        [families.index((prompt, branch // each)) for prompt, branch in places], [branch % each for _, branch in places]
     )
 
 

@@ -27,7 +27,7 @@ class Sharing:
     """What a strategy divides by the number of processes.
 
     Args:
-        weights: and those of the reference; each process gathers a block at a time, and all of them while it draws.
+        weights: and those of the reference; each process gathers a block at a time, and all of them while it samples.
         gradients: and their average.
         moments: what the optimizer keeps.
         buckets: whether gradients are copied once more, to be averaged.
@@ -173,14 +173,14 @@ class Forecast:
         self.accumulated = size_of(self._trained) if whole else self.gradients
 
     def rows(self, stage: Stage) -> int:
-        """Branches that a process draws and trains."""
+        """Branches that a process samples and trains."""
         return math.ceil(self.prompts * stage.branches / self.world_size)
 
     def rollout(self, stage: Stage, images_at_once: int | None) -> list[Phase]:
         """Drawing and decoding, `images_at_once` images at a time."""
-        drawn = self.simulation.rollout(stage, self.rows(stage), images_at_once)
+        needed = self.simulation.rollout(stage, self.rows(stage), images_at_once)
         common = {**self.static, "gathered weights": self.gathered, "prompts": self._prompts(stage)}
-        named = (("rollout", drawn.sampling), ("decode", drawn.decoding))
+        named = (("rollout", needed.sampling), ("decode", needed.decoding))
         return [Phase(name, stage.name, {**common, "working": size}, "images_at_once") for name, size in named]
 
     def update(self, stage: Stage, micro_batch_size: int | None) -> Phase:
@@ -199,17 +199,17 @@ class Forecast:
 
     def phases(self) -> list[Phase]:
         """All of a training step, and the saving of a checkpoint."""
-        found = []
+        phases = []
         for stage in self.stages:
             kept = {"gradients": self.gradients, "rollout": self._kept(stage)}
-            found += self.rollout(stage, self.images_at_once)
-            found.append(self.update(stage, self.micro_batch_size))
+            phases += self.rollout(stage, self.images_at_once)
+            phases.append(self.update(stage, self.micro_batch_size))
             parts = {**self.static, **kept, "copy to return to": self.copy, "working": self.temporary}
-            found.append(Phase("optimizer step", stage.name, parts, "strategy"))
+            phases.append(Phase("optimizer step", stage.name, parts, "strategy"))
         # Tensors are written one after the other: a sharded one is gathered first.
         largest = max(x.nbytes for x in tensors_of(self.simulation.policy.transformer)) if self.gathered else 0
         saved = {**self.static, "working": largest}
-        return [*found, Phase("checkpoint save", "", saved, "strategy")]
+        return [*phases, Phase("checkpoint save", "", saved, "strategy")]
 
     def largest_micro_batch(self, limit: int, new: Sequence[str] | None = None) -> int:
         """The most branches in one backward pass that fit `limit` bytes, and that no fewer calls would need; 0 where none fits.
@@ -227,7 +227,7 @@ class Forecast:
         return math.ceil(rows / math.ceil(rows / most)) if most else 0
 
     def largest_part(self, limit: int) -> int:
-        """The most images drawn at once that fit `limit` bytes; 0 where not even those of one branch do."""
+        """The most images sampled at once that fit `limit` bytes; 0 where not even those of one branch do."""
         fitting = []
         for stage in self.stages:
             K = stage.continuations

@@ -103,7 +103,7 @@ class MicroBatchSize:
         forecast = self._forecast(prompts, trainer, parallel)
         available = available_memory(trainer.strategy.root_device, trainer.num_devices)
         begun = bool(trainer.optimizers[0].state)
-        _, sizes = parallel.collect(lambda: (None, fitting_micro_batch(forecast, available, begun)))
+        _, sizes = parallel.run_on_all(lambda: (None, fitting_micro_batch(forecast, available, begun)))
         self.asked, self._simulation = min(sizes), None
         rows = max(forecast.rows(stage) for stage in self.grpo.cycle)
         rank_zero_info(

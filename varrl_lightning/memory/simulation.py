@@ -37,7 +37,7 @@ class RolloutBytes:
     """What drawing images takes, beside the weights.
 
     Args:
-        sampling: the most while tokens are drawn, or while the parts are joined.
+        sampling: the most while tokens are sampled, or while the parts are joined.
         decoding: the most while images are decoded; both with what earlier parts left.
         kept: of the finished rollout, for as long as the step lasts.
     """
@@ -128,8 +128,8 @@ class Simulation:
         return self._rollouts[asked]
 
     def _draw(self, stage: Stage, branches: int, each: int) -> RolloutBytes:
-        drawn, parts = min(branches, 2 * each), -(-branches // each)
-        prompts = [self.prompt] * -(-drawn // stage.branches)
+        sampled, parts = min(branches, 2 * each), -(-branches // each)
+        prompts = [self.prompt] * -(-sampled // stage.branches)
         alive: list[int] = []
         peaks: list[tuple[int, int]] = []
         with self._running() as tracked:
@@ -152,14 +152,14 @@ class Simulation:
                     keys,
                     each * stage.continuations,
                     lambda *_: alive.append(tracked.live),
-                    range(drawn),
+                    range(sampled),
                 )
             finally:
                 del self.policy.__dict__["decode_latent"]
             joined, kept = tracked.take_peak(), tracked.live
             del rollout
-        left = (alive[-1] - alive[0]) * max(parts - 2, 0)  # by the parts that were not drawn
-        share = branches / drawn
+        left = (alive[-1] - alive[0]) * max(parts - 2, 0)  # by the parts that were not sampled
+        share = branches / sampled
         return RolloutBytes(
             sampling=max(*(s for s, _ in peaks), peaks[-1][0] + left, joined + left + round(kept * (share - 1))),
             decoding=max(*(d for _, d in peaks), peaks[-1][1] + left),

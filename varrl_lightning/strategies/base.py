@@ -77,7 +77,7 @@ class Parallel:
         dist.all_gather_object(values, _on_cpu(x))
         return values
 
-    def collect(self, work: Callable[[], tuple[Local, Shared]]) -> tuple[Local, list[Shared]]:
+    def run_on_all(self, work: Callable[[], tuple[Local, Shared]]) -> tuple[Local, list[Shared]]:
         """Do something on every process; returns the local part of this process's result, and the shared parts of all results.
 
         Raises:

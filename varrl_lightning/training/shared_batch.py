@@ -24,7 +24,7 @@ def prompts_of_all(batch: Any, parallel: Parallel, same_everywhere: bool, rollou
     Raises:
         RunStoppedError: when such a loader has given the processes different prompts.
     """
-    prompts, of_all = parallel.collect(lambda: (as_prompts(batch),) * 2)
+    prompts, of_all = parallel.run_on_all(lambda: (as_prompts(batch),) * 2)
     if all(theirs == of_all[0] for theirs in of_all):
         return prompts
     if same_everywhere:

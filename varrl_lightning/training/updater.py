@@ -69,33 +69,40 @@ class Updater:
         self._grad_norm = float("nan")
 
     def update(
-        self, module: L.LightningModule, parallel: Parallel, rollout: Rollout, credit: Credit, real: int, size: int | None
+        self,
+        module: L.LightningModule,
+        parallel: Parallel,
+        rollout: Rollout,
+        credit: Credit,
+        *,
+        real_branches: int,
+        micro_batch_size: int | None,
     ) -> dict[str, float]:
         """Make all optimizer steps on one rollout; the metrics of its tokens are those of the last step.
 
         Args:
             module: has the Trainer's optimizer and schedules.
-            real: the first `real` branches of the rollout count.
-            size: branches of a micro-batch; None for all.
+            real_branches: so many of the rollout's branches, the first ones, count.
+            micro_batch_size: branches of a micro-batch; None for all.
         """
         optimizer = module.optimizers()
         assert isinstance(optimizer, LightningOptimizer)
         old: dict[int, LogProbs] = {}
-        size = size or len(rollout.branches)
+        size = micro_batch_size or len(rollout.branches)
         for _ in range(self.updates_per_rollout):
             stage = rollout.stage
             meter = TokenMeter(stage.start, rollout.schedule.lengths[stage.start : stage.stop])
             optimizer.zero_grad()
             total = torch.zeros((), device=self.policy.device)
-            rows = credit.rows(rollout.branches, real)
+            rows = credit.rows(rollout.branches, real_branches)
             for first, loss, tokens in self.grpo.losses(self.policy, self.reference, rollout, rows, size, old):
                 for name, values in tokens.items():
-                    meter.add(name, values[: max(real - first, 0)])
+                    meter.add(name, values[: max(real_branches - first, 0)])
                 parallel.backward(module, loss, last=first + size >= len(rollout.branches))
                 total = total + loss.detach()
             total = parallel.sum(total)
             self._loss_is_finite = bool(torch.isfinite(total))
-            optimizer.step()  # clips, or drops a non-finite gradient, in `before_optimizer_step`
+            optimizer.step()  # Lightning calls VARGRPO.on_before_optimizer_step, which clips or drops the gradient
             if self.average is not None:
                 self.average.update(self.policy, self.counters.updates_done)
             self.counters.updates_done += 1
