@@ -19,6 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from varrl_lightning import VARGRPO
+from varrl_lightning.evaluation.evaluate import sample_images
 from varrl_lightning.policies.base import VARPolicy
 from varrl_lightning.policies.lettering import LetteringPolicy, sign_of
 from varrl_lightning.policies.lettering_sign import COLOURS

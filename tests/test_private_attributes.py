@@ -133,12 +133,10 @@ def test_the_list_is_complete_and_holds_nothing_else() -> None:
     assert LISTED.keys() - used.keys() == WRITTEN_ALONE
 
 
-@pytest.mark.parametrize("folder", ["strategies", "callbacks"])
-def test_no_class_reads_what_is_private_to_another_of_ours(folder: str) -> None:
+def test_no_class_reads_what_is_private_to_another_of_ours() -> None:
     read = [
         f"{path.relative_to(PACKAGE)}:{line} {whose}.{name}"
         for path, tree in TREES.items()
-        if path.parent.name == folder
         for whose, name, line in _used(tree)
         if name in OWN and whose not in ("self", "cls", "super()")
     ]

@@ -11,9 +11,10 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
@@ -111,13 +112,13 @@ def _refuse_ranks() -> None:
             raise ConfigError(f"agreement measures on one process, but {name} is {os.environ[name]}: start it without a launcher")
 
 
-def _device(asked: str | None, accelerator: Any) -> torch.device:
+def _device(asked: str | None, accelerator: object) -> torch.device:
     if asked is not None:
         return torch.device(asked)
     return torch.device("cuda" if accelerator != "cpu" and torch.cuda.is_available() else "cpu")
 
 
-def _meter(model: VARGRPO, described: Any, asked: argparse.Namespace) -> AgreementMeter:
+def _meter(model: VARGRPO, described: Mapping[str, Mapping[str, Any]] | None, asked: argparse.Namespace) -> AgreementMeter:
     if asked.kl and model.reference is None:
         raise ConfigError("--kl: the configuration has no KL, its model.kl_coef is 0")
     return agreement_meter(
@@ -174,7 +175,7 @@ def _interruptible() -> Iterator[Callable[[], bool]]:
     """Within it the first Ctrl-C is remembered, so that every variant has the same batches; a later one ends the program."""
     asked: list[float] = []
 
-    def remember(number: int, frame: Any) -> None:  # noqa: ARG001
+    def remember(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
         if not asked:
             asked.append(time.monotonic())
             _say("ending with this batch; Ctrl-C again to give up")

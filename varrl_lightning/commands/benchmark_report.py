@@ -16,6 +16,7 @@ from varrl_lightning.evaluation.evaluate import Evaluation
 from varrl_lightning.evaluation.tables import tables, write_results
 from varrl_lightning.figures.pairs import category_figures, choose_pairs
 from varrl_lightning.figures.pictures import save_figure
+from varrl_lightning.module import VARGRPO
 from varrl_lightning.prompts.benchmarks import benchmark_of, categories_of
 from varrl_lightning.types import Prompt
 
@@ -29,7 +30,7 @@ NARROWEST_COLUMN = 10
 """Characters; a table is cut off by a narrow terminal, or a pipe, rather than printed with its numbers cut short."""
 
 
-def draw_pairs(module: Any, prompts: Sequence[Prompt], trainer: L.Trainer) -> Evaluation | None:
+def draw_pairs(module: VARGRPO, prompts: Sequence[Prompt], trainer: L.Trainer) -> Evaluation | None:
     """Draw and score the prompts of the pairs; None where prompts have no categories, or the chosen ones not one size."""
     if not categories_of(prompts):
         return None
@@ -37,8 +38,7 @@ def draw_pairs(module: Any, prompts: Sequence[Prompt], trainer: L.Trainer) -> Ev
     if len({p.size for p in chosen}) > 1:
         return None
     module.to(trainer.strategy.root_device)
-    evaluation: Evaluation = module.evaluate(chosen)
-    return evaluation
+    return module.evaluate(chosen)
 
 
 def report_test(

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+from jsonargparse import Namespace
 from lightning.pytorch.callbacks import Callback, Checkpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from rich.console import Console
@@ -215,7 +216,7 @@ class VarrlCLI(LightningCLI):
             config.ckpt_path = None
 
 
-def _missing(trainer: Any) -> list[Callback]:
+def _missing(trainer: Namespace) -> list[Callback]:
     """The default callbacks, without those that the configuration brings itself or has switched off."""
     configured = trainer.callbacks if isinstance(trainer.callbacks, list) else [trainer.callbacks]
     off = tuple(

@@ -74,10 +74,11 @@ class Evaluation:
             values=torch.cat([p.values for p in parts]),
             scores={name: Scores.join([p.scores[name] for p in parts]) for name in parts[0].scores},
             texts=[words for p in parts for words in (p.texts or [()] * len(p.prompts))] if read else None,
-            readable=torch.cat([p._read() for p in parts]) if read else None,
+            readable=torch.cat([p.was_read() for p in parts]) if read else None,
         )
 
-    def _read(self) -> Bool[Tensor, " N"]:
+    def was_read(self) -> Bool[Tensor, " N"]:
+        """For each image, whether a reward has read it."""
         if self.texts is None:
             return torch.zeros(len(self.prompts), dtype=torch.bool, device=self.values.device)
         return torch.ones_like(self.values, dtype=torch.bool) if self.readable is None else self.readable
@@ -86,7 +87,7 @@ class Evaluation:
         """Means over the images: the reward, each reward of several, word accuracy and NED by CVTG-2K's rule when one reads."""
         metrics = {"reward": _mean(self.values)}
         if self.texts is not None:
-            rows = self._read().nonzero().flatten().tolist()
+            rows = self.was_read().nonzero().flatten().tolist()
             wanted, read = [list(self.prompts[i].words) for i in rows], [self.texts[i] for i in rows]
             for name, metric in (("word_accuracy", WordAccuracy(**ALONE)), ("ned", NormalizedEditDistance(**ALONE))):
                 metric.update(wanted, read)

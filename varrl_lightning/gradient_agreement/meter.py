@@ -23,7 +23,7 @@ from varrl_lightning.grpo.objective import Objective, detached, flat
 from varrl_lightning.grpo.rollout import prompt_keys
 from varrl_lightning.policies.base import VARPolicy
 from varrl_lightning.policies.state import Anchor
-from varrl_lightning.types import LogProbs, Prompt, Rollout, Scores, Stage
+from varrl_lightning.types import LogProbs, Prompt, Rollout, Sampling, Scores, Stage
 
 LEAST = 3
 """Batches of which a cosine has a standard error at all."""
@@ -244,7 +244,7 @@ def independent_batches(prompts: Sequence[Prompt], batches: int, size: int, seed
 
 def _families(variants: Sequence[Variant]) -> list[list[Variant]]:
     """Variants that sample the same branches: those of one stage, but for its continuations, and one way of sampling."""
-    families: dict[Any, list[Variant]] = {}
+    families: dict[tuple[Stage, Sampling], list[Variant]] = {}
     for v in variants:
         families.setdefault((replace(v.stage, continuations=1, name=""), v.grpo.sampling), []).append(v)
     return list(families.values())

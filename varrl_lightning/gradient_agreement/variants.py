@@ -189,7 +189,7 @@ def _varied(policy: VARPolicy, grpo: GRPO, changes: Mapping[str, Any], kl: bool)
     return replace(grpo, mask_source=source, sampling=sampling, credit=credit, objective=objective)
 
 
-def _group(grpo: GRPO, key: str, changes: Any) -> Any:
+def _group(grpo: GRPO, key: str, changes: object) -> Any:
     """A group of options, with some of them changed."""
     if not isinstance(changes, Mapping):
         return built(key, GROUPS[key], changes)

@@ -89,19 +89,16 @@ class Simulation:
             self.reference = outline(policy, self.mode, self.device, dtype).requires_grad_(False)
             weights += tensors_of(self.reference.transformer)
         self._known = weights
-        self._real_parts = policy._frozen
+        self._real_parts = policy.frozen_parts
         self._updates: dict[tuple[Stage, int], int] = {}
         self._rollouts: dict[tuple[Stage, int, int], RolloutBytes] = {}
 
     def read(self, prompt: Prompt) -> None:
         """Encode a prompt by the real frozen parts, and let it stand for all prompts: the one with the longest text."""
-        fake_parts, self.policy._frozen = self.policy._frozen, self._real_parts
         self.policy.__dict__.pop("encode_prompts", None)
-        try:
+        with self.policy.using_frozen_parts(self._real_parts):
             cond = self.policy.encode_prompts([prompt])
-        finally:
-            self.policy._frozen = fake_parts
-        self.prompt, self.cond = prompt, cond._map(self.mode.from_tensor)
+        self.prompt, self.cond = prompt, cond.map(self.mode.from_tensor)
         # In the place of the method, of this one object.
         self.policy.__dict__["encode_prompts"] = lambda prompts: self.cond.repeat(len(prompts))
         self._updates.clear()

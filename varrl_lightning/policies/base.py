@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -142,6 +143,15 @@ class VARPolicy(nn.Module, ABC):
     def frozen_parts(self) -> dict[str, nn.Module]:
         """The parts that never train, by name: tokenizer, text encoder and whatever else the family has."""
         return dict(self._frozen[0])
+
+    @contextmanager
+    def using_frozen_parts(self, parts: Mapping[str, nn.Module]) -> Iterator[None]:
+        """Within it, other frozen parts take the place of the policy's own; they keep their device, dtype and mode."""
+        before, self._frozen = self._frozen, (dict(parts),)
+        try:
+            yield
+        finally:
+            self._frozen = before
 
     @property
     def device(self) -> torch.device:

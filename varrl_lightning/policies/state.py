@@ -36,15 +36,15 @@ class Cond:
 
     def repeat(self, k: int) -> Cond:
         """Each row k times, copies adjacent: (P, ...) becomes (P * k, ...)."""
-        return self._map(lambda x: x.repeat_interleave(k, dim=0))
+        return self.map(lambda x: x.repeat_interleave(k, dim=0))
 
     def rows(self, index: slice) -> Cond:
         """A contiguous range of rows."""
-        return self._map(lambda x: x[index])
+        return self.map(lambda x: x[index])
 
     def at(self, index: Int[Tensor, " R"]) -> Cond:
         """The rows of an index; one may occur several times."""
-        return self._map(lambda x: x[index])
+        return self.map(lambda x: x[index])
 
     def halves(self, guided: bool) -> dict[str, Tensor]:
         """Inputs of the transformer: the conditional rows, then under guidance the unconditional ones."""
@@ -52,7 +52,8 @@ class Cond:
             return self.tensors
         return {name: torch.cat((x, self.unconditional[name])) for name, x in self.tensors.items()}
 
-    def _map(self, f: Callable[[Tensor], Tensor]) -> Cond:
+    def map(self, f: Callable[[Tensor], Tensor]) -> Cond:
+        """The same prompts, with `f` applied to every tensor."""
         return Cond(
             self.schedule,
             {name: f(x) for name, x in self.tensors.items()},
