@@ -138,7 +138,13 @@ def test_the_process_grows_by_what_was_foretold() -> None:
         assert found[f"{phase} foretold"] == pytest.approx(found[f"{phase} resident"], rel=0.15)
 
 
-@pytest.mark.parametrize("family", sorted(RECIPE_ARGUMENTS))
+ONE_OF_EACH_FAMILY = [
+    pytest.param(family, marks=pytest.mark.slow) if family == "infinity_8b" else family for family in sorted(RECIPE_ARGUMENTS)
+]
+"""The 8B model is the 2B model's code with an adapter, and takes longest."""
+
+
+@pytest.mark.parametrize("family", ONE_OF_EACH_FAMILY)
 def test_every_family_can_be_simulated_and_nothing_fake_stays_behind(family: str, tmp_path: Path) -> None:
     spec = yaml.safe_load(shipped_configs()[f"{family}_ocr.yaml"].read_text())["model"]["policy"]
     innermost(spec).update(RECIPE_ARGUMENTS[family](tmp_path), dtype="float32")

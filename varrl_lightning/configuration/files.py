@@ -68,7 +68,11 @@ def refuse_old_names(files: Sequence[Path]) -> None:
         ConfigError: lists every name that has changed, with the one that took its place.
     """
     for path in files:
-        if lines := changed_lines(yaml.safe_load(path.read_text(encoding="utf-8"))):
+        try:
+            lines = changed_lines(yaml.safe_load(path.read_text(encoding="utf-8")))
+        except yaml.YAMLError:  # the parser's own message says where
+            continue
+        if lines:
             raise ConfigError(f"{path} has names of version 0.1. Change in it:\n  " + "\n  ".join(lines))
 
 
