@@ -74,6 +74,11 @@ def disturbed(policy: VARPolicy) -> VARPolicy:
     return policy
 
 
+def relative(found: Tensor, wanted: Tensor) -> float:
+    """The largest difference as a share of the largest wanted value."""
+    return float((found - wanted).detach().abs().max() / wanted.abs().max())
+
+
 def same(a: list[Tensor], b: list[Tensor]) -> bool:
     return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import cosine_similarity
 from torch.utils.data import DataLoader
 
 from varrl_lightning.grpo.grpo import GRPO, MicroBatch
@@ -122,6 +125,19 @@ def change_losses(module: VARGRPO, change: Callable[[Tensor], Tensor]) -> None:
                 yield MicroBatch(first, change(loss), tokens)
 
     module.updater.grpo = Changed(**vars(module.grpo))
+
+
+def saved(module: VARGRPO, path: Path) -> Path:
+    """A checkpoint of the module's Trainer."""
+    assert module.trainer is not None
+    module.trainer.save_checkpoint(path)
+    return path
+
+
+def mean_cosine(gradients: Sequence[Tensor]) -> float:
+    """Over all pairs, one by one."""
+    pairs = [float(cosine_similarity(a.double(), b.double(), dim=0)) for a, b in itertools.combinations(gradients, 2)]
+    return sum(pairs) / len(pairs)
 
 
 def weights(module: VARGRPO) -> Tensor:

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 
 COMMANDS = {
     "fit": ("commands.cli", "train a policy; a first one: varrl fit --config configs/quickstart.yaml"),
-    "validate": ("commands.cli", "draw and score the validation prompts"),
-    "test": ("commands.cli", "draw and score the test prompts; tables beside the paper's, test.json, test.md, pairs"),
-    "predict": ("commands.cli", "draw images: --prompt '\"HELLO\"' (or --data.predict FILE) --output FOLDER"),
+    "validate": ("commands.cli", "sample and score the validation prompts"),
+    "test": ("commands.cli", "sample and score the test prompts; tables beside the paper's, test.json, test.md, pairs"),
+    "predict": ("commands.cli", "sample images: --prompt '\"HELLO\"' (or --data.predict FILE) --output FOLDER"),
     "doctor": ("commands.doctor", "check a config before training: plugins, weights, ratio, sampler, dropout, reward"),
     "agreement": (
         "commands.agreement",

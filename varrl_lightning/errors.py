@@ -59,7 +59,7 @@ class RewardError(Exception):
 
 
 class RunStoppedError(RuntimeError):
-    """Training cannot go on; the state before the failing step is intact and is saved."""
+    """Training cannot continue; the state before the failing step is intact and is saved."""
 
 
 class RankError(RuntimeError):

@@ -13,7 +13,7 @@ from lightning.pytorch.utilities.model_helpers import _restricted_classmethod
 from torch import Tensor
 from torch.optim import Optimizer
 
-from varrl_lightning.checkpoints.hparams import plain_arguments, readable_checkpoint
+from varrl_lightning.checkpoints.hparams import check_overrides, plain_arguments, readable_checkpoint
 from varrl_lightning.checkpoints.run_state import FrozenWeights, RunState, read_state, saved_tensors, write_state
 from varrl_lightning.configuration.specs import Specified, built
 from varrl_lightning.data import EvaluationBatches, TrainingBatches
@@ -388,6 +388,7 @@ class VARGRPO(L.LightningModule):
             SpecError: when an argument was an object, which a checkpoint does not hold, and is not given again; names all of them.
             ValueError: for a folder that is no checkpoint.
         """
+        check_overrides(cls, named)
         loaded: Self = super().load_from_checkpoint(readable_checkpoint(checkpoint_path), *arguments, **named)
         return loaded
 

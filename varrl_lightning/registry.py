@@ -116,6 +116,14 @@ def build(group: str, spec: Any, /) -> Any:
         PluginError: see `load`, `import_class` and `checked_arguments`.
         TypeError: when the result cannot be called.
     """
+    if (
+        type(spec).__name__ == "NestedArg"
+    ):  # how jsonargparse hands over an option of a plain spec, `--model.reward.init_args.lam 2`
+        kind = _kind(group).replace(" ", "_")
+        raise PluginError(
+            f"model.{kind}.{spec.key} cannot be given alone: a {_kind(group)} is one value. Give all of it, as in "
+            f"--model.{kind} '{{class_path: ..., init_args: {{...}}}}', or change the configuration file"
+        )
     plugin = _construct(group, spec)
     if not callable(plugin):
         raise TypeError(f"a {_kind(group)} is called with {CALLED_WITH[group]}, got {spec!r}, which is not callable")

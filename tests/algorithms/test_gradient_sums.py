@@ -4,19 +4,13 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
 
 import pytest
 import torch
 from torch import Tensor
-from torch.nn.functional import cosine_similarity
 
+from tests.tiny import mean_cosine
 from varrl_lightning.algorithms.gradient_cosine import BlockSums, GradientSums, jackknife
-
-
-def mean_cosine(gradients: Sequence[Tensor]) -> float:
-    pairs = [float(cosine_similarity(a.double(), b.double(), dim=0)) for a, b in itertools.combinations(gradients, 2)]
-    return sum(pairs) / len(pairs)
 
 
 def sums_of(gradients: Tensor, blocks: int) -> BlockSums:

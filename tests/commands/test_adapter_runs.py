@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from tiny import PROMPTS, tiny_loader, tiny_module, tiny_policy, tiny_trainer
 from torch import Tensor
 
+from tests.tiny import saved
 from varrl_lightning import VARGRPO, LetteringPolicy, add_lora
 from varrl_lightning.__main__ import main
 from varrl_lightning.checkpoints.checking import check_checkpoint, load_checkpoint
@@ -34,12 +35,6 @@ def adapted(seed: int = 0, **options: Any) -> VARGRPO:
 def fit(module: VARGRPO, steps: int, ckpt_path: Path | None = None) -> VARGRPO:
     tiny_trainer(max_steps=steps).fit(module, tiny_loader(), ckpt_path=ckpt_path)
     return module
-
-
-def saved(module: VARGRPO, path: Path) -> Path:
-    assert module.trainer is not None
-    module.trainer.save_checkpoint(path)
-    return path
 
 
 def log_probs(policy: Any, tokens: list[Tensor]) -> Tensor:

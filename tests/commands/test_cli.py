@@ -365,3 +365,8 @@ def test_predict_says_what_it_cannot_draw(
     assert main(["predict", "--config", write(), *arguments]) == 1
     assert said in capsys.readouterr().err
     assert not Path("pictures").exists()
+
+
+def test_an_option_of_a_plugin_cannot_be_given_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["fit", "--config", "quickstart.yaml", "--model.reward.init_args.lam", "high"]) == 2
+    assert "model.reward.lam cannot be given alone: a reward is one value. Give all of it" in capsys.readouterr().err

@@ -16,6 +16,7 @@ from tiny import tiny_module
 from varrl_lightning import VARGRPO
 from varrl_lightning.__main__ import main
 from varrl_lightning.configuration.renamed import ARGUMENTS, MODULES, renamed_arguments, renamed_path
+from varrl_lightning.errors import SpecError
 from varrl_lightning.grpo.credit import MaskOptions
 from varrl_lightning.training.guards import Guards
 
@@ -105,3 +106,18 @@ def test_todays_checkpoint_is_passed_on_as_it_is(tmp_path: Path) -> None:
     torch.save({"hyper_parameters": dict(tiny_module().hparams)}, tmp_path / "new.ckpt")
     assert readable_checkpoint(tmp_path / "new.ckpt") == tmp_path / "new.ckpt"
     assert readable_checkpoint("s3://bucket/x.ckpt") == "s3://bucket/x.ckpt"
+
+
+def test_arguments_given_beside_a_checkpoint_must_exist(tmp_path: Path) -> None:
+    """Lightning leaves out what the module does not take, in silence."""
+    torch.save({"state_dict": {}, "hyper_parameters": {}}, tmp_path / "x.ckpt")
+    with pytest.raises(SpecError, match=r"mask_dilation of version 0\.1 is now mask\.dilation"):
+        VARGRPO.load_from_checkpoint(tmp_path / "x.ckpt", mask_dilation=8)
+    with pytest.raises(SpecError, match=r"VARGRPO has no 'alhpa'\. Did you mean 'alpha'"):
+        VARGRPO.load_from_checkpoint(tmp_path / "x.ckpt", alhpa=0.5)
+
+
+@pytest.mark.parametrize(("name", "kind"), [("mask", "MaskOptions"), ("kl", "KLOptions"), ("guards", "Guards")])
+def test_a_group_is_a_mapping_or_its_dataclass(name: str, kind: str) -> None:
+    with pytest.raises(SpecError, match=f"{name} must be a {kind} or a mapping of its fields, got 3"):
+        tiny_module(**{name: 3})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -14,9 +13,9 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from tiny import PROMPTS, M, tiny_module, tiny_policy, tiny_trainer, untrained_lettering
 from torch import Tensor
-from torch.nn.functional import cosine_similarity
 from torch.utils.data import DataLoader
 
+from tests.tiny import mean_cosine
 from varrl_lightning.callbacks.gradient_agreement import agreement_meter, described_variants
 from varrl_lightning.gradient_agreement.meter import AgreementMeter, Measured, independent_batches
 from varrl_lightning.gradient_agreement.variants import own_stages, read_variants
@@ -63,11 +62,6 @@ def measure(meter: AgreementMeter, batches: Sequence[Sequence[Prompt]] = BATCHES
     for prompts in batches:
         meter.add(prompts)
     return meter.measured()
-
-
-def mean_cosine(gradients: Sequence[Tensor]) -> float:
-    pairs = [float(cosine_similarity(a.double(), b.double(), dim=0)) for a, b in itertools.combinations(gradients, 2)]
-    return sum(pairs) / len(pairs)
 
 
 def own_meter(module: VARGRPO, **options: Any) -> AgreementMeter:

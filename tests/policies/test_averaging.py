@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from tiny import PROMPTS, tiny_loader, tiny_module, tiny_policy, tiny_trainer
 from torch import Tensor, nn
 
+from tests.tiny import saved
 from varrl_lightning.__main__ import main
 from varrl_lightning.callbacks.rollback import Rollback
 from varrl_lightning.checkpoints.checking import check_checkpoint
@@ -190,12 +191,6 @@ def small_module(policy: LetteringPolicy | None = None, **options: Any) -> VARGR
 def fit(module: VARGRPO, steps: int, ckpt_path: Path | None = None, **options: Any) -> VARGRPO:
     tiny_trainer(max_steps=steps, **options).fit(module, tiny_loader(PROMPTS[:1]), ckpt_path=ckpt_path)
     return module
-
-
-def saved(module: VARGRPO, path: Path) -> Path:
-    assert module.trainer is not None
-    module.trainer.save_checkpoint(path)
-    return path
 
 
 def test_a_run_averages_the_weights_of_its_steps() -> None:

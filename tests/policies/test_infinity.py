@@ -14,7 +14,7 @@ from parity.make_infinity import SEED, TEXT_CHANNELS, state
 from parity.seeded import seeded
 from torch import Tensor, nn
 
-from tests.families import DATA, Texts, read, recorded_scales, write_infinity
+from tests.families import DATA, Texts, read, recorded_scales, relative, write_infinity
 from tests.families import INFINITY_PROMPTS as PROMPTS
 from tests.families import load_infinity as build
 from varrl_lightning.policies.infinity import InfinityPolicy
@@ -45,10 +45,6 @@ def logits_of(policy: InfinityPolicy, inputs: dict[str, Tensor], tokens: list[Te
 
 def long(tokens: list[Tensor]) -> list[Tensor]:
     return [x.long() for x in tokens]
-
-
-def relative(found: Tensor, wanted: Tensor) -> float:
-    return float((found - wanted).detach().abs().max() / wanted.abs().max())
 
 
 @pytest.fixture(scope="module", params=VARIANTS)

@@ -10,6 +10,7 @@ import torch
 from tiny import PROMPTS, SCHEDULE, TinyPolicy, tiny_policy
 from torch import Tensor, nn
 
+from tests.families import same
 from varrl_lightning.policies.base import VARPolicy
 from varrl_lightning.policies.lettering import LetteringPolicy
 from varrl_lightning.policies.lora import (
@@ -57,10 +58,6 @@ def scored(policy: VARPolicy, reference: Any = None, kind: Any = "model") -> Log
     tokens = drawn(plain("tiny" if isinstance(policy, TinyPolicy) else "embedded"))
     scores: LogProbs = policy(tokens, policy.encode_prompts(PROMPTS), START, STOP, score=Score(kind, SAMPLING), reference=reference)
     return scores
-
-
-def same(a: list[Tensor], b: list[Tensor]) -> bool:
-    return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
 
 
 @pytest.mark.parametrize("name", ["tiny", "embedded"])

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from tests.families import TOKENFLOW_PROMPTS as PROMPTS
 from tests.families import TOKENFLOW_TEXTS as TEXTS
 from tests.families import load_tokenflow as load
-from tests.families import read, tokenflow_of, write_tokenflow
+from tests.families import read, relative, tokenflow_of, write_tokenflow
 from varrl_lightning.policies.tokenflow import NEGATIVE, TokenFlowPolicy
 from varrl_lightning.schedule import Schedule, square
 from varrl_lightning.tokenizers.tokenflow_vq import TOKENFLOW_256, TokenFlowVQ
@@ -32,10 +32,6 @@ def stored(variant: str) -> dict[str, Any]:
 @pytest.fixture(scope="module", params=VARIANTS)
 def case(request: pytest.FixtureRequest, weights_folder: Path) -> tuple[dict[str, Any], TokenFlowPolicy]:
     return stored(request.param), load(weights_folder, request.param)
-
-
-def relative(found: Tensor, wanted: Tensor) -> float:
-    return float((found - wanted).detach().abs().max() / wanted.abs().max())
 
 
 def logits_of(policy: TokenFlowPolicy, inputs: dict[str, Tensor], tokens: list[Tensor], stop: int) -> Tensor:

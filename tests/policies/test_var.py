@@ -10,7 +10,7 @@ import torch
 from parity.rules import TRANSFORMER, abridged, layout, picture, weights, window
 from torch import Tensor
 
-from tests.families import DATA, Files, load_var, once, read, write
+from tests.families import DATA, Files, load_var, once, read, relative, write
 from tests.families import VAR_PROMPTS as PROMPTS
 from varrl_lightning.policies.var import IMAGENET, ImageNetVARPolicy
 from varrl_lightning.schedule import VAR_256, VAR_512
@@ -35,10 +35,6 @@ def files(weights_folder: Path) -> Files:
 def own_files(tmp_path: Path) -> Files:
     """Files that a test may change."""
     return write(tmp_path, read("var_l2norm"))
-
-
-def relative(found: Tensor, wanted: Tensor) -> float:
-    return float((found - wanted).detach().abs().max() / wanted.abs().max())
 
 
 def logits_of(policy: ImageNetVARPolicy, inputs: dict[str, Tensor], tokens: list[Tensor], stop: int) -> Tensor:

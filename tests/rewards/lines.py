@@ -9,6 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from varrl_lightning.rewards.ocr_engines import Word
+
 FONT = Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")
 
 
@@ -24,3 +26,8 @@ def ink(image: NDArray[np.uint8]) -> tuple[int, int, int, int]:
     """x0, y0, x1, y1 of all that is dark."""
     rows, columns = np.nonzero(image.min(axis=2) < 180)
     return int(columns.min()), int(rows.min()), int(columns.max()) + 1, int(rows.max()) + 1
+
+
+def texts(pages: list[list[Word]]) -> list[list[str]]:
+    """The words of each picture, without boxes."""
+    return [[word.text for word in words] for words in pages]

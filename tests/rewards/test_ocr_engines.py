@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 from fresh import Fresh
-from lines import drawn, ink
+from lines import drawn, ink, texts
 
-from varrl_lightning.rewards.ocr_engines import OCREngine, RapidOCREngine, Word, one_of
+from varrl_lightning.rewards.ocr_engines import OCREngine, RapidOCREngine, one_of
 from varrl_lightning.rewards.ocr_lines import LineReader, _ctc
 
 FOLDER = str(Path(__file__).parent)
@@ -27,10 +27,6 @@ def line_engine() -> RapidOCREngine:
 @pytest.fixture(scope="module")
 def engine() -> RapidOCREngine:
     return RapidOCREngine(threads=2)
-
-
-def texts(found: list[list[Word]]) -> list[list[str]]:
-    return [[word.text for word in words] for words in found]
 
 
 def test_lines_are_read(line_engine: RapidOCREngine) -> None:

@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 import torch
 from fresh import Fresh
-from lines import drawn, ink
+from lines import drawn, ink, texts
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from varrl_lightning.registry import REWARDS, build
 from varrl_lightning.rewards.ocr import OCRReward
-from varrl_lightning.rewards.ocr_engines import OCREngine, RapidOCREngine, Word
+from varrl_lightning.rewards.ocr_engines import OCREngine, RapidOCREngine
 from varrl_lightning.rewards.tesseract import TesseractEngine, TesseractReward, enlargement, find_tessdata, why_not_installed
 from varrl_lightning.types import Prompt
 
@@ -28,10 +28,6 @@ WORDS = ["NBIR", "CAT", "HOUSE", "TIMER", "WAVE", "FUZE", "TERSE", "NYLON", "BIR
 
 needs_tesseract = pytest.mark.skipif(MISSING is not None, reason=str(MISSING))
 needs_tesserocr = pytest.mark.skipif(importlib.util.find_spec("tesserocr") is None, reason="needs tesserocr")
-
-
-def texts(found: list[list[Word]]) -> list[list[str]]:
-    return [[word.text for word in words] for words in found]
 
 
 def textless(seed: int, side: int) -> NDArray[np.uint8]:

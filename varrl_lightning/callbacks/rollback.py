@@ -25,7 +25,7 @@ class Rollback:
         self.counters = module.counters.state_dict() if isinstance(module, VARGRPO) else {}
         self.schedules = [copy.deepcopy(c.scheduler.state_dict()) for c in trainer.lr_scheduler_configs]
         self.precision = copy.deepcopy(trainer.precision_plugin.state_dict())
-        average = getattr(module, "average", None)
+        average = module.average if isinstance(module, VARGRPO) else None
         self.averaged: list[Tensor] = [] if average is None else list(average.parameters())
         self.weights: list[Tensor] | None = None
         self.moments: dict[Tensor, dict[str, Any]] = {}

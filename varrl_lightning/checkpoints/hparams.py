@@ -11,8 +11,9 @@ from typing import Any
 
 import torch
 
-from varrl_lightning.configuration.renamed import renamed_arguments
+from varrl_lightning.configuration.renamed import ARGUMENTS, renamed_arguments
 from varrl_lightning.configuration.specs import refuse_left_out, saved_arguments
+from varrl_lightning.errors import SpecError, no_such_name
 from varrl_lightning.strategies.read_checkpoint import read_sharded
 
 
@@ -33,6 +34,27 @@ def plain_arguments(arguments: Mapping[str, Any], module: type, base: type) -> d
     if inspect.signature(module.__init__).parameters.keys() <= known.keys():  # type: ignore[misc]
         saved.pop("_instantiator", None)  # of a LightningCLI; without it, arguments stay plain in what is saved after loading
     return saved
+
+
+OF_LIGHTNING = ("map_location", "hparams_file", "strict", "weights_only")
+"""Arguments of Lightning's `load_from_checkpoint`; all others are the module's."""
+
+
+def check_overrides(module: type, named: Mapping[str, Any]) -> None:
+    """Refuse arguments that the module does not take: Lightning would leave them out in silence.
+
+    Raises:
+        SpecError: names the argument, with the closest name or the one that took its place.
+    """
+    parameters = inspect.signature(module.__init__).parameters  # type: ignore[misc]
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+        return
+    known = [name for name in parameters if name != "self"]
+    for name in named:
+        if name in ARGUMENTS:
+            raise SpecError(f"{name} of version 0.1 is now {ARGUMENTS[name]}")
+        if name not in known and name not in OF_LIGHTNING:
+            raise SpecError(no_such_name(module.__name__, name, known))
 
 
 def readable_checkpoint(path: Any) -> Any:

@@ -30,6 +30,7 @@ BUILD_ERRORS = (ValueError, TypeError, ImportError, OSError, PluginError, Miscon
 
 
 NOISE = (
+    r"\s*Dump of a value that does not round-trip",  # of an option that is refused a moment later, with a message of ours
     ".*does not have many workers",  # to read a list that is in memory
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",
     "Be aware that when using `ckpt_path`, callbacks",  # of fit, which validate, test and predict have no use for

@@ -18,7 +18,7 @@ from varrl_lightning.callbacks.summary import versions
 from varrl_lightning.commands.user_errors import reraise_as
 from varrl_lightning.comparison.costs import Cost
 from varrl_lightning.comparison.jobs import Job
-from varrl_lightning.comparison.spec import Budget, Spec, digest
+from varrl_lightning.comparison.spec import Budget, Spec, digest_of
 from varrl_lightning.comparison.training import build, policy_fingerprint
 from varrl_lightning.comparison.workers import check_made, run_all, write_json
 from varrl_lightning.configuration.files import find_config
@@ -55,7 +55,7 @@ class Comparison:
                 largest = max(spec.grid.prompts_per_update)
                 if largest > (available := len(data.prompts["train"])):
                     raise ValueError(f"grid.prompts_per_update asks for {largest} prompts, and there are {available} to train on")
-            evaluation = digest([repr(module.sampling), module.eval_seed, *(str(config.get(key)) for key in JUDGED)])
+            evaluation = digest_of([repr(module.sampling), module.eval_seed, *(str(config.get(key)) for key in JUDGED)])
             self.built[name] = Built(policy_fingerprint(module.policy), evaluation, len(module.cycle))
         judged = ", ".join(("model.sampling", "model.eval_seed", *JUDGED))
         for what, shown in (("weights", "their policy's weights"), ("evaluation", f"one of {judged}")):
@@ -237,7 +237,7 @@ class Comparison:
     def _recipe(self, recipe: str) -> str:
         """A digest of the recipe's training: without learning rate and prompts, which the grid sets, and without unused keys."""
         tree = self._tree(recipe)
-        return digest([tree.get("model"), dict(self.spec.recipes[recipe].overrides)])
+        return digest_of([tree.get("model"), dict(self.spec.recipes[recipe].overrides)])
 
     def _evaluations(self) -> dict[str, Any]:
         """Everything that evaluations depend on besides the training: initial weights, settings and prompts."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields
@@ -13,6 +12,7 @@ import yaml
 
 from varrl_lightning.configuration.files import find_config
 from varrl_lightning.errors import ConfigError, did_you_mean
+from varrl_lightning.weights.fingerprint import digest
 
 LEARNING_RATE, PROMPTS_PER_UPDATE = "model.optimizer.init_args.lr", "data.batch_size"
 DECIDED = {
@@ -242,9 +242,9 @@ def _names(kind: type) -> list[str]:
     return [f.name for f in fields(kind)]
 
 
-def digest(value: Any) -> str:
+def digest_of(value: Any) -> str:
     """Sixteen hexadecimal digits that are equal for equal JSON values."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]
+    return digest([json.dumps(value, sort_keys=True, default=str)])
 
 
 def _check_budget(phase: str, budget: Budget) -> None:

@@ -13,6 +13,7 @@ from lightning.pytorch.callbacks import Callback
 from torch import nn
 
 from varrl_lightning.algorithms.word_metrics import split_words, word_closeness, words_found
+from varrl_lightning.callbacks.trained_module import vargrpo
 from varrl_lightning.commands.fit_config import ParsedConfig
 from varrl_lightning.commands.user_errors import reraise_as
 from varrl_lightning.data import PromptDataModule
@@ -59,22 +60,24 @@ class Recorder(Callback):
         self.steps: list[dict[str, Any]] = []
         self._began = (0.0, 0.0)
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Take the reading before the first update."""
-        self._read(pl_module)
+        self._read(vargrpo(pl_module))
 
-    def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int) -> None:
         """Start the clock."""
         self._began = _clocks()
 
-    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         """Stop the clock; take a reading if one is due."""
         seconds, cpu = (now - began for now, began in zip(_clocks(), self._began, strict=True))
         logged = trainer.callback_metrics
         values = {name: float(logged[name]) for name in ("reward", "kl", "grad_norm") if name in logged}
         parts = {part: float(logged[f"seconds/{part}"]) for part in PARTS}
         self.steps.append({"seconds": seconds, "cpu_seconds": cpu, "parts": parts} | values)
-        self._read(pl_module)
+        self._read(vargrpo(pl_module))
 
     def _read(self, module: VARGRPO) -> None:
         reading = self.readings.get(module.rollouts_done)

@@ -79,6 +79,7 @@ MODULES = {
     "strategies.reading": "strategies.read_checkpoint",
     "strategies.writing": "strategies.write_checkpoint",
     "callbacks.agreement": "callbacks.gradient_agreement",
+    "callbacks.clock": "callbacks.summary",
     "callbacks.prompts": "callbacks.evaluation_prompts",
     "memory.choice": "memory.micro_batch",
     "prediction": "figures.predictions",

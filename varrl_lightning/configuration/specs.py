@@ -52,6 +52,8 @@ def built(name: str, kind: Any, value: Any) -> Any:
     Raises:
         SpecError: names the argument and the mistake.
     """
+    if isinstance(kind, type) and issubclass(kind, OptionGroup) and not isinstance(value, (Mapping, argparse.Namespace, kind)):
+        raise SpecError(f"{name} must be a {kind.__name__} or a mapping of its fields, got {value!r}")
     if not isinstance(value, Mapping) and (is_dataclass(kind) or not isinstance(value, str)):
         return value
     names = [field.name for field in fields(kind)] if is_dataclass(kind) else []

@@ -228,4 +228,5 @@ def main() -> None:
         subclass_mode_model=True,
         save_config_kwargs={"overwrite": True},
         seed_everything_default=0,
+        parser_kwargs={"prog": "python -m varrl_lightning.pretraining"},
     )

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from importlib.metadata import version
 from itertools import chain
@@ -19,7 +18,7 @@ from varrl_lightning.policies.base import VARPolicy
 from varrl_lightning.policies.lora import is_adapter
 from varrl_lightning.policies.state import Anchor
 from varrl_lightning.strategies.base import Parallel
-from varrl_lightning.weights.fingerprint import SAMPLED, checksums
+from varrl_lightning.weights.fingerprint import SAMPLED, checksums, digest
 
 SHOWN = 10
 """The most differences that a message lists."""
@@ -184,12 +183,12 @@ def _prompt_order(trainer: L.Trainer, frozen: bool) -> dict[str, str]:
     loader: Any = trainer.train_dataloader
     if not isinstance(loader, TrainingBatches):
         return {}
-    prompts = {"prompts": _digest(map(repr, loader.prompts))} if frozen else {}
+    prompts = {"prompts": digest(map(repr, loader.prompts))} if frozen else {}
     return prompts | {f"prompts.{name}": str(value) for name, value in loader.state_dict().items()}
 
 
 def _compare(facts: Mapping[str, str], parallel: Parallel, when: str) -> None:
-    whole = _digest(f"{name} = {value}" for name, value in sorted(facts.items()))
+    whole = digest(f"{name} = {value}" for name, value in sorted(facts.items()))
     if len(set(parallel.gather(whole))) == 1:
         return
     # All processes see the same hashes, so all come here.
@@ -203,12 +202,8 @@ def _compare(facts: Mapping[str, str], parallel: Parallel, when: str) -> None:
     )
 
 
-def _digest(lines: Iterable[str]) -> str:
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
-
-
 def _abbreviated(value: str) -> str:
-    return value if len(value) <= LONG else f"{value[: LONG // 2]}... (hash {_digest([value])})"
+    return value if len(value) <= LONG else f"{value[: LONG // 2]}... (hash {digest([value])})"
 
 
 def _ranks_in_words(ranks: Sequence[int]) -> str:

@@ -44,6 +44,11 @@ def fingerprint(tensors: Mapping[str, Tensor], entries: int | None = None) -> st
     whole = _whole(dict(sorted(tensors.items())))
     marks = _fletcher(_in_float32(_spaced(x, entries)) for x in whole.values())
     lines = [f"{name} {list(x.shape)} {mark}" for (name, x), mark in zip(whole.items(), marks, strict=True)]
+    return digest(lines)
+
+
+def digest(lines: Iterable[str]) -> str:
+    """Sixteen hexadecimal digits that are equal for equal lines."""
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
 
 

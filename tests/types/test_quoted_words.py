@@ -9,7 +9,7 @@ import pytest
 from varrl_lightning.prompts.files import load_prompts
 from varrl_lightning.types import Prompt, quoted_words
 
-PROMPTS = Path(__file__).parent.parent / "examples" / "prompts"
+PROMPTS = Path(__file__).parents[2] / "examples" / "prompts"
 TABLE_7 = {
     "table7-1": ("A", "B", "C", "N", "O", "Y"),
     "table7-2": ("Wouldn't you rather...", "VOTE.", "By Mail."),
