@@ -1,4 +1,4 @@
-"""From scores to weights on tokens: returns, advantages, k_t and masks, all known before the first update.
+"""Turns scores into weights of tokens: returns, advantages, k_t and masks, all known before the first update.
 
 Because every weight is fixed before the policy is scored, the loss of a batch is a plain sum over its rows, and cutting it into
 micro-batches changes nothing.
