@@ -1,4 +1,4 @@
-"""What `varrl test` leaves: tables beside the paper's rows, and pairs of pictures by category."""
+"""Writes the results of `varrl test`: tables beside the paper's rows, and pairs of pictures by category."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ ROWS = {
     "test/greedy/judge": "greedy, judge",
 }
 NARROWEST_COLUMN = 10
-"""Characters; a table is cut off by a narrow terminal, or a pipe, rather than printed with its numbers cut short."""
+"""Characters of a column: in a narrow terminal or a pipe, a table overflows rather than having its numbers cut."""
 
 
 def draw_pairs(module: VARGRPO, prompts: Sequence[Prompt], trainer: L.Trainer) -> Evaluation | None:
@@ -48,7 +48,7 @@ def report_test(
     folder: Path,
     about: Mapping[str, Any],
 ) -> list[Path]:
-    """Print the tables and write test.json, test.md and pairs_*.png; return what was written."""
+    """Print the tables and write test.json, test.md and pairs_*.png; return the paths of the files."""
     results = {ROWS[name]: collected[name].results() for name in ROWS if name in collected}
     results = {name: replace(found, judge=name.endswith("judge")) for name, found in results.items()}
     result_tables = tables(results, benchmark_of(prompts), len(prompts))

@@ -1,4 +1,4 @@
-"""The cost of a cycle of stages: how many images are sampled, and how many of their tokens are trained."""
+"""Counts the images that a cycle of stages samples and the tokens that it trains."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from varrl_lightning.types import Stage
 
 @dataclass(frozen=True)
 class StageCost:
-    """One update of a stage, for a whole batch of prompts.
+    """The cost of one update of a stage, for the complete batch of prompts.
 
     Args:
         stage: the stage.
-        times: how often it comes in one cycle.
+        times: how often the stage comes in one cycle.
         prompts: P, over all ranks.
         images: P * A * K, all of them sampled, decoded and scored.
         tokens: trained tokens: those of scales `[start, stop)` in P * A branches.
@@ -35,7 +35,7 @@ class StageCost:
 
     @property
     def branches_per_rank(self) -> int:
-        """ceil(P * A / ranks): every rank samples and trains as many; where they do not divide, the last ones repeat a branch."""
+        """ceil(P * A / ranks), the same on every rank; where it does not divide, the last places repeat a branch."""
         return -(-self.prompts * self.stage.branches // self.ranks)
 
 
@@ -93,7 +93,7 @@ def _summary(costs: Sequence[StageCost]) -> str:
 
 
 def _over_ranks(costs: Sequence[StageCost]) -> list[str]:
-    """How the branches of each stage are shared out, a line each; nothing for one process."""
+    """Lines about how the branches of each stage are divided among ranks; none for one process."""
     if costs[0].ranks == 1:
         return []
     lines = []
