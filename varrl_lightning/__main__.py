@@ -1,4 +1,4 @@
-"""`varrl` and `python -m varrl_lightning`: finds the command first and imports what it needs only then."""
+"""The command line, `varrl` or `python -m varrl_lightning`: finds the command, and only then imports what it needs."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from collections.abc import Sequence
 
 COMMANDS = {
     "fit": ("commands.cli", "train a policy; a first one: varrl fit --config configs/quickstart.yaml"),
-    "validate": ("commands.cli", "draw and score the validation prompts"),
-    "test": ("commands.cli", "draw and score the test prompts; tables beside the paper's, test.json, test.md, pairs"),
-    "predict": ("commands.cli", "draw images: --prompt '\"HELLO\"' (or --data.predict FILE) --output FOLDER"),
+    "validate": ("commands.cli", "sample and score the validation prompts"),
+    "test": ("commands.cli", "sample and score the test prompts; tables beside the paper's, test.json, test.md, pairs"),
+    "predict": ("commands.cli", "sample images: --prompt '\"HELLO\"' (or --data.predict FILE) --output FOLDER"),
     "doctor": ("commands.doctor", "check a config before training: plugins, weights, ratio, sampler, dropout, reward"),
     "agreement": (
         "commands.agreement",
@@ -26,7 +26,7 @@ COMMANDS = {
 
 
 def usage() -> str:
-    """What `varrl --help` prints."""
+    """The text of `varrl --help`."""
     width = max(map(len, COMMANDS))
     lines = [f"  {name:<{width}}  {line}" for name, (_, line) in COMMANDS.items()]
     return "\n".join(

@@ -134,8 +134,8 @@ def test_the_process_grows_by_what_was_foretold() -> None:
     out = subprocess.run(command, env=environment, check=True, capture_output=True, text=True, timeout=300).stdout
     found = json.loads(out)
     for phase in ("rollout", "update"):
-        assert found[f"{phase} foretold"] == pytest.approx(found[f"{phase} tensors"], rel=0.02)
-        assert found[f"{phase} foretold"] == pytest.approx(found[f"{phase} resident"], rel=0.15)
+        assert found[f"{phase} predicted"] == pytest.approx(found[f"{phase} tensors"], rel=0.02)
+        assert found[f"{phase} predicted"] == pytest.approx(found[f"{phase} resident"], rel=0.15)
 
 
 @pytest.mark.parametrize("family", sorted(RECIPE_ARGUMENTS))

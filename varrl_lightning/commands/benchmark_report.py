@@ -31,7 +31,7 @@ NARROWEST_COLUMN = 10
 
 
 def draw_pairs(module: VARGRPO, prompts: Sequence[Prompt], trainer: L.Trainer) -> Evaluation | None:
-    """Draw and score the prompts of the pairs; None where prompts have no categories, or the chosen ones not one size."""
+    """Sample and score the prompts of the pairs; None where prompts have no categories, or the chosen ones differ in size."""
     if not categories_of(prompts):
         return None
     chosen = [prompts[i] for places in choose_pairs(prompts).values() for i in places]
@@ -50,7 +50,7 @@ def report_test(
 ) -> list[Path]:
     """Print the tables and write test.json, test.md and pairs_*.png; return the paths of the files."""
     results = {ROWS[name]: collected[name].results() for name in ROWS if name in collected}
-    results = {name: replace(found, judge=name.endswith("judge")) for name, found in results.items()}
+    results = {name: replace(result, judge=name.endswith("judge")) for name, result in results.items()}
     result_tables = tables(results, benchmark_of(prompts), len(prompts))
     about = {**about, "prompts": str(about["prompts"]), "images": len(prompts), "versions": versions()}
     written = list(write_results(folder, result_tables, about))
