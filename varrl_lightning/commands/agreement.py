@@ -89,13 +89,13 @@ def _measure(options: argparse.Namespace, config: ParsedConfig) -> int:
         batches = independent_batches(data.prompts["train"], options.batches, size, options.seed)
     with reraise_as(StartError, ValueError):
         model.check_prompts([prompt for batch in batches for prompt in batch])
-    folder = _made(options.output)
+    folder = _output_folder(options.output)
     _say(f"{len(meter.variants)} variants, {meter.size} parameters; sums take up to {meter.bytes_held / 2**20:.0f} MiB")
     about = {name: getattr(options, name) for name in ("variants", "batches", "seed", "per_scale", "kl", "parameters", "blocks")}
     about |= {"prompts": size, "checkpoint": checkpoint}
 
     def keep() -> bool:
-        return folder is None or _written(meter, about, folder)
+        return folder is None or _write_results(meter, about, folder)
 
     _run(meter, batches, keep)
     status = _report(meter)
@@ -131,7 +131,7 @@ def _meter(model: VARGRPO, described: Mapping[str, Mapping[str, Any]] | None, op
     )
 
 
-def _made(output: str | None) -> Path | None:
+def _output_folder(output: str | None) -> Path | None:
     """The folder of `--output`, created and checked before the measurement, which may take hours."""
     if output is None:
         return None
@@ -147,7 +147,7 @@ def _made(output: str | None) -> Path | None:
     return folder
 
 
-def _written(meter: AgreementMeter, about: dict[str, Any], folder: Path) -> bool:
+def _write_results(meter: AgreementMeter, about: dict[str, Any], folder: Path) -> bool:
     try:
         write(meter.measured(), about | {"measured_batches": meter.batches}, folder)
     except OSError as error:

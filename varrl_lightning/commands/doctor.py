@@ -47,8 +47,8 @@ def examine(config: ParsedConfig) -> Iterator[Finding]:
 
     Policy and rewards are built more than once, since the first two checks are about building them.
     """
-    yield (plugins := _made("plugins", lambda: plugins_load(config.get("model.reward"), config.get("model.mask_source"))))
-    yield (weights := _made("weights", lambda: weights_are_strict(config.build_policy)))
+    yield (plugins := _finding("plugins", lambda: plugins_load(config.get("model.reward"), config.get("model.mask_source"))))
+    yield (weights := _finding("weights", lambda: weights_are_strict(config.build_policy)))
     if not plugins.passed or weights.figure == "it failed":
         yield from (Finding(name, False, "not checked", "Mend what is above first.") for name in CHECKS[2:])
         return
@@ -67,7 +67,7 @@ def examine(config: ParsedConfig) -> Iterator[Finding]:
         yield reward_runs(model.rewards, rollouts[0])
 
 
-def _made(name: str, check: Callable[[], Finding]) -> Finding:
+def _finding(name: str, check: Callable[[], Finding]) -> Finding:
     """The finding of a check; a failed one for any error, since a user's code may raise anything."""
     try:
         return check()

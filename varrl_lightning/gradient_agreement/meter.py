@@ -181,8 +181,8 @@ class AgreementMeter:
         sampled = flat(rollout.log_probs)
         with torch.enable_grad():
             for part, new in grpo.log_probs(self.policy, rollout, size, reference):
-                losses = [(v, rows[part], scale) for v, rows in alike for scale in (self._scales(v)[1:] or [None])]
-                for left, (v, rows, scale) in zip(reversed(range(len(losses))), losses, strict=True):
+                terms = [(v, rows[part], scale) for v, rows in alike for scale in (self._scales(v)[1:] or [None])]
+                for left, (v, rows, scale) in zip(reversed(range(len(terms))), terms, strict=True):
                     counted = rows if scale is None else _only(rows, scale - v.stage.start, lengths)
                     loss = _loss(v.grpo.objective, new, sampled[part], counted, lengths)
                     gradients = torch.autograd.grad(loss, self._parameters, retain_graph=left > 0, allow_unused=True)
