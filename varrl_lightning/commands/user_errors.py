@@ -30,7 +30,7 @@ BUILD_ERRORS = (ValueError, TypeError, ImportError, OSError, PluginError, Miscon
 
 
 NOISE = (
-    ".*does not have many workers",  # prompts are a list in memory, which needs no workers
+    ".*does not have many workers",  # to read a list that is in memory
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",
     "Be aware that when using `ckpt_path`, callbacks",  # callbacks of fit, which validate, test and predict do not need
 )
