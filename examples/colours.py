@@ -2,9 +2,9 @@
 
     python examples/colours.py [CHECKPOINT ...]
 
-Prints, for the model that comes with the package and for each checkpoint of a run, drawn with the test prompts: the share of signs
-that have the colour which their prompt names, and where it names none, how often each colour is painted, with the entropy in bits
-(3 when all eight are equally frequent).
+Prints, for the model that comes with the package and for each checkpoint of a run, from images of the test prompts: the share
+of signs that have the colour which their prompt names, and where it names none, how often each colour is painted, with the entropy
+in bits (3 when all eight are equally frequent).
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ def colours(images: Float[Tensor, "N 3 H W"]) -> list[str]:
 
 
 def entropy(counts: Counter[str]) -> float:
-    """In bits."""
+    """The entropy of the frequencies, in bits."""
     shares = [n / counts.total() for n in counts.values()]
     return -sum(p * math.log2(p) for p in shares)
 
 
 def main() -> None:
-    """The command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoints", nargs="*", metavar="CHECKPOINT")
     parser.add_argument("--prompts", default="builtin:lettering/test.jsonl")

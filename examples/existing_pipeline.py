@@ -1,4 +1,4 @@
-"""VARGRPO in a pipeline that was there before: its own DataModule, batches, reward, callback, logger and Trainer.
+"""VARGRPO in an existing pipeline, with its DataModule, batches, reward, callback, logger and Trainer.
 
 python examples/existing_pipeline.py
 """
@@ -21,7 +21,7 @@ WORDS = ("STONE", "RIVER", "BREAD", "CLOUD", "PLANT", "HORSE", "CHAIR", "TABLE")
 
 
 class Captions(L.LightningDataModule):
-    """A pipeline's own data: batches are columns of captions and of things that VARGRPO knows nothing about."""
+    """The pipeline's data: batches are columns of captions, and of other values that VARGRPO ignores."""
 
     def train_dataloader(self) -> DataLoader[Any]:
         return self._captions(WORDS[:6])
@@ -35,14 +35,14 @@ class Captions(L.LightningDataModule):
 
 
 class Dark:
-    """A reward of one's own: ink, as the share of dark pixels."""
+    """The pipeline's reward: ink, as the share of dark pixels."""
 
     def __call__(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
         return (images.mean(dim=1) < 0.5).float().mean(dim=(1, 2))
 
 
 class RewardLog(L.Callback):
-    """A callback of one's own: whatever VARGRPO logs is in the Trainer's metrics."""
+    """The pipeline's callback: everything that VARGRPO logs is in the Trainer's metrics."""
 
     def __init__(self) -> None:
         self.rewards: list[float] = []
@@ -55,7 +55,7 @@ def train(steps: int, folder: str | Path) -> tuple[str, list[float]]:
     """The path of the best checkpoint by validation, and the reward of each step."""
     module = VARGRPO(
         # Plain specs, as in a configuration, are kept in the checkpoint: VARGRPO.load_from_checkpoint(path) needs nothing more.
-        # Objects are welcome too, and have to be given to load_from_checkpoint again.
+        # Objects work too, but have to be given to load_from_checkpoint again.
         policy={"class_path": "varrl_lightning.LetteringPolicy.from_pretrained"},
         reward="existing_pipeline.Dark",
         mask_source="full",

@@ -1,8 +1,8 @@
-"""Load a trained policy from a checkpoint and draw with it: no Trainer, no configuration, no command line of ours.
+"""Load a trained policy from a checkpoint and sample images: no Trainer, no configuration, no command line of this package.
 
     python examples/load_checkpoint.py runs/existing_pipeline/best.ckpt
 
-A checkpoint names classes, which are imported to load it: as with any program, load those of people you trust.
+A checkpoint names classes, which are imported to load it: as with any program, load only those of people you trust.
 """
 
 from __future__ import annotations

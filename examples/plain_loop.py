@@ -1,4 +1,4 @@
-"""Train the embedded model in a loop of plain PyTorch: a policy, a `GRPO`, an optimizer; no Trainer.
+"""Train the embedded model in a plain PyTorch loop: a policy, a `GRPO`, an optimizer; no Trainer.
 
     python examples/plain_loop.py 20
 
@@ -32,7 +32,7 @@ def train(updates: int, prompts_at_once: int = 8) -> list[float]:
     for update in range(updates):
         batch = prompts[update * prompts_at_once :][:prompts_at_once]
         keys = prompt_keys(0, update, batch, policy.device)
-        rollout, scores = grpo.sample(policy, batch, stage, keys)  # images, and what the rewards said of them
+        rollout, scores = grpo.sample(policy, batch, stage, keys)  # images, and the rewards' scores of them
         credit = grpo.assign(rollout, scores)  # returns, advantages, weights of tokens
         rows = credit.rows(rollout.branches, real=len(rollout.branches))
         for micro_batch in grpo.losses(policy, None, rollout, rows, size=32, old={}):

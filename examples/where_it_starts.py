@@ -1,9 +1,9 @@
-"""How well the embedded model spells before any reinforcement learning, drawn in several ways.
+"""How well the embedded model spells before any reinforcement learning, sampled in several ways.
 
     python examples/where_it_starts.py [--split test] [--no-judge] [TRANSFORMER.safetensors ...]
 
 Prints, for each file of weights (the model that comes with the package, if none is named), word accuracy and NED by the reward's
-reader, and word accuracy by Tesseract where it is installed: of whole pictures and of the same pictures decoded after m scales.
+reader, and word accuracy by Tesseract where it is installed: of complete pictures and of the same pictures decoded after m scales.
 """
 
 from __future__ import annotations
@@ -43,26 +43,26 @@ def read(images: Tensor, prompts: Sequence[Prompt], reward: OCRReward) -> dict[s
 
 
 @torch.no_grad()
-def draw_both(policy: LetteringPolicy, prompts: Sequence[Prompt], sampling: Sampling, seed: int) -> tuple[Tensor, Tensor]:
-    """The same pictures whole and as they are after the scales of content."""
+def sample_both(policy: LetteringPolicy, prompts: Sequence[Prompt], sampling: Sampling, seed: int) -> tuple[Tensor, Tensor]:
+    """The same pictures after all scales, and after the scales of content."""
     keys = prompt_keys(seed, EVALUATION_UPDATE, prompts, policy.device)
-    whole, content = [], []
+    complete, content = [], []
     for first in range(0, len(prompts), 50):
         rows = slice(first, first + 50)
         state = policy.sample(policy.begin(policy.encode_prompts(prompts[rows]), sampling, keys[rows]), CONTENT)
         content.append(policy.decode_latent(state.latent))
-        whole.append(policy.decode_latent(policy.sample(state, len(policy.schedule())).latent))
-    return torch.cat(whole), torch.cat(content)
+        complete.append(policy.decode_latent(policy.sample(state, len(policy.schedule())).latent))
+    return torch.cat(complete), torch.cat(content)
 
 
 def main() -> None:
-    """The command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("weights", nargs="*", default=["embedded"], metavar="TRANSFORMER")
     parser.add_argument("--split", default="test", choices=("train", "validation", "test"))
-    parser.add_argument("--prompts", type=int, help="the first so many; all when left out")
+    parser.add_argument("--prompts", type=int, help="only the first so many prompts; all by default")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--ways", type=int, default=len(WAYS), help="the first so many ways of drawing")
+    parser.add_argument("--ways", type=int, default=len(WAYS), help="only the first so many ways of sampling")
     parser.add_argument("--no-judge", action="store_true", help="leave Tesseract out, which takes most of the time")
     arguments = parser.parse_args()
     prompts = load_prompts(f"builtin:lettering/{arguments.split}.jsonl")[: arguments.prompts]
@@ -73,10 +73,10 @@ def main() -> None:
     for path in arguments.weights:
         policy = LetteringPolicy.from_pretrained(path)
         for name, sampling in list(WAYS.items())[: arguments.ways]:
-            drawn = draw_both(policy, prompts, sampling, arguments.seed)
-            found = {reader: [read(images, prompts, reward) for images in drawn] for reader, reward in readers.items()}
-            shown = ", ".join(f"{reader} {w['word_accuracy']:.3f} / {c['word_accuracy']:.3f}" for reader, (w, c) in found.items())
-            print(f"{path} | {name} | {shown}, NED {found['ocr'][0]['ned']:.3f}", flush=True)
+            pictures = sample_both(policy, prompts, sampling, arguments.seed)
+            metrics = {reader: [read(images, prompts, reward) for images in pictures] for reader, reward in readers.items()}
+            shown = ", ".join(f"{reader} {w['word_accuracy']:.3f} / {c['word_accuracy']:.3f}" for reader, (w, c) in metrics.items())
+            print(f"{path} | {name} | {shown}, NED {metrics['ocr'][0]['ned']:.3f}", flush=True)
 
 
 if __name__ == "__main__":

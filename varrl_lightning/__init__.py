@@ -90,7 +90,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Import what is asked for, and only then: torch and lightning take seconds, a command's `--help` must not."""
+    """Import a name when it is first used: importing torch and lightning takes seconds, which `--help` must not."""
     if name == "__version__":
         from importlib.metadata import version
 

@@ -1,4 +1,4 @@
-"""`varrl` and `python -m varrl_lightning`: finds the command first and imports what it needs only then."""
+"""The command line, `varrl` or `python -m varrl_lightning`: finds the command, and only then imports what it needs."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ COMMANDS = {
 
 
 def usage() -> str:
-    """What `varrl --help` prints."""
+    """The text of `varrl --help`."""
     width = max(map(len, COMMANDS))
     lines = [f"  {name:<{width}}  {line}" for name, (_, line) in COMMANDS.items()]
     return "\n".join(

@@ -1,4 +1,4 @@
-"""Prompts for a Trainer, in an order that survives any interruption."""
+"""Feeds prompts to a Trainer, in an order that a resumed run continues."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ __all__ = [
     "load_prompts",
 ]
 
-# The batches below are no DataLoaders: Lightning shuffles and re-samples those as it sees fit, and there is nothing to load.
+# The batches below are not DataLoaders, whose sampler Lightning may replace; there is nothing to load.
 
 
 def _by_size(prompts: Sequence[Prompt]) -> dict[tuple[int, int] | None, list[Prompt]]:
@@ -54,12 +54,12 @@ class TrainingBatches:
     """An endless stream of batches of one image size each; batch i is a pure function of (seed, i).
 
     A pass over the prompts drops the last, incomplete batch of each size; which prompts are dropped changes with each pass.
-    Iterating yields `len(self)` batches, one pass, from the current position on: an epoch may begin anywhere in the stream.
+    Iterating yields `len(self)` batches, one pass, from the current position: an epoch may begin anywhere in the stream.
 
     Args:
-        seed: of the order; None keeps the order of the prompts.
-        processed: counts the batches that training has finished with, from anywhere. Without it, or where it gives None, a
-            batch counts as soon as it is delivered, although training may be interrupted before the end of its step.
+        seed: seed of the order; None keeps the order of the prompts.
+        processed: returns the number of batches that training has finished, counted from any start. Without it, or where it
+            returns None, a batch counts as soon as it is delivered, although training may be interrupted within its step.
 
     Raises:
         ValueError: when a size has fewer prompts than a batch: they would never be seen.
@@ -87,7 +87,7 @@ class TrainingBatches:
 
     @property
     def position(self) -> int:
-        """Batches done so far, over all passes: where to resume after an interruption."""
+        """Batches done so far, over all passes: the place to resume from after an interruption."""
         at_delivery = self._processed_at_delivery
         in_work = at_delivery is not None and self._processed() == at_delivery
         return self._next - in_work
@@ -117,11 +117,11 @@ class TrainingBatches:
             yield batch
 
     def state_dict(self) -> dict[str, Any]:
-        """The position in the stream, and what identifies the stream."""
+        """The position in the stream, and the values that identify the stream."""
         return {"position": self.position, "seed": self.seed, "batch_size": self.batch_size, "prompts": len(self.prompts)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Resume from a saved position; warn when it is a position in another stream."""
+        """Resume from a saved position; warn when it belongs to another stream."""
         self._next, self._processed_at_delivery = state["position"], None
         changed = [f"{k} was {v} and is {self.state_dict()[k]}" for k, v in state.items() if self.state_dict()[k] != v]
         if changed:
@@ -138,9 +138,9 @@ class PromptDataModule(LightningDataModule):
             stage that uses it.
         batch_size: prompts per update, over all processes.
         eval_batch_size: prompts per batch in validation, test and predict.
-        seed: of the training order.
-        shuffle: False trains in the order of the file.
-        overlap: what to do about prompts that training shares with validation or test.
+        seed: seed of the training order.
+        shuffle: whether to shuffle the training prompts; otherwise they keep the order of the file.
+        overlap: what to do when training shares prompts with validation or test: `error`, `warn` or `ignore`.
     """
 
     def __init__(
@@ -196,23 +196,23 @@ class PromptDataModule(LightningDataModule):
         return self.prompts[name]
 
     def train_dataloader(self) -> TrainingBatches:
-        """Endless stream of training batches."""
+        """The endless stream of training batches."""
         self._given("train")
         assert self._training is not None
         return self._training
 
     def val_dataloader(self) -> EvaluationBatches | list[Any]:
-        """Validation prompts, once; nothing when fitting without a validation file."""
+        """The validation prompts, once; nothing when fitting without a validation file."""
         if "validation" not in self.prompts and self.trainer is not None and self.trainer.state.fn == TrainerFn.FITTING:
             return []
         return EvaluationBatches(self._given("validation"), self.eval_batch_size)
 
     def test_dataloader(self) -> EvaluationBatches:
-        """Test prompts, once."""
+        """The test prompts, once."""
         return EvaluationBatches(self._given("test"), self.eval_batch_size)
 
     def predict_dataloader(self) -> EvaluationBatches:
-        """Prompts to generate images for, once."""
+        """The prompts to sample images of, once."""
         return EvaluationBatches(self._given("predict"), self.eval_batch_size)
 
     def state_dict(self) -> dict[str, Any]:

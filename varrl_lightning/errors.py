@@ -1,4 +1,4 @@
-"""What a user can mend: every error that is shown as one message, without a traceback, and how a close name is suggested."""
+"""Errors that a user can fix, which are shown as one message without a traceback, and suggestions of close names."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ import textwrap
 from collections.abc import Iterable
 
 USE, FAILED = 2, 1
-"""Exit status of a wrong command line or configuration, and of everything else that goes wrong."""
+"""Exit status after a wrong command line or configuration, and after any other error."""
 
 
 class PluginError(Exception):
-    """Something named in a config could not be found, imported or built."""
+    """A plugin or class named in a configuration could not be found, imported or built."""
 
 
 class ClassPathError(PluginError):
-    """A dotted path leads to no class."""
+    """A dotted path does not lead to a class."""
 
 
 class InitArgsError(PluginError):
@@ -39,23 +39,23 @@ class SpecError(PluginError, ValueError):
 
 
 class ConfigError(Exception):
-    """What was asked for on the command line or in a configuration cannot be: nothing has been started."""
+    """The command line or the configuration is wrong; nothing has been started."""
 
 
 class StartError(Exception):
-    """The configuration makes sense, but what it names does not fit together: prompts, weights, checkpoint."""
+    """The configuration is valid, but prompts, weights or checkpoint that it names do not fit together."""
 
 
 class CheckpointError(ValueError):
-    """A checkpoint cannot be read, or holds something else than the model."""
+    """A checkpoint cannot be read, or does not fit the model."""
 
 
 class SaveError(OSError):
-    """A checkpoint could not be written; the one before it is untouched. Raised on every process."""
+    """A checkpoint could not be written; the former one is untouched. Raised on every process."""
 
 
 class RewardError(Exception):
-    """A reward raised, or answered in a form that fits no image."""
+    """A reward raised an error, or returned scores that do not fit the images."""
 
 
 class RunStoppedError(RuntimeError):
@@ -63,15 +63,15 @@ class RunStoppedError(RuntimeError):
 
 
 class RankError(RuntimeError):
-    """A process failed where all of them were asked for a result; every process raises the same, none waits for another."""
+    """A process failed where all had to give a result; every process raises the same error, so that none waits for another."""
 
 
 class RanksDisagreeError(RuntimeError):
-    """Processes that should hold the same hold different things; every process raises it, with the same message."""
+    """Processes hold different values where they must be equal; every process raises this error with the same message."""
 
 
 class MemoryFullError(RuntimeError):
-    """A device's memory does not hold what the configuration asks for; names the setting that decides it."""
+    """A device's memory is too small for the configuration; the message names the setting to change."""
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
@@ -81,6 +81,6 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 
 def no_such_name(owner: str, name: str, names: Iterable[str]) -> str:
-    """`owner has no 'name'. Did you mean 'nama'?`, and what it has."""
+    """`owner has no 'name'. Did you mean 'nama'?`, followed by the known names."""
     listing = textwrap.fill(f"It has: {', '.join(names)}.", width=118, initial_indent="  ", subsequent_indent="  ")
     return f"{owner} has no {name!r}.{did_you_mean(name, names)}\n{listing}"

@@ -1,4 +1,4 @@
-"""`metrics.csv` and TensorBoard events in the run folder."""
+"""Loggers that write `metrics.csv` and TensorBoard events to the run folder."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def run_loggers(folder: str | Path, resume: bool = False) -> list[Logger]:
 
 
 class Events(TensorBoardLogger):
-    """TensorBoard events without NaN: a stage logs NaN for what it does not measure, and TensorBoard would warn about each."""
+    """Writes TensorBoard events without NaN: a stage logs NaN for metrics it lacks, and TensorBoard would warn about each."""
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
@@ -34,12 +34,12 @@ class Events(TensorBoardLogger):
 
 
 class MetricsCSV(Logger):
-    """A row for each step, and one for each validation, in `metrics.csv`; an empty cell for NaN.
+    """Writes a row for each step, and one for each validation, to `metrics.csv`; a cell is empty for NaN.
 
-    Lightning's CSVLogger would delete the file that a resumed run has to continue.
+    It replaces Lightning's CSVLogger, which would delete the file that a resumed run has to continue.
 
     Args:
-        resume: keep the rows before the first step that is logged anew; otherwise start an empty file.
+        resume: whether to keep the rows before the first step that is logged; otherwise the file starts empty.
     """
 
     def __init__(self, folder: str | Path, resume: bool = False) -> None:
@@ -91,7 +91,7 @@ class MetricsCSV(Logger):
 
     @rank_zero_only
     def save(self) -> None:
-        """Write the pending rows; when the disk refuses, keep them for the next time."""
+        """Write the pending rows; when writing fails, keep them for the next time."""
         if self._columns is None:
             return  # nothing was logged yet: the file of an earlier run stays
         try:

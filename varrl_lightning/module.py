@@ -54,21 +54,21 @@ class VARGRPO(L.LightningModule):
 
     A training step is one stage of the cycle: sample a tree of images, score them, turn scores into weights of tokens, update.
 
-    In your own Trainer: batches are whatever `prompts.batches.as_prompts` reads; the different batches of several processes are one
-    update together. A checkpoint restores weights, optimizer, schedule and counters, and the noise of a rollout follows from the
-    counters. Where a DataLoader resumes depends on the loader: exactly, if it has `state_dict` and `load_state_dict`, or at the end
-    of an epoch, if its order does not depend on a generator's state; any other begins its epoch again.
+    In your own Trainer, batches are whatever `prompts.batches.as_prompts` reads; different batches of several processes form one
+    update. A checkpoint restores weights, optimizer, schedule and counters, and the noise of a rollout follows from the counters. A
+    DataLoader resumes exactly if it has `state_dict` and `load_state_dict`, or at the end of an epoch if its order does not depend
+    on a generator's state; any other begins its epoch again.
 
     Arguments may be plain specs, as in a configuration: `{"class_path": ..., "init_args": ...}` for an object, a mapping of its
-    fields for a dataclass. These are kept in checkpoints, so that `load_from_checkpoint(path)` needs nothing more; what was given
-    as an object has to be given to it again. It imports what the checkpoint names: load those of people you trust.
+    fields for a dataclass. Specs are kept in checkpoints, so that `load_from_checkpoint(path)` needs nothing more; an argument that
+    was an object has to be given again. Loading imports what the checkpoint names: load only checkpoints of people you trust.
 
     Args:
         policy: the generator; everything in its `transformer` that requires a gradient is trained.
         reference: anchor of the KL; None for a frozen copy of the policy as given, or for the policy with its adapter off.
         reward: a plugin's name, a class path, `{class_path, init_args}`, an object, or several: `{name: weight}`.
-        mask_source: which pixels the reward was about, a plugin's name or as above; `full` masks nothing.
-        m: the middle step, a number of scales or a resolution such as `256px`; T means plain GRPO.
+        mask_source: which pixels the reward is about: a plugin's name, or as for `reward`; `full` masks nothing.
+        m: the middle step: a number of scales, or a resolution such as `256px`; T means plain GRPO.
         group_size: A, branches per prompt, >= 2.
         num_continuations: K, continuations of a branch in the prefix stage, >= 1.
         eta: temperature of the middle return (Eq. 10), > 0.
@@ -76,32 +76,32 @@ class VARGRPO(L.LightningModule):
         alternation: the cycle of stages, by name; `prefix*300` repeats.
         suffix_starts: different s_m per prompt in the suffix stage; divides group_size.
         first_scale: `shared` samples r_1 once per prompt and leaves it untrained: the paper's indices.
-        stages: the whole cycle spelled out, in place of m and alternation.
-        combine: several rewards: `weighted_sum` (V of the sum) or `standardised_sum` (sum of each V standardised in its group).
+        stages: all stages of the cycle spelled out, in place of m and alternation.
+        combine: for several rewards, `weighted_sum` (V of the sum) or `standardised_sum` (sum of each V standardised in its group).
         kl_coef: coefficient of the KL to the reference; 0 needs no reference.
         kl: how the KL is taken, see `KLOptions`: `estimator`, `old_coef`, `masked`.
         clip_low: the ratio is clipped below at 1 - clip_low.
         clip_high: the ratio is clipped above at 1 + clip_high.
-        ratio: of which probability: `token`, `scale_mean`, `scale_sum`, or `bit` for bitwise families.
+        ratio: the probability that the ratio is of: `token`, `scale_mean`, `scale_sum`, or `bit` for bitwise families.
         updates_per_rollout: optimizer steps on one rollout, >= 1.
-        normalise: divisors, see `NormaliseOptions`: `advantages`, `tokens`, `constant`.
-        mask: from pixels to tokens, see `MaskOptions`: `propagation`, `missing`, `outside`, `dilation`, `threshold`.
+        normalise: divisors of advantages and weights, see `NormaliseOptions`: `advantages`, `tokens`, `constant`.
+        mask: how pixels become weights of tokens, see `MaskOptions`: `propagation`, `missing`, `outside`, `dilation`, `threshold`.
         score: which distribution is trained: `model`, `sampler`, `guided`, `corrected`, or a `Score`.
-        sampling: how rollouts and evaluations are sampled: a whole `Sampling`, or changes to the policy's own default.
-        optimizer: from parameters to an optimizer; the paper's AdamW when None.
-        lr_scheduler: from an optimizer to a schedule, stepped once per rollout.
+        sampling: how rollouts and evaluations are sampled: a complete `Sampling`, or changes to the policy's default.
+        optimizer: makes an optimizer of parameters; the paper's AdamW when None.
+        lr_scheduler: makes a schedule of an optimizer, which is stepped once per rollout.
         max_grad_norm: gradients are clipped to this norm; None for no clipping.
         micro_batch_size: branches in one backward pass; None for all; `auto` for as many as the device's memory holds with a tenth
             to spare, predicted when training starts. It does not change what is computed.
-        images_at_once: images sampled and decoded at one time, at least the K of one branch; None for all (64 in evaluation).
+        images_at_once: most images sampled and decoded at one time, at least the K of one branch; None for all (64 in evaluation).
             Rewards score one chunk while the next is sampled.
-        seed: of all noise.
-        eval_seed: of validation, test and before/after pictures.
-        judge: a second reader for `test`, a reward as above that training never sees; `auto` is Tesseract where it is installed and
+        seed: seed of all noise in training.
+        eval_seed: seed of the noise in validation, test and before/after pictures.
+        judge: a second reader for `test`, given like `reward`, unseen by training; `auto` is Tesseract where it is installed and
             the OCR reward is in use; None for none.
         ema_decay: validation, test, predict and all pictures use an exponential moving average of the trained weights with this
             decay, in (0, 1), for example 0.99; None for the weights themselves. See `WeightAverage`.
-        guards: what stops the run, see `Guards`: `max_bad_steps`, `check_ranks_every_n_steps`.
+        guards: when a failing run stops, see `Guards`: `max_bad_steps`, `check_ranks_every_n_steps`.
 
     Raises:
         ValueError: on a value out of its range.
@@ -216,50 +216,50 @@ class VARGRPO(L.LightningModule):
     # --- one batch: prompts -> rollout -> scores -> credit -> update --------------------------------------------------------
 
     def training_step(self, batch: Any, batch_idx: int) -> None:
-        """One stage: a rollout and `updates_per_rollout` optimizer steps on it; the branches are shared out over the processes."""
+        """Train on one stage: a rollout, whose branches the processes share, and `updates_per_rollout` optimizer steps on it."""
         stage = self.grpo.stage(self.rollouts_done)
         prompts = self._prompts_of_all(batch)
         check_scales(prompts, self.policy)
         share = share_of_branches(len(prompts), stage, self.grpo.mask_source, self.parallel)
         if self.micro_batches.choose(prompts, self.trainer, self.parallel):
             self.log("micro_batch_size", float(self.micro_batches.number or 0), batch_size=len(prompts))
-        watch = Stopwatch()
+        stopwatch = Stopwatch()
         with self.parallel.sampling([self.policy]):
-            rollout, parts = self.parallel.run_on_all(lambda: self._sample(prompts, stage, share, watch))
+            rollout, parts = self.parallel.run_on_all(lambda: self._sample(prompts, stage, share, stopwatch))
         scores = BranchScores.join(parts, len(prompts) * stage.branches).to(self.policy.device)
         stop_if_nothing_was_scored(scores, self.rollouts_done)
         credit = self.grpo.assign(rollout, scores)
         size = self.micro_batches.number
-        with watch("update"), explain_out_of_memory("micro_batch_size", size):
+        with stopwatch("update"), explain_out_of_memory("micro_batch_size", size):
             metrics = self.updater.update(self, self.parallel, rollout, credit, real_branches=share.real, micro_batch_size=size)
         metrics |= reward_metrics(scores, credit, self.grpo.credit.eta)
         metrics |= credit_metrics(stage, rollout.schedule, credit, self.grpo.credit.alpha)
-        metrics |= time_metrics(rollout, len(scores), watch.seconds)
+        metrics |= time_metrics(rollout, len(scores), stopwatch.seconds)
         metrics |= {"bad_steps": float(self.counters.bad_steps), "stage": float(self.cycle.index(stage))}
         self.log_dict(shown_metrics(metrics), prog_bar=True, batch_size=len(prompts))
         self.log_dict(self._step_log.complete(stage, metrics), batch_size=len(prompts))
         self.counters.rollouts_done += 1
-        self.updater.stop_if_steps_keep_failing()  # last, so that the state that is saved is that of a whole step
+        self.updater.stop_if_steps_keep_failing()  # last, so that a complete step is saved
 
     def _prompts_of_all(self, batch: Any) -> list[Prompt]:
         trainer = self._trainer
         same_everywhere = trainer is not None and trainer.training and isinstance(trainer.train_dataloader, TrainingBatches)
         return prompts_of_all(batch, self.parallel, same_everywhere, self.rollouts_done)
 
-    def _sample(self, prompts: Sequence[Prompt], stage: Stage, share: Share, watch: Stopwatch) -> tuple[Rollout, BranchScores]:
-        """This process's part of a rollout, and its scores."""
+    def _sample(self, prompts: Sequence[Prompt], stage: Stage, share: Share, stopwatch: Stopwatch) -> tuple[Rollout, BranchScores]:
+        """Sample and score this process's part of a rollout."""
         keys = prompt_keys(self.seed, self.rollouts_done, prompts, self.policy.device)
         with explain_out_of_memory("images_at_once", self.images_at_once):
             return self.grpo.sample(
-                self.policy, prompts, stage, keys, images_at_once=self.images_at_once, branches=share.items, stopwatch=watch
+                self.policy, prompts, stage, keys, images_at_once=self.images_at_once, branches=share.items, stopwatch=stopwatch
             )
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Clip the gradient, or drop one that is not finite."""
+        """Clip the gradient, or drop it when it is not finite."""
         self.updater.before_optimizer_step(self.trainer, self.parallel, optimizer)
 
     def configure_optimizers(self) -> Any:
-        """One optimizer over what requires a gradient; the schedule is stepped once per rollout."""
+        """Make the optimizer of all that requires a gradient, and its schedule, which is stepped once per rollout."""
         optimizer = self.optimizer_factory([p for p in self.policy.parameters() if p.requires_grad])
         return optimizer if self.lr_scheduler_factory is None else ([optimizer], [self.lr_scheduler_factory(optimizer)])
 
@@ -275,7 +275,7 @@ class VARGRPO(L.LightningModule):
     def evaluate(self, prompts: Sequence[Prompt], sampling: Sampling | None = None) -> Evaluation:
         """Sample and score one image per prompt at fixed keys, so that two calls differ by the policy alone.
 
-        Several processes share the work: each must call this, and each is given all of it.
+        Several processes share the work: each must call this, and each gets the complete evaluation.
         """
         return self.evaluator.evaluate(prompts, self.parallel, sampling)
 
@@ -284,7 +284,7 @@ class VARGRPO(L.LightningModule):
         self.evaluator.validate(self._prompts_of_all(batch), self.parallel)
 
     def test_step(self, batch: Any, batch_idx: int) -> None:
-        """Collect the scores of one batch, sampled and greedy, and the judge's of both."""
+        """Collect the scores of one batch, sampled and greedy, and the judge's scores of both."""
         self.evaluator.test(self._prompts_of_all(batch), self.parallel)
 
     def predict_step(self, batch: Any, batch_idx: int) -> Float[Tensor, "N 3 H W"]:
@@ -301,10 +301,10 @@ class VARGRPO(L.LightningModule):
         self.log_dict(self.evaluator.metrics(), prog_bar=True, sync_dist=True)
 
     on_test_epoch_end = on_validation_epoch_end
-    """Log `test/...`, `test/greedy/...` and the judge's of both."""
+    """Log `test/...`, `test/greedy/...` and the judge's scores of both."""
 
     def check_prompts(self, prompts: Sequence[Prompt]) -> None:
-        """Say before any training whether the policy can sample these prompts and the rewards can score them.
+        """Check, before training, that the policy can sample these prompts and the rewards can score them.
 
         Raises:
             ValueError: names the prompt and the reason.
@@ -314,12 +314,12 @@ class VARGRPO(L.LightningModule):
     # --- a Trainer's hooks --------------------------------------------------------------------------------------------------
 
     def configure_callbacks(self) -> list[Callback]:
-        """The comparison of the processes, which runs before a checkpoint is saved.
+        """Add the comparison of the processes, which runs before a checkpoint is saved.
 
-        The first hook that Lightning calls, and so the place to look at the Trainer.
+        This is the first hook that Lightning calls, and so it checks the Trainer's settings too.
 
         Raises:
-            MisconfigurationException: on a setting that only works for modules that do not optimise by hand; says what to use.
+            MisconfigurationException: on a setting that does not work with manual optimization; names what to use instead.
         """
         silence_expected_warnings()
         if self.trainer.state.fn == TrainerFn.FITTING:
@@ -328,7 +328,7 @@ class VARGRPO(L.LightningModule):
         return [] if attached else [RankConsistency(self, self.guards.check_ranks_every_n_steps)]
 
     def setup(self, stage: str) -> None:
-        """Tell the strategy what it does itself; take the policy's outline and fingerprint before a strategy takes it apart."""
+        """Check the options with the strategy; record the policy's shapes and fingerprint before a strategy shards it."""
         _ = self.frozen.fingerprint
         if stage == "fit":
             self.parallel.check_optimization(self.updater.max_grad_norm)
@@ -337,13 +337,13 @@ class VARGRPO(L.LightningModule):
             self.micro_batches.outline(self.trainer)
 
     def configure_model(self) -> None:
-        """Shard the policy, under a strategy that does."""
+        """Shard the policy, if the strategy shards."""
         self.parallel.configure(self.policy)
         if self.average is not None:
             self.average.follow(self.policy)
 
     def on_fit_start(self) -> None:
-        """Bring the reference to where the policy is: outside the module tree, nobody else does.
+        """Move the reference to the policy's device: Lightning does not, since it is outside the module tree.
 
         Raises:
             RuntimeError: with an adapter in half precision.
@@ -360,7 +360,7 @@ class VARGRPO(L.LightningModule):
         return saved_tensors(self.state_dict(), self.policy)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add what a resumed run needs beside trained weights and optimizer: counters and the identity of the frozen weights."""
+        """Add what a resumed run needs beside trained weights and optimizer: counters, and a fingerprint of the frozen weights."""
         world_size = 1 if self._trainer is None else self.trainer.world_size
         run = RunState(self.counters.state_dict(), self.seed, self.micro_batches.number, world_size, self.ema_decay)
         write_state(checkpoint, run, self.frozen)
@@ -369,7 +369,7 @@ class VARGRPO(L.LightningModule):
         """Restore the counters; complete the weights where the checkpoint holds an adapter alone.
 
         Raises:
-            ValueError: when the frozen weights are others than those the run began with.
+            ValueError: when the frozen weights differ from those that the run began with.
         """
         fitting = self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING
         saved = read_state(checkpoint, self.state_dict(), self.frozen, self.ema_decay, fitting)
@@ -380,12 +380,12 @@ class VARGRPO(L.LightningModule):
         """Keep plain values; called by Lightning's `save_hyperparameters`."""
         super()._set_hparams(plain_arguments(self._to_hparams_dict(hp), type(self), VARGRPO))
 
-    @_restricted_classmethod  # as Lightning's own: called on a module it would load another one and change nothing
+    @_restricted_classmethod  # as in Lightning: on an instance it would load another module and change nothing
     def load_from_checkpoint(cls, checkpoint_path: Any, *arguments: Any, **named: Any) -> Self:  # noqa: N805
-        """Lightning's own, for the folder of a sharded run and for checkpoints of version 0.1 too.
+        """Load a module as Lightning does, also from the folder of a sharded run and from checkpoints of version 0.1.
 
         Raises:
-            SpecError: when an argument was an object, which a checkpoint does not hold, and is not given again; names all of them.
+            SpecError: when an argument was an object, which a checkpoint does not hold, and is not given again.
             ValueError: for a folder that is no checkpoint.
         """
         check_overrides(cls, named)
@@ -393,7 +393,7 @@ class VARGRPO(L.LightningModule):
         return loaded
 
     def describe(self) -> dict[str, object]:
-        """What every process must hold alike, by name."""
+        """The values that must be equal on all processes, by name."""
         settings = ("seed", "eval_seed", "micro_batch_size", "images_at_once", "ema_decay", "guards")
         described = {name: getattr(self, name) for name in settings}
         described |= {name: getattr(self.updater, name) for name in ("updates_per_rollout", "max_grad_norm")}

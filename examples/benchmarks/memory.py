@@ -1,12 +1,13 @@
-"""Foretold against measured memory of a rollout and an update, for models of growing size with random weights.
+"""Predicted and measured memory of a rollout and an update, for models of growing size with random weights.
 
     python examples/benchmarks/memory.py                                  # on the CPU
     python examples/benchmarks/memory.py --device cuda:0                  # also torch.cuda.max_memory_allocated
     python examples/benchmarks/memory.py --models infinity --widths 256 512
 
-Each size runs in a process of its own. Foretold is what `varrl doctor --memory` says of the same phases. `tensors` counts the bytes
-of real tensors that are alive, `resident` is the growth of the process's peak resident memory, `allocated` is the GPU allocator's
-peak. On a CPU, convolutions keep workspaces that no tensor holds: where decoding is the peak, that much is missing there.
+Each size runs in a separate process. `predicted` is the memory that `varrl doctor --memory` predicts for the same phases, `tensors`
+counts the bytes of real tensors that are alive, `resident` is the growth of the process's peak resident memory, and `allocated` is
+the GPU allocator's peak. On a CPU, convolutions keep workspaces that no tensor holds: where decoding is the peak, the prediction
+lacks these.
 """
 
 from __future__ import annotations
@@ -86,7 +87,7 @@ MODELS: dict[str, Callable[[int], VARPolicy]] = {"lettering": lettering, "var": 
 
 
 def reset_resident() -> int:
-    """Resident bytes now, from where the peak is counted again."""
+    """Reset the peak of resident memory; returns the resident bytes now."""
     Path("/proc/self/clear_refs").write_text("5")
     return _status("VmRSS")
 
@@ -124,7 +125,7 @@ class Meter:
             self.peak = _status("VmHWM") - self.before
 
 
-def draw(policy: VARPolicy, stage: Stage, branches: int, images_at_once: int) -> Rollout:
+def sample(policy: VARPolicy, stage: Stage, branches: int, images_at_once: int) -> Rollout:
     keys = prompt_keys(0, 0, [PROMPT], policy.device)
     return sample_tree(policy, [PROMPT], stage, policy.default_sampling, keys, images_at_once, branches=range(branches))
 
@@ -136,7 +137,7 @@ def train(policy: VARPolicy, stage: Stage, rows: int, rollout: Rollout, objectiv
 
 
 def measure(options: argparse.Namespace) -> dict[str, float]:
-    """One size, in bytes."""
+    """The predicted and the measured memory of one model, in bytes."""
     device, K = torch.device(options.device), 2
     policy = MODELS[options.model](options.width).to(device)
     for parameter in policy.parameters():
@@ -147,25 +148,25 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
     grpo = GRPO((stage,), rewards, Full(), policy.default_sampling, objective=objective)
     simulation = Simulation(policy, grpo, device=device)
     simulation.read(PROMPT)
-    drawn = simulation.rollout(stage, options.branches, options.images_at_once)
-    found: dict[str, float] = {
+    rollout_bytes = simulation.rollout(stage, options.branches, options.images_at_once)
+    results: dict[str, float] = {
         "parameters": sum(p.numel() for p in policy.parameters()),
-        "rollout foretold": max(drawn.sampling, drawn.decoding),
-        "update foretold": simulation.update(stage, options.branches),
+        "rollout predicted": max(rollout_bytes.sampling, rollout_bytes.decoding),
+        "update predicted": simulation.update(stage, options.branches),
     }
-    rollout = draw(policy, stage, options.branches, options.images_at_once)
-    train(policy, stage, options.branches, rollout, objective)  # so that gradients are there, and libraries are warm
+    rollout = sample(policy, stage, options.branches, options.images_at_once)
+    train(policy, stage, options.branches, rollout, objective)  # so that gradients exist, and libraries are warm
     known = [*tensors_of(policy.transformer, *frozen_parts(policy).values()), *rollout.tokens]
     known += [p.grad for p in policy.parameters() if p.grad is not None]
     for name, tracked in (("tensors", True), ("allocated" if device.type == "cuda" else "resident", False)):
         with Meter(device, known, tracked) as meter:
-            again = draw(policy, stage, options.branches, options.images_at_once)
-        found[f"rollout {name}"] = meter.peak
+            again = sample(policy, stage, options.branches, options.images_at_once)
+        results[f"rollout {name}"] = meter.peak
         del again
         with Meter(device, known, tracked) as meter:
             train(policy, stage, options.branches, rollout, objective)
-        found[f"update {name}"] = meter.peak
-    return found
+        results[f"update {name}"] = meter.peak
+    return results
 
 
 def main() -> None:
@@ -181,23 +182,23 @@ def main() -> None:
     if options.model:
         print(json.dumps(measure(options)))
         return
-    # Whatever is freed goes back to the system at once, so that resident memory follows the tensors.
+    # Freed memory is returned to the system at once, so that resident memory follows the tensors.
     environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "1"}
     second = "allocated" if options.device.startswith("cuda") else "resident"
-    print(f"| model | M parameters | phase | foretold MiB | tensors | {second} | ratio to tensors | to {second} |")
+    print(f"| model | M parameters | phase | predicted MiB | tensors | {second} | ratio to tensors | to {second} |")
     print("|---|---|---|---|---|---|---|---|")
     for model in options.models:
         for width in options.widths:
             size = ["--model", model, "--width", str(width), "--branches", str(options.branches), "--device", options.device]
             command = [sys.executable, __file__, *size, "--images_at_once", str(options.images_at_once)]
-            found = json.loads(subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout)
+            results = json.loads(subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout)
             for phase in ("rollout", "update"):
-                foretold, tensors, other = (found[f"{phase} {name}"] for name in ("foretold", "tensors", second))
-                ratios = [f"{foretold / x:.2f}" if x else math.nan for x in (tensors, other)]
-                figures = [f"{x / MIB:.1f}" for x in (foretold, tensors, other)]
+                predicted, tensors, other = (results[f"{phase} {name}"] for name in ("predicted", "tensors", second))
+                ratios = [f"{predicted / x:.2f}" if x else math.nan for x in (tensors, other)]
+                figures = [f"{x / MIB:.1f}" for x in (predicted, tensors, other)]
                 print(
                     "|",
-                    " | ".join(map(str, [f"{model} {width}", f"{found['parameters'] / 1e6:.1f}", phase, *figures, *ratios])),
+                    " | ".join(map(str, [f"{model} {width}", f"{results['parameters'] / 1e6:.1f}", phase, *figures, *ratios])),
                     "|",
                 )
 

@@ -1,9 +1,9 @@
-"""What it saves to score images while the next ones are drawn: seconds a rollout with and without, in one run.
+"""The time saved by scoring images while the next ones are sampled: seconds per rollout with and without, in one run.
 
     python examples/benchmarks/overlap.py
 
-Draws rollouts of the embedded model in parts and scores them in turn after drawing and beside it, with the OCR reward (which
-competes for the same processor) and with one that waits as for a service (`--wait` seconds an image).
+Samples rollouts of the embedded model in parts and scores them, in turn, after sampling and during it, with the OCR reward (which
+competes for the same processor) and with one that waits as for a service (`--wait` seconds per image).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ WORDS = ("STONE", "RIVER", "BREAD", "CLOUD", "PLANT", "HORSE", "CANDY", "TIGER")
 
 
 class Waiting:
-    """A service that takes its time: nothing is computed here."""
+    """A reward that waits as for a service, and computes almost nothing."""
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
@@ -70,7 +70,7 @@ def main() -> None:
                 if update:  # the first warms up
                     times[beside].append(taken)
         after, along = (statistics.median(times[beside]) for beside in (False, True))
-        print(f"{name}: after drawing {after:.2f} s, beside it {along:.2f} s a rollout, ratio {after / along:.2f}")
+        print(f"{name}: scored after sampling {after:.2f} s, during it {along:.2f} s per rollout, ratio {after / along:.2f}")
 
 
 if __name__ == "__main__":

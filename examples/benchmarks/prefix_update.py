@@ -1,4 +1,4 @@
-"""How much cheaper is the update of a prefix, and how much of what the FLOPs promise arrives?
+"""How much faster is the update of a prefix, compared with the ratio of FLOPs?
 
 Times forward plus backward of `VARPolicy.forward` on scales [0, m) and on all scales, on the same batch, in turn, without an
 optimizer, and compares the ratio of the medians with the ratio of the FLOPs that torch counts. Run it alone on a quiet machine:

@@ -3,10 +3,10 @@
     python examples/benchmarks/public_models.py                      # all sizes, on the first GPU
     python examples/benchmarks/public_models.py --models var_d16 --branches 4 --device cpu --dtype float32
 
-A stage is drawn and decoded as in training (sampling with guidance, K = 2 continuations of a prefix), then its loss is carried back
-through the policy, a micro-batch after the other, with gradient checkpointing. The optimizer, the reference and the reward are left
-out: AdamW adds 12 bytes a trained parameter. Text features are random, 64 tokens of the encoder's width. Prints one row of a table
-in Markdown for each stage.
+A stage is sampled and decoded as in training (sampling with guidance, K = 2 continuations of a prefix), then a loss is
+backpropagated through the policy, one micro-batch after the other, with gradient checkpointing. Optimizer, reference and reward are
+left out: AdamW adds 12 bytes per trained parameter. Text features are random, 64 tokens of the encoder's width. Prints one row of a
+table in Markdown for each stage.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ TEXT_TOKENS, TEXT_WIDTH = 64, 2048
 
 
 class RandomFeatures(nn.Module):
-    """In place of Flan-T5-XL."""
+    """Random features in place of those of Flan-T5-XL."""
 
     def forward(self, texts: Sequence[str]) -> dict[str, Tensor]:
         text = torch.randn(len(texts), TEXT_TOKENS, TEXT_WIDTH)
@@ -61,7 +61,7 @@ def var(depth: int, device: str, dtype: torch.dtype) -> VARPolicy:
 
 
 def infinity_2b(pixels: str, device: str, dtype: torch.dtype) -> VARPolicy:
-    # As the tensors of infinity_2b_reg.pth tell: 32 blocks of 2048 in 8 chunks, 16 heads, 32 bits, one AdaLN for all blocks.
+    # As in infinity_2b_reg.pth: 32 blocks of 2048 in 8 chunks, 16 heads, 32 bits, one AdaLN for all blocks.
     sizes = Sizes(
         width=2048,
         bits=32,
@@ -98,7 +98,7 @@ MODELS = {
 M = {"var_d16": "128px", "var_d30": "128px"}
 
 
-def drawn(policy: VARPolicy, stage: Stage, images_at_once: int) -> Rollout:
+def sample(policy: VARPolicy, stage: Stage, images_at_once: int) -> Rollout:
     prompts = [Prompt("goldfish", label=1)]
     keys = prompt_keys(0, 0, prompts, policy.device)
     return sample_tree(policy, prompts, stage, policy.default_sampling, keys, images_at_once)
@@ -114,17 +114,17 @@ def update(policy: VARPolicy, rollout: Rollout, micro_batch: int) -> None:
 
 
 def measure(policy: VARPolicy, stage: Stage, options: argparse.Namespace) -> tuple[float, float, float]:
-    """Seconds to draw, seconds to update, peak memory in GiB (NaN without a GPU)."""
+    """Seconds to sample, seconds to update, peak memory in GiB (NaN without a GPU)."""
     cuda = options.device.startswith("cuda")
     seconds = [0.0, 0.0]
     for trial in range(2):  # the first warms up
         if cuda:
             torch.cuda.reset_peak_memory_stats()
         marks = [time.perf_counter()]
-        for part in ("draw", "update"):
+        for part in ("sample", "update"):
             with torch.autocast(options.device.split(":")[0], torch.bfloat16, enabled=cuda):
-                if part == "draw":
-                    rollout = drawn(policy, stage, options.images_at_once)
+                if part == "sample":
+                    rollout = sample(policy, stage, options.images_at_once)
                 else:
                     update(policy, rollout, options.micro_batch)
             if cuda:
@@ -143,22 +143,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--images_at_once", type=int, default=32)
     parser.add_argument("--device", default="cuda:0")
     parser.add_argument(
-        "--dtype", choices=("float32", "bfloat16"), default="float32", help="of the weights; a GPU autocasts to bf16"
+        "--dtype", choices=("float32", "bfloat16"), default="float32", help="dtype of the weights; a GPU autocasts to bf16"
     )
     options = parser.parse_args(arguments)
     if options.device.startswith("cuda") and not torch.cuda.is_available():
         parser.error("no GPU here; --device cpu runs the same without figures of memory")
     print(f"torch {torch.__version__}, {options.device}, weights {options.dtype}, A = {options.branches}, K = 2")
-    print("| model | stage | tokens trained | images/s drawn | images/s drawn and trained | peak GiB |\n|---|---|---|---|---|---|")
+    print(
+        "| model | stage | tokens trained | images/s sampled | images/s sampled and trained | peak GiB |\n|---|---|---|---|---|---|"
+    )
     for name in options.models:
         policy = MODELS[name](options.device, getattr(torch, options.dtype))
         schedule = policy.schedule()
         stages = cycle(len(schedule), schedule.resolve_m(M.get(name, "256px")), options.branches, 2, ["prefix", "suffix"])
         for stage in stages:
-            draw, train, peak = measure(policy, stage, options)
+            sampling, training, peak = measure(policy, stage, options)
+            seconds = sampling + training
             images, tokens = stage.images_per_prompt, stage.branches * schedule.span(stage.start, stage.stop)
             print(
-                f"| {name} | {stage.name} | {tokens} | {images / draw:.2f} | {images / (draw + train):.2f} | {peak:.1f} |",
+                f"| {name} | {stage.name} | {tokens} | {images / sampling:.2f} | {images / seconds:.2f} | {peak:.1f} |",
                 flush=True,
             )
         del policy

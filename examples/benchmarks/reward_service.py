@@ -1,7 +1,7 @@
-"""What dynamic batching of the reward service is worth: requests per second with and without it, in one run.
+"""The gain from dynamic batching in the reward service: requests per second with and without it, in one run.
 
-The reward takes 50 ms a call, however many images it is given, as a model on a GPU does as long as it is not full. Eight clients
-send one group after the other, an image each. Needs the extra `serve`; run it alone on a quiet machine:
+The reward takes 50 ms per call for any number of images, like a model on a GPU with room for more. Eight clients send one group
+after the other, of one image each. Needs the extra `serve`; run it alone on a quiet machine:
 
     python examples/benchmarks/reward_service.py
 """
@@ -28,7 +28,7 @@ from varrl_lightning.types import Prompt
 
 
 class FiftyMilliseconds:
-    """The service imports it from this file."""
+    """A reward that takes 50 ms per call; the service imports it from this file."""
 
     def __call__(self, images: torch.Tensor, prompts: Sequence[Prompt]) -> torch.Tensor:
         time.sleep(0.05)
@@ -48,7 +48,7 @@ def service(max_batch_size: int) -> Iterator[str]:
     process = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": path})
     try:
         url = f"http://127.0.0.1:{port}"
-        while not well(url):
+        while not is_healthy(url):
             if process.poll() is not None:
                 sys.exit("the service did not start")
             time.sleep(0.2)
@@ -58,7 +58,7 @@ def service(max_batch_size: int) -> Iterator[str]:
         process.wait()
 
 
-def well(url: str) -> bool:
+def is_healthy(url: str) -> bool:
     with contextlib.suppress(OSError), urllib.request.urlopen(f"{url}/health", timeout=5) as answer:
         return bool(answer.status == 200)
     return False

@@ -4,15 +4,15 @@ A reward is any object that can be called with images, a (N, 3, H, W) tensor of 
 number per image, higher is better, in one of three forms:
 
     a tensor (N,)              the shortest
-    a list of floats and None  None, or NaN, where the reward does not apply: that image leaves its group, or is judged by
+    a list of floats and None  None, or NaN, where the reward does not apply: that image leaves its group, or is scored by
                                the other rewards alone
     Scores(...)                with named components for the log, and regions (boxes in pixels) for Mask Propagation
 
-It need not be differentiable, it may call a service, and it is told which prompt each image belongs to. Optional are:
+It need not be differentiable, it may call a service, and it gets the prompt of each image. Optional are:
 
     constructor arguments      set as `init_args`; a value is checked against the annotation, where there is one
     check_prompts(prompts)     called before training; raises a ValueError for prompts that the reward cannot score
-    prepare()                  called by a reward service before the first request; loads what is large
+    prepare()                  called by a reward service before the first request; loads large models
     differentiable(images, prompts)   values with a gradient to the images, for the mask source `saliency`
 
 Try this one from its own folder. On its own:

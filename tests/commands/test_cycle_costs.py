@@ -33,7 +33,7 @@ def test_the_table_spells_it_out() -> None:
     console.print(cost_table(cycle_costs(cycle(4, 2, 16, 2, ("prefix*3", "suffix")), SCHEDULE, prompts=4)))
     text = console.file.getvalue()  # type: ignore[attr-defined]
     assert "4 x 16 x 2 = 128" in text
-    assert "4 updates, 448 images drawn and rewarded, 6,080 tokens trained" in text
+    assert "4 updates, 448 images sampled and scored, 6,080 tokens trained" in text
 
 
 def test_no_prompts_are_refused() -> None:

@@ -134,8 +134,8 @@ def test_the_process_grows_by_what_was_foretold() -> None:
     out = subprocess.run(command, env=environment, check=True, capture_output=True, text=True, timeout=300).stdout
     found = json.loads(out)
     for phase in ("rollout", "update"):
-        assert found[f"{phase} foretold"] == pytest.approx(found[f"{phase} tensors"], rel=0.02)
-        assert found[f"{phase} foretold"] == pytest.approx(found[f"{phase} resident"], rel=0.15)
+        assert found[f"{phase} predicted"] == pytest.approx(found[f"{phase} tensors"], rel=0.02)
+        assert found[f"{phase} predicted"] == pytest.approx(found[f"{phase} resident"], rel=0.15)
 
 
 ONE_OF_EACH_FAMILY = [
@@ -245,7 +245,7 @@ def test_half_precision_halves_the_weights_and_the_branches_are_shared_out() -> 
 def test_images_that_are_drawn_already_count_for_the_next() -> None:
     """Of 8 branches in parts of one, only two parts are run; the others add what they leave."""
     simulation = simulated(tiny_module())
-    parts = {n: simulation._draw(PREFIX, n, 1) for n in (2, 4, 8)}
+    parts = {n: simulation._sample(PREFIX, n, 1) for n in (2, 4, 8)}
     assert parts[8].kept == pytest.approx(2 * parts[4].kept, rel=0.01)
     left = parts[4].decoding - parts[2].decoding
     assert left > 0

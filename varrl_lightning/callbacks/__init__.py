@@ -1,4 +1,4 @@
-"""What a run leaves and shows."""
+"""The callbacks of a run: checkpoints, pictures, a summary, progress and warnings."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ __all__ = ["Checkpoints", "GradientAgreement", "Monitors", "RunProgress", "SafeS
 
 
 def default_callbacks(checkpoint_every_n_steps: int = 50) -> list[Callback]:
-    """Everything that the command line leaves in a run folder, which is the Trainer's `default_root_dir`.
+    """The callbacks of the command line; they write to the run folder, which is the Trainer's `default_root_dir`.
 
-    The order matters: when a run is stopped, the bar ends first, then the state is saved, and nothing is evaluated any more.
+    The order matters: when a run is stopped, the bar ends first, then the state is saved, and nothing is evaluated after that.
     """
     return [RunProgress(), SafeStop(), Monitors(), SampleGrids(), Summary(), Checkpoints(checkpoint_every_n_steps)]

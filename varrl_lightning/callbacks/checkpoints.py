@@ -1,4 +1,4 @@
-"""`checkpoints/last.ckpt` to resume from, `checkpoints/best.ckpt` by validation."""
+"""Saves `checkpoints/last.ckpt` to resume from, and `checkpoints/best.ckpt` by validation."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class Checkpoints(ModelCheckpoint):
     """Saves `last.ckpt` every `every_n_steps`, after each validation and at the end, and `best.ckpt` when validation improves.
 
     A ModelCheckpoint, so that `--ckpt_path last` and `best` find the files; when to save is decided here, since with manual
-    optimization the parent counts optimizer steps and saves before validation's numbers exist. A save that fails for want of room
-    is warned of, and the run keeps the checkpoint before it; only the last save of a run must succeed.
+    optimization the parent counts optimizer steps and saves before validation's numbers exist. When a save fails because the disk
+    is full, a warning is given and the former checkpoint stays; only the last save of a run must succeed.
 
     Args:
         every_n_steps: training steps between saves, besides those at validation; 0 for none.
@@ -43,7 +43,7 @@ class Checkpoints(ModelCheckpoint):
 
     @property
     def state_key(self) -> str:
-        """One key whatever the options: an option may change between a run and its continuation."""
+        """The same key for all options, which may change between a run and its continuation."""
         return type(self).__qualname__
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -55,7 +55,7 @@ class Checkpoints(ModelCheckpoint):
                 remove_leftovers(checkpoint_path(trainer, name))
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Set an earlier run's checkpoints aside: what lies in the folder from here on is this run's."""
+        """Set an earlier run's checkpoints aside, so that the folder holds only this run's."""
         self._last_attempt = vargrpo(pl_module).rollouts_done
         if dry(trainer) or not trainer.is_global_zero:
             return
@@ -72,7 +72,7 @@ class Checkpoints(ModelCheckpoint):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """Save `last.ckpt` every `every_n_steps`: now that the step's numbers are logged, which a resumed run does not repeat."""
+        """Save `last.ckpt` every `every_n_steps`: here the last step's metrics are logged, which a resumed run does not repeat."""
         self._save_if_due(trainer, vargrpo(pl_module))
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -81,7 +81,7 @@ class Checkpoints(ModelCheckpoint):
             self._save_if_due(trainer, vargrpo(pl_module))
 
     def on_train_batch_end(self, *args: Any) -> None:
-        """Do nothing: the step's numbers are not logged yet."""
+        """Do nothing: the step's metrics are not logged yet."""
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Do nothing: an epoch's end means little to a run that is counted in steps."""
@@ -97,10 +97,10 @@ class Checkpoints(ModelCheckpoint):
             self._try_to_save(trainer, "last")
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Save `last.ckpt`, when all else is done that comes after the last step: a run that has it does nothing when resumed.
+        """Save `last.ckpt` after everything else: a run that is resumed from it does nothing.
 
         Raises:
-            SaveError: when there is no room for it.
+            SaveError: when the disk is full.
         """
         self._write(trainer, "last")
 
@@ -118,7 +118,7 @@ class Checkpoints(ModelCheckpoint):
         scores = [trainer.callback_metrics[name] for name in MONITORED if name in trainer.callback_metrics]
         value = float(scores[0]) if scores else math.nan
         better = math.isfinite(value) and (self.best is None or value > self.best)
-        if parallel_of(trainer).highest(int(better)):  # a save is the work of all processes
+        if parallel_of(trainer).highest(int(better)):  # all processes take part in a save
             former, self.best = self.best, value
             if self._try_to_save(trainer, "best"):
                 self.best_model_path, self.best_model_score = str(checkpoint_path(trainer, "best")), scores[0]
@@ -126,7 +126,7 @@ class Checkpoints(ModelCheckpoint):
                 self.best = former
 
     def _try_to_save(self, trainer: L.Trainer, name: str) -> bool:
-        """Save, or warn that there is no room; returns whether it is saved."""
+        """Save, or warn that the save failed; returns whether it succeeded."""
         try:
             self._write(trainer, name)
         except SaveError as error:
@@ -138,7 +138,7 @@ class Checkpoints(ModelCheckpoint):
         if dry(trainer):
             return
         for logger in trainer.loggers:
-            with suppress(OSError):  # of one process alone; the save below reports a full disk, on all of them
+            with suppress(OSError):  # raised on one process alone; the save below reports a full disk on all of them
                 logger.save()  # a run that is killed resumes from here: what was logged before must be there
         path = checkpoint_path(trainer, name)
         save_whole(trainer, path)
@@ -155,6 +155,6 @@ class Checkpoints(ModelCheckpoint):
 
 
 def _at_its_end(trainer: L.Trainer, module: VARGRPO) -> bool:
-    """Whether the last training step is done: Lightning would not even begin to resume from there."""
+    """Whether the last training step is done; Lightning does not resume from there."""
     batches = (trainer.max_epochs or -1) * trainer.num_training_batches
     return bool(0 < trainer.max_steps <= module.updates_done or 0 < batches <= module.rollouts_done)

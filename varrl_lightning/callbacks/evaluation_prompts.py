@@ -1,4 +1,4 @@
-"""Which prompts a run is evaluated on, and their evaluation."""
+"""Finds the prompts that a run is evaluated on, and evaluates them."""
 
 from __future__ import annotations
 
@@ -41,6 +41,6 @@ def _prompts_in(batches: Iterable[Any]) -> list[Prompt]:
 
 
 def evaluate_by_size(module: VARGRPO, prompts: Sequence[Prompt], sampling: Sampling | None = None) -> list[Evaluation]:
-    """Evaluate the prompts of each image size in turn, since images of several sizes do not stack."""
+    """Evaluate the prompts of each image size in turn, since images of different sizes cannot be stacked."""
     sizes = dict.fromkeys(p.size for p in prompts)
     return [module.evaluator.scores([p for p in prompts if p.size == size], module.parallel, sampling) for size in sizes]

@@ -1,4 +1,4 @@
-"""Gradient agreement during training."""
+"""Measures gradient agreement during training."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ from varrl_lightning.types import Prompt
 class GradientAgreement(Callback):
     """Logs `agreement/NAME/cosine`, its `standard_error` and `signal` every so many training steps; see `AgreementMeter`.
 
-    With `per_scale` also `.../scale_t`, t from 1; of all variants but the first, `difference` and `difference_standard_error`. Each
-    time the same prompts and noise are taken, so that two measurements differ by the policy alone. Weights, optimizer, counters and
-    the noise of training stay as they are. One process only.
+    With `per_scale` it also logs `.../scale_t`, t from 1; for all variants but the first, `difference` and
+    `difference_standard_error`. Every measurement uses the same prompts and noise, so that two differ by the policy alone. Weights,
+    optimizer, counters and the noise of training do not change. It works on one process only.
 
     Args:
         every_n_steps: training steps from one measurement to the next.
-        batches: independent batches, at least 3: their gradients cost about as much as so many training steps for each variant.
-        prompts: prompts in a batch; as in training when None. They are the training prompts of PromptDataModule; of another
+        batches: number of independent batches, at least 3; for each variant they cost about as much as so many training steps.
+        prompts: prompts in a batch; as in training when None. They are the training prompts of PromptDataModule; with another
             loader, those that training has seen so far.
-        variants: what `variants_of` takes, or a file of it; the stages of the cycle when None.
-        per_scale, kl, parameters, blocks, seed: as of the command `varrl agreement`.
+        variants: a mapping as `variants_of` takes it, or the file of one; the stages of the cycle when None.
+        per_scale, kl, parameters, blocks, seed: as in the command `varrl agreement`.
 
     Raises:
         ValueError: on a value out of its range.
@@ -69,7 +69,7 @@ class GradientAgreement(Callback):
         self._names: set[str] = set()
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Refuse what cannot be measured.
+        """Refuse settings under which gradients cannot be measured.
 
         Raises:
             MisconfigurationException: under several processes, or where weights are sharded.
@@ -85,7 +85,7 @@ class GradientAgreement(Callback):
         """Build the variants, so that a mistake in them shows before the first step.
 
         Raises:
-            ValueError: on a variant that cannot be, or more prompts in a batch than there are.
+            ValueError: on a wrong variant, or when a batch needs more prompts than there are.
         """
         module = vargrpo(pl_module)
         self._variants = described_variants(module, self.described, self.kl)
@@ -101,11 +101,11 @@ class GradientAgreement(Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """Measure, when it is time."""
+        """Measure after every `every_n_steps` training steps."""
         module = vargrpo(pl_module)
         if not isinstance(trainer.train_dataloader, TrainingBatches):
             self._seen |= {prompt.id: prompt for prompt in as_prompts(batch)}
-        # Lightning repeats the last value of a name that a step does not log.
+        # Without NaN, Lightning would repeat the last value of a metric that a step does not log.
         metrics = dict.fromkeys(self._names, math.nan)
         if module.rollouts_done % self.every_n_steps == 0:
             metrics |= self._measure(trainer, module, len(as_prompts(batch)))
@@ -142,7 +142,7 @@ def agreement_meter(module: VARGRPO, variants: Sequence[Variant], **options: Any
     """A meter of a module's gradients, in micro-batches like those of its training.
 
     Args:
-        options: as of `AgreementMeter`.
+        options: further arguments of `AgreementMeter`.
     """
     return AgreementMeter(
         module.policy,
@@ -155,7 +155,7 @@ def agreement_meter(module: VARGRPO, variants: Sequence[Variant], **options: Any
 
 
 def described_variants(module: VARGRPO, described: Mapping[str, Mapping[str, Any]] | None, kl: bool) -> list[Variant]:
-    """Variants of a module: as `variants_of` describes them, or the stages of its cycle.
+    """The variants that are described as for `variants_of`, or the stages of the module's cycle when None.
 
     Raises:
         ValueError: on an unknown key, or a value out of its range; names the variant.
@@ -168,7 +168,7 @@ def described_variants(module: VARGRPO, described: Mapping[str, Mapping[str, Any
 
 
 def _named(row: Measured, first: bool) -> list[tuple[str, float]]:
-    """Names in the log and their values."""
+    """Names and values of the metrics that are logged for a measurement."""
     shown = ["cosine", "standard_error", "signal"] + ([] if first else ["difference", "difference_standard_error"])
     scale = "" if row.scale is None else f"/scale_{row.scale + 1}"
     return [(f"agreement/{row.variant}/{name}{scale}", getattr(row, name)) for name in shown]

@@ -1,7 +1,7 @@
-"""One form for every checkpoint's position: the end of the last finished training batch.
+"""Rewrites the position of every checkpoint to the end of the last finished training batch.
 
-Lightning saves its counters as they stand, and resumes differently from each place of its loops; a checkpoint taken while a
-step fails would skip that step's batch. Rewritten to this form, all checkpoints resume by the same path, wherever they were taken.
+Lightning saves its counters as they are, and resumes differently from each place of its loops; a checkpoint saved while a step
+fails would skip that step's batch. Rewritten to this form, all checkpoints resume by the same path, wherever they were saved.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ import lightning as L
 
 @dataclass
 class Position:
-    """What has to be kept when a batch ends, because the next one moves it.
+    """State of the loops at the end of a batch, recorded because the next batch changes it.
 
     Args:
-        loader_states: the training loader's own state, when it has one.
+        loader_states: the training loader's state, if it has one.
         validation_due: whether validation follows this batch and has not run yet.
     """
 

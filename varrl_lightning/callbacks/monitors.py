@@ -1,4 +1,4 @@
-"""Warnings about runs that cannot learn anything, each given once."""
+"""Warns, once each, about signs that a run cannot learn anything."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ class Monitor:
     """A bad sign and what to do about it.
 
     Args:
-        holds: whether a step's metrics show it.
-        advice: the warning; `{steps}` and metrics by name are filled in.
+        holds: whether a step's metrics show the sign.
+        advice: the warning, in which `{steps}` and metrics by name are filled in.
     """
 
     holds: Callable[[Mapping[str, float]], bool]
@@ -61,12 +61,12 @@ class Monitors(Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """Warn of what this step's metrics complete."""
+        """Warn about the signs that have lasted long enough with this step."""
         for advice in self.look({name: float(value) for name, value in trainer.callback_metrics.items()}):
             warnings.warn(advice, stacklevel=2)
 
     def look(self, metrics: Mapping[str, float]) -> list[str]:
-        """The advice that is due after a step with these metrics; NaN is as good as missing."""
+        """The advice that is due after a step with these metrics; NaN counts as missing."""
         due = []
         for i, monitor in enumerate(MONITORS):
             self._lasted[i] = self._lasted[i] + 1 if monitor.holds(metrics) else 0

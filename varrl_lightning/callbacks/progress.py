@@ -1,4 +1,4 @@
-"""How a run is going: a bar on a terminal, a line now and then in a file."""
+"""Shows the progress of a run: a bar on a terminal, a line now and then in a file."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class RunProgress(ProgressBar):
     """Shows the stage, the step, reward and word accuracy of the last rollout, and those of the last validation.
 
     Args:
-        lines: where the output is no terminal, about this many lines for the whole run.
+        lines: where the output is no terminal, about this many lines for the complete run.
     """
 
     def __init__(self, lines: int = 40) -> None:
@@ -36,11 +36,11 @@ class RunProgress(ProgressBar):
         self._began: tuple[float, int] | None = None
 
     def disable(self) -> None:
-        """Show nothing: Lightning calls this on all ranks but the first."""
+        """Stop showing progress: Lightning calls this on all ranks but the first."""
         self._enabled = False
 
     def enable(self) -> None:
-        """Show again."""
+        """Show progress again."""
         self._enabled = True
 
     def print(self, *args: Any, **kwargs: Any) -> None:
@@ -91,12 +91,12 @@ class RunProgress(ProgressBar):
         return f"{seconds:.2f} s/step{left}"
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Say what takes so long."""
+        """Show that a validation runs, since it may take long."""
         super().on_validation_start(trainer, pl_module)
         self._show(description="validating")
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Leave the bar as it stands."""
+        """Stop the bar and leave it on the terminal."""
         self._show(description="done")
         self._stop()
 
@@ -106,7 +106,7 @@ class RunProgress(ProgressBar):
 
     def _show(self, **fields: Any) -> None:
         if self._bar is not None:
-            # A stage shows even where its step is over before the bar would be drawn again.
+            # Refresh when the stage changes: its step may be over before the next regular refresh.
             self._bar.update(self._task, refresh="description" in fields, **fields)
 
     def _stop(self) -> None:
@@ -128,7 +128,7 @@ def _bar(console: Console) -> Progress:
 
 
 def _steps(trainer: L.Trainer, module: VARGRPO) -> int | None:
-    """Training steps of the whole run, None when it has no end."""
+    """Training steps of the complete run; None when it has no end."""
     epochs = trainer.max_epochs or -1
     batches = [epochs * trainer.num_training_batches] if epochs > 0 else []
     if trainer.max_steps > 0:

@@ -1,4 +1,4 @@
-"""Jobs that a cluster ends and starts again: SLURM's requeue, torchrun's restart."""
+"""Resumes jobs that a cluster ends and starts again: SLURM's requeue, torchrun's restart."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from varrl_lightning.callbacks.run_folder import checkpoint_in, say, shown
 
 RESTART_COUNTS = ("SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT")
-"""Variables that tell a process that its job has run before: the same command then resumes what it has left."""
+"""Variables that tell a process that its job has run before: the same command then resumes that run."""
 
 
 def restarted() -> bool:
@@ -27,7 +27,7 @@ def checkpoint_to_load(given: str | None, folder: str | Path, fitting: bool) -> 
     A fit that the cluster has started again resumes from `last`, whatever its command says.
 
     Raises:
-        FileNotFoundError: when the run has no such checkpoint; names those that it has.
+        FileNotFoundError: when the run has no such checkpoint; names those that exist.
     """
     last = checkpoint_in(folder, "last")
     if fitting and restarted():
@@ -51,8 +51,8 @@ def checkpoint_to_load(given: str | None, folder: str | Path, fitting: bool) -> 
 
 
 def requeue_signal(trainer: L.Trainer) -> signal.Signals | None:
-    """The signal by which SLURM says that the job's time is nearly over; None where nobody asks to be queued again."""
-    environment = trainer._accelerator_connector.cluster_environment  # one device has it nowhere else
+    """The signal by which SLURM announces that the job's time is nearly over; None where the job is not to be requeued."""
+    environment = trainer._accelerator_connector.cluster_environment  # with one device, no public attribute has it
     return environment.requeue_signal if isinstance(environment, SLURMEnvironment) and environment.auto_requeue else None
 
 
@@ -74,7 +74,7 @@ def requeue() -> str:
 
 
 def _job() -> str:
-    """The job's number; that of the task in an array of jobs."""
+    """The job's number, with that of the task in an array of jobs."""
     if "SLURM_ARRAY_JOB_ID" in os.environ:
         return f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
     return os.environ.get("SLURM_JOB_ID", "unknown")

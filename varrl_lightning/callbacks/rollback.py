@@ -1,4 +1,4 @@
-"""The state before a training step, to return to when the step fails half-way."""
+"""Keeps the state before a training step, to return to when the step fails half-way."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where a run's files are, and lines for its user."""
+"""Paths of a run's files, and messages for its user."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from lightning.fabric.utilities.rank_zero import rank_zero_only
 
 
 def run_folder(trainer: L.Trainer) -> Path:
-    """The folder that holds everything a run leaves: the Trainer's `default_root_dir`."""
+    """The folder of all files that a run writes: the Trainer's `default_root_dir`."""
     return Path(trainer.default_root_dir)
 
 
@@ -32,7 +32,7 @@ def shown(path: Path) -> str:
 
 
 def dry(trainer: L.Trainer) -> bool:
-    """Whether this is a `fast_dev_run`, which leaves nothing."""
+    """Whether this is a `fast_dev_run`, which writes no files."""
     return bool(trainer.fast_dev_run)  # type: ignore[attr-defined]
 
 

@@ -1,4 +1,4 @@
-"""Stop between training steps, and save where the run can be resumed from."""
+"""Stops a run between training steps, and saves a state from which it can be resumed."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ class StopSignal(SystemExit):
 
 
 RAISED_EVERYWHERE = (StopSignal, RunStoppedError, RankError)
-"""What all processes raise at the same place, so that they can save together; of anything else one may be alone with it."""
+"""Errors that all processes raise at the same place, so that they can save together; any other may come from one process."""
 
 
 class SafeStop(Callback):
     """Ctrl-C and SIGTERM wait for the running training step; a step that fails leaves the state before it in `last.ckpt`.
 
     A second Ctrl-C stops at once. The exit status is 128 + the signal's number: 130 after Ctrl-C. An exception in a training step
-    takes back whatever the step has changed; the state is saved, and the exception is raised again. Any of several processes may
-    get the signal: all stop after the same step. After an exception that one of them has alone nothing is saved: the others could
-    not join in.
+    undoes what the step has changed; the state is saved, and the exception is raised again. Any of several processes may get the
+    signal: all stop after the same step. After an exception on one process alone nothing is saved, since the others could not take
+    part.
 
-    Under SLURM the signal that tells of the end of the job's time (SIGUSR1, `sbatch --signal=USR1@90`) does the same and queues
+    Under SLURM the signal that announces the end of the job's time (SIGUSR1, `sbatch --signal=USR1@90`) does the same and queues
     the job again, unless SLURMEnvironment(auto_requeue=False) is among the Trainer's plugins.
 
     Args:
@@ -64,17 +64,17 @@ class SafeStop(Callback):
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Keep the handlers of the signals, before Lightning sets its own; only a program's main thread can set any."""
-        self._wanted, self._at_once, self._in_step = None, False, False  # a Trainer may be used again after a stop
+        self._wanted, self._at_once, self._in_step = None, False, False  # a Trainer may be reused after a stop
         self._parallel = parallel_of(trainer)
         if stage == "fit" and threading.current_thread() is threading.main_thread():
             self._requeue_on = requeue_signal(trainer)
             numbers = {signal.SIGINT, signal.SIGTERM} | ({self._requeue_on} if self._requeue_on else set())
             self._former_handlers = {number: signal.getsignal(number) for number in numbers}
-            if self._requeue_on:  # now: Lightning would save in the midst of a step, but leaves a signal that is taken alone
+            if self._requeue_on:  # now: Lightning would save within a step, but it leaves a signal alone that has a handler
                 signal.signal(self._requeue_on, self._note)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Listen to the signals in place of the former handlers; note where the loader stands."""
+        """Handle the signals in place of the former handlers; record the position of the loader."""
         self._position = Position.at_start(trainer)
         for number in self._former_handlers:
             signal.signal(number, self._on_signal)
@@ -88,7 +88,7 @@ class SafeStop(Callback):
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         repeated = self._wanted is not None
         self._note(number, frame)
-        waits = self._in_step or self._parallel.world_size > 1  # the other processes have not heard of it
+        waits = self._in_step or self._parallel.world_size > 1  # the other processes do not know of the signal
         if waits and repeated and number == signal.SIGINT:
             self._at_once = True
         elif waits:
@@ -103,7 +103,7 @@ class SafeStop(Callback):
     # --- the training step --------------------------------------------------------------------------------------------------
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int) -> None:
-        """Stop if that was asked for in the last step; remember the state before this one."""
+        """Stop if a signal came in the last step; record the state before this one."""
         self._leave_step()
         mend_counters(trainer, vargrpo(pl_module).rollouts_done)
         self._rollback = Rollback(trainer)
@@ -115,7 +115,7 @@ class SafeStop(Callback):
         pl_module: L.LightningModule,
         optimizer: Optimizer,
     ) -> None:
-        """Copy the weights before they move; not those that a strategy keeps in a form of its own."""
+        """Copy the weights before they change, unless a strategy keeps them in another form."""
         if self._rollback is None or not isinstance(optimizer, Optimizer):
             return
         if copy_is_kept(self.keep_copy, (p for group in optimizer.param_groups for p in group["params"])):
@@ -133,16 +133,16 @@ class SafeStop(Callback):
         self._rollback, self._position = None, Position.after_batch(trainer)
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Stop if that was asked for in the last step; a resumed run begins with this validation."""
+        """Stop if a signal came in the last step; a resumed run begins with this validation."""
         self._leave_step()
 
     def on_validation_batch_start(self, *args: Any) -> None:
-        """Stop if a process was asked to during validation, which one process alone does at once."""
+        """Stop all processes if one got a signal during validation; without others, it stops at once."""
         if self._running:
             self._leave_step()
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Stop if that was asked for in the last step, rather than evaluate what it has come to."""
+        """Stop if a signal came in the last step, before other callbacks evaluate the result."""
         self._leave_step()
 
     def _leave_step(self) -> None:
@@ -153,19 +153,19 @@ class SafeStop(Callback):
             raise StopSignal(128 + wanted)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Note that no validation is due any more."""
+        """Record that no validation is due."""
         if self._position is not None:
             self._position.validation_due = False
 
     # --- saving -------------------------------------------------------------------------------------------------------------
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Bring every checkpoint of the run to one form, from which resuming is exact."""
+        """Rewrite every checkpoint of the run to one form, from which it resumes exactly."""
         if self._position is not None and "loops" in checkpoint:
             rewind(checkpoint, trainer.num_training_batches, vargrpo(pl_module).updates_done, self._position)
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Warn of another seed: the run resumes, but not as it would have continued."""
+        """Warn about a changed seed: the run resumes, but not as it would have continued."""
         seed = vargrpo(pl_module).seed
         former_seed = checkpoint.get("varrl", {}).get("seed", seed)
         if trainer.state.fn == "fit" and former_seed != seed:
@@ -176,18 +176,18 @@ class SafeStop(Callback):
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Save `last.ckpt`, and say how to resume; the exception's own message comes after it."""
-        for number, handler in self._former_handlers.items():  # Ctrl-C ends the save too; a repeated SIGTERM does not
+        for number, handler in self._former_handlers.items():  # Ctrl-C interrupts the save; a repeated SIGTERM does not
             signal.signal(number, handler if number == signal.SIGINT else self._note)
         try:
             saved = not self._running  # nothing has changed yet
             if self._running and not dry(trainer) and not isinstance(exception, SaveError):
                 saved = self._save(trainer, alone=self._parallel.world_size > 1 and not isinstance(exception, RAISED_EVERYWHERE))
             if saved and isinstance(exception, StopSignal) and self._wanted == self._requeue_on:
-                # The others wait: the first process that ends may end the job.
+                # All processes wait for the answer: the first one that exits may end the job.
                 _, outcomes = self._parallel.run_on_all(lambda: (None, requeue() if trainer.is_global_zero else ""))
                 say(outcomes[0])
         finally:
-            # Lightning would restore the handlers that it found when it began to listen, among them our own.
+            # Lightning restores the handlers that were set when it began to listen, which are this callback's.
             trainer._signal_connector._original_handlers.update(self._former_handlers)
             self.teardown(trainer, pl_module, "fit")
 

@@ -1,4 +1,4 @@
-"""Sample grids of the same prompts at the same noise: before, during and after training."""
+"""Writes grids of samples of the same prompts at the same noise, before, during and after training."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from varrl_lightning.types import Prompt
 
 
 class SampleGrids(Callback):
-    """Writes `samples/step_*.png`, what was read under each picture, and the bare images to `samples/raw/`.
+    """Writes `samples/step_*.png`, with the words that were read under each picture, and the bare images to `samples/raw/`.
 
     Args:
         count: pictures in a grid: evenly spread over the test prompts, or the validation prompts when there is no test set.
-        every_n_validations: a grid each time so many validations have run; 0 for before and after only.
+        every_n_validations: a grid is written after every so many validations; 0 for before and after training only.
     """
 
     def __init__(self, count: int = 32, every_n_validations: int = 1) -> None:
@@ -86,7 +86,7 @@ class SampleGrids(Callback):
                 logger.experiment.add_image("samples", pixels, step, dataformats="HWC")
 
     def state_dict(self) -> dict[str, Any]:
-        """The number of validations so far, so that a resumed run keeps their rhythm."""
+        """The number of validations so far, so that a resumed run writes grids after the same ones."""
         return {"validations": self._validations}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

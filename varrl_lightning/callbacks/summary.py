@@ -1,4 +1,4 @@
-"""The numbers of a run before and after training, in `summary.json` and on the console."""
+"""Writes the results of a run before and after training to `summary.json` and the console."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ _IMPORTED = time.monotonic()
 
 
 class Summary(Callback):
-    """Evaluates every test prompt with the shipped sampler and greedily, before the first step and after the last.
+    """Evaluates every test prompt with the module's sampler and greedily, before the first step and after the last.
 
-    Without test prompts it takes the validation prompts. The noise is the same both times, so that the two differ by the policy
-    alone. What was measured before the run's first step is kept in its checkpoints, for the summary of a resumed run.
+    Without test prompts it uses the validation prompts. The noise is the same both times, so that the results differ by the policy
+    alone. Checkpoints hold the results before the run's first step, for the summary of a resumed run.
     """
 
     def __init__(self) -> None:
@@ -52,7 +52,7 @@ class Summary(Callback):
         module = vargrpo(pl_module)
         if dry(trainer):
             return
-        (run_folder(trainer) / "summary.json").unlink(missing_ok=True)  # it will be another when this run has ended
+        (run_folder(trainer) / "summary.json").unlink(missing_ok=True)  # an earlier run's; this run writes its own at the end
         if self.before or module.rollouts_done:
             return
         prompts = evaluation_prompts(trainer)
@@ -61,7 +61,7 @@ class Summary(Callback):
             self.before = measure(module, prompts)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Evaluate after the last step; write the summary, draw the figures, end the console with the table."""
+        """Evaluate after the last step, write the summary, draw the figures, and print the table."""
         if dry(trainer):
             return
         module = vargrpo(pl_module)
@@ -71,7 +71,7 @@ class Summary(Callback):
             say(f"Evaluating {len(prompts)} prompts after the last step ...")
             after = measure(module, prompts)
         for logger in trainer.loggers:
-            with suppress(OSError):  # of one process alone: the others would wait for it
+            with suppress(OSError):  # may be raised on one process alone, for which the others would wait
                 logger.save()
         if trainer.is_global_zero:
             summary = self._summary(module, after, len(prompts))
@@ -95,11 +95,11 @@ class Summary(Callback):
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """The numbers before the first step, for a resumed run."""
+        """The results before the first step, for a resumed run."""
         return {"before": self.before}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore the numbers before the run's first step."""
+        """Restore the results before the run's first step."""
         self.before = state_dict["before"]
 
 
@@ -147,7 +147,7 @@ def _cell(value: float | None) -> str:
 
 
 def versions() -> dict[str, str | None]:
-    """Versions of Python and of the packages that the numbers depend on; None for one that is not installed."""
+    """Versions of Python and of the packages that the results depend on; None for one that is not installed."""
     numbers: dict[str, str | None] = {"python": sys.version.split()[0]}
     for name in _PACKAGES:
         try:
@@ -158,7 +158,7 @@ def versions() -> dict[str, str | None]:
 
 
 def seconds_since_process_start() -> float:
-    """Seconds since the process began; where the system does not say, since this module was imported."""
+    """Seconds since the process began; on systems that do not tell, since this module was imported."""
     try:
         # Field 22 of stat, in ticks since boot; counted from behind the program's name, which may contain spaces.
         fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()

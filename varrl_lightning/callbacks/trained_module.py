@@ -1,4 +1,4 @@
-"""The module that the callbacks follow."""
+"""Narrows a Trainer's module to `VARGRPO`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from varrl_lightning.module import VARGRPO
 
 
 def vargrpo(module: L.LightningModule) -> VARGRPO:
-    """A Trainer's module as the VARGRPO that it has to be: Lightning's hooks are typed for any module.
+    """A Trainer's module as a VARGRPO; Lightning's hooks are typed for any module.
 
     Raises:
         TypeError: for another module.

@@ -1,1 +1,1 @@
-"""A checkpoint's way: saved whole, checked, restored."""
+"""How checkpoints are saved, checked and restored."""

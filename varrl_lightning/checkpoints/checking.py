@@ -1,4 +1,4 @@
-"""Whether a checkpoint belongs to a model, asked before anything is written."""
+"""Checks whether a checkpoint belongs to a model, before anything is written."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ Parts = Literal["weights", "outline"]
 def check_checkpoint(path: str | Path, model: L.LightningModule, wanted: Mapping[str, Tensor]) -> None:
     """Read a checkpoint and compare it with the model; the model's weights stay as they are, its counters move.
 
-    A folder of DeepSpeed's is left to its engine, which checks it when it loads it.
+    A checkpoint folder of DeepSpeed's is not read here: its engine checks it on loading.
 
     Args:
         wanted: the tensors that a checkpoint of the model holds.
 
     Raises:
-        CheckpointError: when it is no checkpoint, or has missing, unexpected or misshaped tensors; lists them.
-        ValueError: whatever the model's `on_load_checkpoint` objects to.
+        CheckpointError: when the file is no checkpoint, or has missing, unexpected or misshaped tensors; lists them.
+        ValueError: raised by the model's `on_load_checkpoint`.
     """
     if not is_zero_folder(path):
         _fitting(path, model, wanted, "outline")
@@ -93,6 +93,6 @@ def _read(path: str | Path, parts: Parts) -> dict[str, Any]:
 
 
 def _others(path: Path) -> str:
-    """Other checkpoints to resume from."""
+    """A sentence that names the other checkpoints in the folder, or an empty one."""
     others = sorted(str(p) for p in path.parent.glob("*.ckpt*") if p.name != path.name)
     return f". Beside it: {', '.join(others)}" if others else ""

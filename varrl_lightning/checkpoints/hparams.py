@@ -1,4 +1,4 @@
-"""The arguments of a module in its checkpoints: plain values, from which it is built again."""
+"""Keeps a module's arguments in its checkpoints as plain values, from which the module is built again."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ def plain_arguments(arguments: Mapping[str, Any], module: type, base: type) -> d
     """The arguments of a module as plain values, so that a checkpoint is read with weights_only=True and holds no weights twice.
 
     Args:
-        arguments: as Lightning collected them.
+        arguments: the arguments as Lightning collected them.
         module: class of the module.
-        base: the class of ours that it is or derives from.
+        base: the package's class that `module` is or derives from.
 
     Raises:
         SpecError: when an argument comes from a checkpoint that could not hold it.
@@ -32,7 +32,9 @@ def plain_arguments(arguments: Mapping[str, Any], module: type, base: type) -> d
     known = inspect.signature(base.__init__).parameters  # type: ignore[misc]
     saved = saved_arguments(arguments, known)
     if inspect.signature(module.__init__).parameters.keys() <= known.keys():  # type: ignore[misc]
-        saved.pop("_instantiator", None)  # of a LightningCLI; without it, arguments stay plain in what is saved after loading
+        saved.pop(
+            "_instantiator", None
+        )  # of a LightningCLI; without it, arguments stay plain when the module is loaded and saved again
     return saved
 
 

@@ -1,4 +1,4 @@
-"""The part of a run's state that a checkpoint holds beside weights and optimizer, and its way back."""
+"""Writes and reads the part of a run's state that a checkpoint holds beside weights and optimizer."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from varrl_lightning.weights.loading import differences
 KEY = "varrl"
 """Key of this state in a checkpoint."""
 _WARNED = WarningCache()
-"""Warnings that were given: a checkpoint is read twice, before a run and within it."""
+"""The warnings already given: a checkpoint is read twice, before a run and within it."""
 
 
 class FrozenWeights:
-    """The weights that training never changes and that a resumed run needs again: an adapter's base, else the reference.
+    """The weights that training never changes but a resumed run needs: an adapter's base, else the reference.
 
     Args:
         policy: the policy that is trained.
@@ -37,7 +37,7 @@ class FrozenWeights:
 
     @cached_property
     def fingerprint(self) -> str | None:
-        """A hash of the weights as they were given; None without any. Ask for it before a Trainer's precision rounds them."""
+        """A hash of the weights as given; None without any. Read it before a Trainer's precision rounds them."""
         if has_adapter(self.policy):
             return fingerprint(base_tensors(self.policy), SAMPLED)
         if isinstance(self.reference, VARPolicy):
@@ -46,7 +46,7 @@ class FrozenWeights:
 
     @property
     def source(self) -> str | None:
-        """From where they were loaded; None where they were made in memory."""
+        """The file that the weights were loaded from; None when they were made in memory."""
         frozen = self.policy if has_adapter(self.policy) or not isinstance(self.reference, VARPolicy) else self.reference
         source: str | None = getattr(frozen.transformer, "source", None)
         return source
@@ -54,14 +54,14 @@ class FrozenWeights:
 
 @dataclass(frozen=True)
 class RunState:
-    """What a checkpoint says of its run.
+    """The state of a run as a checkpoint holds it.
 
     Args:
         counters: see `RunCounters.state_dict`.
         seed: of all noise.
         micro_batch_size: branches of a micro-batch; None for all.
         world_size: number of processes.
-        ema_decay: of the average of the weights, if there is one.
+        ema_decay: decay of the average of the weights, if there is one.
     """
 
     counters: Mapping[str, int]
@@ -77,7 +77,7 @@ def saved_tensors(state: Mapping[str, Tensor], policy: VARPolicy) -> dict[str, T
 
 
 def write_state(checkpoint: dict[str, Any], run: RunState, frozen: FrozenWeights) -> None:
-    """Add a run's state to a checkpoint: all that a resumed run needs beside trained weights and optimizer."""
+    """Add a run's state to a checkpoint: what a resumed run needs beside trained weights and optimizer."""
     checkpoint["state_dict"] = saved_tensors(checkpoint["state_dict"], frozen.policy)
     checkpoint[KEY] = {
         **run.counters,
@@ -94,16 +94,16 @@ def write_state(checkpoint: dict[str, Any], run: RunState, frozen: FrozenWeights
 def read_state(
     checkpoint: dict[str, Any], module_state: Mapping[str, Tensor], frozen: FrozenWeights, ema_decay: float | None, fitting: bool
 ) -> dict[str, Any]:
-    """The state of `write_state`; completes the weights where the checkpoint holds an adapter alone.
+    """The state that `write_state` wrote; completes the weights where the checkpoint holds an adapter alone.
 
     Args:
         checkpoint: its `state_dict` is completed in place.
-        module_state: the module's own state dict.
-        ema_decay: of the module.
+        module_state: the module's state dict.
+        ema_decay: the module's.
         fitting: whether the run is resumed, so that its reference matters.
 
     Raises:
-        ValueError: when the frozen weights are others than those the run began with: an adapter would sit on a wrong base, or
+        ValueError: when the frozen weights differ from those that the run began with: an adapter would sit on a wrong base, or
             the KL would change its anchor.
     """
     saved: dict[str, Any] | None = checkpoint.get(KEY)
@@ -118,7 +118,7 @@ def read_state(
     check_average(saved.get("ema_decay"), ema_decay)
     if adapter or fitting:
         _check_frozen(saved, frozen, "base" if adapter else "reference")
-    if adapter and "state_dict" in checkpoint:  # DeepSpeed's engine loads weights by itself
+    if adapter and "state_dict" in checkpoint:  # DeepSpeed's engine loads the weights itself
         if problems := differences(checkpoint["state_dict"], saved_tensors(module_state, frozen.policy)):
             raise CheckpointError("the checkpoint does not fit the policy's adapter:\n  " + "\n  ".join(problems))
         checkpoint["state_dict"] = {**module_state, **checkpoint["state_dict"]}
@@ -126,7 +126,7 @@ def read_state(
 
 
 def _check_frozen(saved: Mapping[str, Any], frozen: FrozenWeights, what: str) -> None:
-    """Refuse a checkpoint whose run began with other frozen weights; warn where that cannot be told.
+    """Refuse a checkpoint whose run began with other frozen weights; warn where they cannot be compared.
 
     Args:
         what: a name for the frozen weights, `base` or `reference`.

@@ -1,8 +1,8 @@
-"""Checkpoints that are saved whole or not at all, under every strategy.
+"""Saves checkpoints completely or not at all, under every strategy.
 
 `last.ckpt` is a file, or a link to a folder where the strategy shards its checkpoints. A new one is written beside it as `.last.1`,
-`.last.2`, ..., brought to the disk, and takes the name in one step: a process that is killed at any time leaves the former or the
-new one. What killed saves have left is removed by the next save.
+`.last.2`, ..., flushed to the disk, and renamed in one step: a process that is killed at any time leaves the former checkpoint or
+the new one. The next save removes what killed saves have left.
 """
 
 from __future__ import annotations
@@ -34,17 +34,17 @@ def save_whole(trainer: L.Trainer, path: Path) -> None:
     """Save the Trainer's state under a name; called on every process.
 
     Raises:
-        SaveError: when some process cannot write: a full disk, a quota, missing rights; says how much room there is and is needed.
-        RankError: when another process failed otherwise.
+        SaveError: when a process cannot write: a full disk, a quota, missing rights; names the free and the needed bytes.
+        RankError: when a process failed for another reason.
     """
     parallel = parallel_of(trainer)
     room = _DiskReport(path)
     first = parallel.rank == 0
     try:
-        part = next(name for name in _together(parallel, lambda: _free_name(path) if first else None, room) if name)
-        _together(parallel, lambda: write_checkpoint(trainer, part), room)
-        _together(parallel, lambda: _flush_all(part), room)
-        _together(parallel, lambda: _publish(part, path) if first else None, room)
+        part = next(name for name in _run_together(parallel, lambda: _free_name(path) if first else None, room) if name)
+        _run_together(parallel, lambda: write_checkpoint(trainer, part), room)
+        _run_together(parallel, lambda: _flush_all(part), room)
+        _run_together(parallel, lambda: _publish(part, path) if first else None, room)
     except BaseException:
         if first:
             remove_leftovers(path)
@@ -63,7 +63,7 @@ def set_aside(path: Path, given: Path | None = None) -> None:
     """Rename an earlier run's checkpoint, so that it is neither taken for this run's nor lost.
 
     Args:
-        given: the checkpoint that this run resumes from; where that was set aside itself, the two change places.
+        given: the checkpoint that this run resumes from; if it is itself one that was set aside, the two swap names.
     """
     if not (path.is_symlink() or path.exists()):
         return
@@ -90,7 +90,7 @@ def _rename_aside(path: Path) -> None:
 
 
 def _parts(path: Path) -> list[Path]:
-    """`.last.7` and what is on the way to it, `.last.7.link` or `.last.7.part`, of `last.ckpt`; hidden, to be nobody else's."""
+    """The hidden files of `last.ckpt`: `.last.7`, and `.last.7.link` or `.last.7.part`, which become it."""
     pattern = re.compile(rf"\.{re.escape(path.stem)}\.\d+(\.(link|part))?")
     return [p for p in path.parent.iterdir() if pattern.fullmatch(p.name)] if path.parent.is_dir() else []
 
@@ -106,7 +106,7 @@ def _free_name(path: Path) -> Path:
 
 
 def _flush_all(path: Path) -> None:
-    """Bring a checkpoint to the disk, with all in its folder; on every process: each may be on another machine."""
+    """Flush a checkpoint and all files in its folder to the disk; called on every process, since each may be on another machine."""
     if path.is_dir():
         for part in path.rglob("*"):
             flush(part)
@@ -116,7 +116,7 @@ def _flush_all(path: Path) -> None:
 
 def _publish(part: Path, path: Path) -> None:
     """Give the new checkpoint its name, in one step; remove the former."""
-    if path.is_dir() and not path.is_symlink():  # a copied run: links were followed
+    if path.is_dir() and not path.is_symlink():  # in a copied run, where links were followed
         _rename_aside(path)
     if part.is_dir():
         link = part.with_name(part.name + ".link")
@@ -124,7 +124,7 @@ def _publish(part: Path, path: Path) -> None:
         os.replace(link, path)
     else:
         os.replace(part, path)
-    with suppress(OSError):  # it is saved; what some network folders refuse now is tidying
+    with suppress(OSError):  # the checkpoint is saved; some network folders refuse this tidying
         flush(path.parent)
         remove_leftovers(path)
 
@@ -137,7 +137,7 @@ def _remove(path: Path) -> None:
 
 
 def _size(path: Path) -> int:
-    """Bytes of a file, or of a folder's files."""
+    """Bytes of a file, or of all files in a folder."""
     files = [p for p in path.rglob("*") if p.is_file()] if path.is_dir() else [path] if path.is_file() else []
     return sum(p.stat().st_size for p in files)
 
@@ -147,7 +147,7 @@ def _size(path: Path) -> int:
 
 @dataclass
 class _Problem:
-    """What went wrong on a process; `written` bytes of the new checkpoint were there by then."""
+    """An error on one process; `written` bytes of the new checkpoint existed by then."""
 
     text: str
     disk: bool
@@ -157,7 +157,7 @@ class _Problem:
 
 
 class _DiskReport:
-    """What to say of the room for a checkpoint."""
+    """Describes failed saves of a checkpoint, with the free space on the disk."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -167,14 +167,14 @@ class _DiskReport:
         reason = _disk_reason(error)
         text = reason or f"{type(error).__name__}: {error}"
         problem = _Problem(text, reason is not None, socket.gethostname())
-        with suppress(OSError):  # whatever can be found out
+        with suppress(OSError):  # the report may lack sizes, but the error must be raised
             problem.written = max(map(_size, _parts(self.path)), default=0)
-            there = next(folder for folder in self.path.absolute().parents if folder.is_dir())
-            problem.free = shutil.disk_usage(there).free
+            existing = next(folder for folder in self.path.absolute().parents if folder.is_dir())
+            problem.free = shutil.disk_usage(existing).free
         return problem
 
     def message(self, problems: dict[int, _Problem], world_size: int) -> str:
-        """For the user."""
+        """The error message for the user."""
         ranks = {p.text: f"rank {rank} on {p.host}: " if world_size > 1 else "" for rank, p in reversed(problems.items())}
         what = "\n  ".join(f"{who}{text}" for text, who in ranks.items())
         free = min(p.free + p.written for p in problems.values())
@@ -187,8 +187,8 @@ class _DiskReport:
         )
 
 
-def _together(parallel: Parallel, work: Callable[[], T], room: _DiskReport) -> list[T]:
-    """Do something on every process; if some fail, every one raises, and the unfinished checkpoint is still there."""
+def _run_together(parallel: Parallel, work: Callable[[], T], room: _DiskReport) -> list[T]:
+    """Call `work` on every process; if any of them fails, all raise, before the unfinished checkpoint is removed."""
     result: Any = None
     error: Exception | None = None
     try:
@@ -207,7 +207,7 @@ def _together(parallel: Parallel, work: Callable[[], T], room: _DiskReport) -> l
 
 
 def _disk_reason(error: BaseException | None) -> str | None:
-    """Why the system refused to write, if that is what happened: torch may hide it behind an error of its own."""
+    """Why the system refused to write; None for another error. Torch may hide the reason behind its own error."""
     while error is not None:
         if isinstance(error, OSError):
             return error.strerror or str(error)

@@ -38,45 +38,45 @@ HELP = """usage: varrl agreement --config FILE [--variants FILE] [--ckpt_path FI
 
 Measures the mean cosine between the gradients of independent batches, as 'varrl fit' with the same arguments would compute them,
 before clipping, without training:
-  --variants    a YAML file that maps names to what differs: a stage (prefix, suffix, all) and arguments of the model; 'agreement'
-                is one that comes with the package. Without it, the stages of the configuration
-  --ckpt_path   measure at a checkpoint of a run, not at the start
-  --batches     independent batches, at least 3; 200 by default
+  --variants    a YAML file that maps the name of each variant to its changes: a stage (prefix, suffix, all) and arguments of the
+                model; 'agreement' comes with the package. Without it, the stages of the configuration are measured
+  --ckpt_path   measure at this checkpoint of a run, not at the start
+  --batches     number of independent batches, at least 3; 200 by default
   --prompts     prompts in a batch; data.batch_size by default. No prompt is repeated before all training prompts were used
-  --seed        of the order of prompts and of the noise; 0 by default
-  --per_scale   each scale's part of the loss as well, by a backward pass of its own
-  --kl          with the KL to the reference; without it the policy term alone
-  --parameters  pattern of names of the parameters that count, as in 'blocks.*'; all that are trained by default
-  --blocks      for the standard error, batches are left out in so many blocks; 20 by default
-  --device      cpu, cuda, ...; by default cuda where there is one, unless trainer.accelerator is cpu
-  --output      a folder for agreement.json and agreement.csv, written after each tenth of the batches and at the end, in place of
-                what an earlier measurement has left there
+  --seed        seed of the order of prompts and of the noise; 0 by default
+  --per_scale   measure each scale's part of the loss as well, by a separate backward pass
+  --kl          include the KL to the reference; without it, only the policy term is measured
+  --parameters  pattern of the names of the parameters that count, as in 'blocks.*'; all trained parameters by default
+  --blocks      number of blocks of batches that are left out in turn for the standard error; 20 by default
+  --device      cpu, cuda, ...; by default cuda if there is a GPU, unless trainer.accelerator is cpu
+  --output      a folder for agreement.json and agreement.csv, which are written after each tenth of the batches and at the end;
+                files of an earlier measurement are overwritten
 All variants see the same prompts and noise; differences are to the first one, with the standard error of paired differences.
-One process measures, in the precision of the weights. Ctrl-C ends with the batch in hand and reports what has been measured."""
+One process measures, in the precision of the weights. Ctrl-C ends after the current batch and reports the results so far."""
 RANKS = ("WORLD_SIZE", "SLURM_NTASKS")
 ONE_PRESS = 1.0
-"""Seconds: `timeout -s INT` and some shells signal a process and then its group, which is one request."""
+"""Seconds within which signals count as one Ctrl-C: `timeout -s INT` and some shells signal a process and then its group."""
 
 
 def main(arguments: Sequence[str]) -> int:
     """Run with the arguments of `fit` and those of `HELP`."""
-    own = options_parser()
+    parser = options_parser()
     for name in ("--variants", "--parameters", "--device", "--output"):
-        own.add_argument(name)
+        parser.add_argument(name)
     for name, value in (("--batches", 200), ("--prompts", None), ("--seed", 0), ("--blocks", 20)):
-        own.add_argument(name, type=int, default=value)
+        parser.add_argument(name, type=int, default=value)
     for name in ("--per_scale", "--kl"):
-        own.add_argument(name, action="store_true")
-    return run_with_config(arguments, HELP, own, _measure)
+        parser.add_argument(name, action="store_true")
+    return run_with_config(arguments, HELP, parser, _measure)
 
 
-def _measure(asked: argparse.Namespace, config: ParsedConfig) -> int:
+def _measure(options: argparse.Namespace, config: ParsedConfig) -> int:
     _refuse_ranks()
     with reraise_as(ConfigError, ValueError, OSError):
-        described = None if asked.variants is None else read_variants(asked.variants)
+        described = None if options.variants is None else read_variants(options.variants)
     model, data = config.build()
     with reraise_as(StartError, ValueError, OSError, RuntimeError):
-        model.to(_device(asked.device, config.get("trainer.accelerator")))
+        model.to(_device(options.device, config.get("trainer.accelerator")))
         if isinstance(model.reference, VARPolicy):
             model.reference.to(model.policy.device)
         data.setup("fit")
@@ -84,18 +84,18 @@ def _measure(asked: argparse.Namespace, config: ParsedConfig) -> int:
         if checkpoint := config.get("ckpt_path"):
             load_checkpoint(checkpoint, model, model.saved_tensors())
     with reraise_as(ConfigError, ValueError):
-        meter = _meter(model, described, asked)
-        size = data.batch_size if asked.prompts is None else asked.prompts
-        batches = independent_batches(data.prompts["train"], asked.batches, size, asked.seed)
+        meter = _meter(model, described, options)
+        size = data.batch_size if options.prompts is None else options.prompts
+        batches = independent_batches(data.prompts["train"], options.batches, size, options.seed)
     with reraise_as(StartError, ValueError):
         model.check_prompts([prompt for batch in batches for prompt in batch])
-    folder = _made(asked.output)
+    folder = _output_folder(options.output)
     _say(f"{len(meter.variants)} variants, {meter.size} parameters; sums take up to {meter.bytes_held / 2**20:.0f} MiB")
-    about = {name: getattr(asked, name) for name in ("variants", "batches", "seed", "per_scale", "kl", "parameters", "blocks")}
+    about = {name: getattr(options, name) for name in ("variants", "batches", "seed", "per_scale", "kl", "parameters", "blocks")}
     about |= {"prompts": size, "checkpoint": checkpoint}
 
     def keep() -> bool:
-        return folder is None or _written(meter, about, folder)
+        return folder is None or _write_results(meter, about, folder)
 
     _run(meter, batches, keep)
     status = _report(meter)
@@ -112,27 +112,27 @@ def _refuse_ranks() -> None:
             raise ConfigError(f"agreement measures on one process, but {name} is {os.environ[name]}: start it without a launcher")
 
 
-def _device(asked: str | None, accelerator: object) -> torch.device:
-    if asked is not None:
-        return torch.device(asked)
+def _device(name: str | None, accelerator: object) -> torch.device:
+    if name is not None:
+        return torch.device(name)
     return torch.device("cuda" if accelerator != "cpu" and torch.cuda.is_available() else "cpu")
 
 
-def _meter(model: VARGRPO, described: Mapping[str, Mapping[str, Any]] | None, asked: argparse.Namespace) -> AgreementMeter:
-    if asked.kl and model.reference is None:
+def _meter(model: VARGRPO, described: Mapping[str, Mapping[str, Any]] | None, options: argparse.Namespace) -> AgreementMeter:
+    if options.kl and model.reference is None:
         raise ConfigError("--kl: the configuration has no KL, its model.kl_coef is 0")
     return agreement_meter(
         model,
-        described_variants(model, described, asked.kl),
-        seed=asked.seed,
-        blocks=min(asked.blocks, max(asked.batches, 2)),
-        per_scale=asked.per_scale,
-        parameters=asked.parameters,
+        described_variants(model, described, options.kl),
+        seed=options.seed,
+        blocks=min(options.blocks, max(options.batches, 2)),
+        per_scale=options.per_scale,
+        parameters=options.parameters,
     )
 
 
-def _made(output: str | None) -> Path | None:
-    """The folder of `--output`, checked before hours of work, not after."""
+def _output_folder(output: str | None) -> Path | None:
+    """The folder of `--output`, created and checked before the measurement, which may take hours."""
     if output is None:
         return None
     folder = Path(output)
@@ -147,7 +147,7 @@ def _made(output: str | None) -> Path | None:
     return folder
 
 
-def _written(meter: AgreementMeter, about: dict[str, Any], folder: Path) -> bool:
+def _write_results(meter: AgreementMeter, about: dict[str, Any], folder: Path) -> bool:
     try:
         write(meter.measured(), about | {"measured_batches": meter.batches}, folder)
     except OSError as error:
@@ -157,7 +157,7 @@ def _written(meter: AgreementMeter, about: dict[str, Any], folder: Path) -> bool
 
 
 def _run(meter: AgreementMeter, batches: Sequence[list[Prompt]], keep: Callable[[], bool]) -> None:
-    """Measure, and keep what has been measured after each tenth of the batches."""
+    """Measure all batches, and write the results so far after each tenth of them."""
     start, tenth = time.monotonic(), -(-len(batches) // 10)
     with _interruptible() as interrupted:
         for done, prompts in enumerate(batches, start=1):
@@ -172,19 +172,19 @@ def _run(meter: AgreementMeter, batches: Sequence[list[Prompt]], keep: Callable[
 
 @contextmanager
 def _interruptible() -> Iterator[Callable[[], bool]]:
-    """Within it the first Ctrl-C is remembered, so that every variant has the same batches; a later one ends the program."""
-    asked: list[float] = []
+    """Within it, the first Ctrl-C is only noted, so that every variant has the same batches; a later one ends the program."""
+    requests: list[float] = []
 
     def remember(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
-        if not asked:
-            asked.append(time.monotonic())
+        if not requests:
+            requests.append(time.monotonic())
             _say("ending with this batch; Ctrl-C again to give up")
-        elif time.monotonic() - asked[0] > ONE_PRESS:
+        elif time.monotonic() - requests[0] > ONE_PRESS:
             raise KeyboardInterrupt
 
     before = signal.signal(signal.SIGINT, remember)
     try:
-        yield lambda: bool(asked)
+        yield lambda: bool(requests)
     finally:
         signal.signal(signal.SIGINT, before)
 
@@ -208,7 +208,7 @@ def _report(meter: AgreementMeter) -> int:
 
 
 def table(rows: Sequence[Measured]) -> list[str]:
-    """Lines of a table; ± one standard error. Scales are counted from 1."""
+    """The lines of the table, with ± one standard error; scales count from 1."""
     head = ("variant", "scales", "A", "K", "cosine", "less the first", "signal", "batches")
     lines = [head]
     for row in rows:
@@ -235,9 +235,9 @@ def _pm(value: float, error: float) -> str:
 
 
 def write(rows: Sequence[Measured], about: dict[str, Any], folder: Path) -> None:
-    """Write `agreement.json`, with what was asked for, and `agreement.csv`; scales count from 1.
+    """Write `agreement.json`, with the options of the measurement, and `agreement.csv`; scales count from 1.
 
-    NaN becomes null in the one and an empty cell in the other.
+    NaN becomes null in the JSON file and an empty cell in the CSV file.
     """
     plain = [{key: None if isinstance(x, float) and math.isnan(x) else x for key, x in row.flat().items()} for row in rows]
     lines = io.StringIO(newline="")

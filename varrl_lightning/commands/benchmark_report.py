@@ -1,4 +1,4 @@
-"""What `varrl test` leaves: tables beside the paper's rows, and pairs of pictures by category."""
+"""Writes the results of `varrl test`: tables beside the paper's rows, and pairs of pictures by category."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ ROWS = {
     "test/greedy/judge": "greedy, judge",
 }
 NARROWEST_COLUMN = 10
-"""Characters; a table is cut off by a narrow terminal, or a pipe, rather than printed with its numbers cut short."""
+"""Characters of a column: in a narrow terminal or a pipe, a table overflows rather than having its numbers cut."""
 
 
 def draw_pairs(module: VARGRPO, prompts: Sequence[Prompt], trainer: L.Trainer) -> Evaluation | None:
-    """Draw and score the prompts of the pairs; None where prompts have no categories, or the chosen ones not one size."""
+    """Sample and score the prompts of the pairs; None where prompts have no categories, or the chosen ones differ in size."""
     if not categories_of(prompts):
         return None
     chosen = [prompts[i] for places in choose_pairs(prompts).values() for i in places]
@@ -48,9 +48,9 @@ def report_test(
     folder: Path,
     about: Mapping[str, Any],
 ) -> list[Path]:
-    """Print the tables and write test.json, test.md and pairs_*.png; return what was written."""
+    """Print the tables and write test.json, test.md and pairs_*.png; return the paths of the files."""
     results = {ROWS[name]: collected[name].results() for name in ROWS if name in collected}
-    results = {name: replace(found, judge=name.endswith("judge")) for name, found in results.items()}
+    results = {name: replace(result, judge=name.endswith("judge")) for name, result in results.items()}
     result_tables = tables(results, benchmark_of(prompts), len(prompts))
     about = {**about, "prompts": str(about["prompts"]), "images": len(prompts), "versions": versions()}
     written = list(write_results(folder, result_tables, about))

@@ -1,4 +1,4 @@
-"""fit, validate, test and predict: LightningCLI, with mistakes reported before anything is written."""
+"""The commands fit, validate, test and predict: a LightningCLI that reports mistakes before anything is written."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ SEEDED = {"model.seed": "seed_everything", "data.seed": "seed_everything"}
 
 
 class VarrlCLI(LightningCLI):
-    """LightningCLI for `VARGRPO` and `PromptDataModule`; one seed, one folder a run, one configuration that counts."""
+    """LightningCLI for `VARGRPO` and `PromptDataModule`, with one seed for all and one folder per run."""
 
     def __init__(self, arguments: Sequence[str]) -> None:
         resolved, self.config_files = resolve_configs(arguments)
@@ -54,17 +54,17 @@ class VarrlCLI(LightningCLI):
     # --- parsing ------------------------------------------------------------------------------------------------------------
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
-        """Errors are raised, not printed with the usage; an option's name is written out."""
+        """Make a parser that raises errors instead of printing the usage, and takes no abbreviated options."""
         return super().init_parser(**{"exit_on_error": False, "allow_abbrev": False, **kwargs})
 
     def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """One seed for all."""
+        """Add the one seed of a run."""
         parser.add_argument(
             "--seed_everything", type=int, default=0, help="Seed of the rollouts, of the order of prompts, and of all libraries."
         )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """The module's and the datamodule's seeds follow."""
+        """Let the seeds of the module and the datamodule follow the run's."""
         for target, source in SEEDED.items():
             parser.link_arguments(source, target)
 
@@ -78,7 +78,7 @@ class VarrlCLI(LightningCLI):
         return parser
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Parse; say what is wrong with the closest name."""
+        """Parse the arguments; an error names the closest known name."""
         try:
             self.config = parser.parse_args(args)
         except argparse.ArgumentError as error:
@@ -88,12 +88,12 @@ class VarrlCLI(LightningCLI):
         refuse_keys(self.config_files, SEEDED)
 
     def _parse_ckpt_path(self) -> None:
-        """Leave the configuration alone: the parent would let a checkpoint's hyper-parameters win over what the user wrote."""
+        """Do nothing: the parent would let a checkpoint's hyper-parameters override the configuration."""
 
     # --- building -----------------------------------------------------------------------------------------------------------
 
     def before_instantiate_classes(self) -> None:
-        """Only `fit` writes a run; the other commands would overwrite it."""
+        """Choose the run folder for `fit`; switch off writing for the other commands, which would overwrite a run."""
         config = self.config[self.subcommand].trainer
         for name, instead in OWN_AFFAIR.items():
             if config[name] not in (None, 1 if name == "accumulate_grad_batches" else 0):
@@ -109,12 +109,12 @@ class VarrlCLI(LightningCLI):
         return os.path.join("runs", self.config_files[-1].stem if self.config_files else "varrl")
 
     def instantiate_classes(self) -> None:
-        """Build everything; an error in here is one in the configuration."""
+        """Build everything; errors are reported as mistakes in the configuration."""
         with reraise_as(ConfigError, *BUILD_ERRORS):
             super().instantiate_classes()
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
-        """Add what every run has, unless the configuration brings its own."""
+        """Add the default callbacks and loggers, unless the configuration has others."""
         config = self.config_init[self.subcommand]
         folder = config.trainer.default_root_dir or self._run_folder()
         config.ckpt_path = checkpoint_to_load(config.ckpt_path, folder, fitting=self.subcommand == "fit")
@@ -127,21 +127,21 @@ class VarrlCLI(LightningCLI):
     # --- running ------------------------------------------------------------------------------------------------------------
 
     def before_fit(self) -> None:
-        """All prompts and the checkpoint fit the model, or nothing is written."""
+        """Check that all prompts and the checkpoint fit the model, before anything is written."""
         with reraise_as(StartError, ValueError, OSError):
             self.datamodule.setup("fit")
             self._check_trainer(len(self.datamodule.train_dataloader()))
             self.model.check_prompts([p for prompts in self.datamodule.prompts.values() for p in prompts])
         self._check_checkpoint()
         if self.config_init.fit.ckpt_path is None and self.trainer.is_global_zero and not dry(self.trainer):
-            for name in ("last", "best"):  # now: started again before its first save, this run must not resume from another's
+            for name in ("last", "best"):  # now: if this run is restarted before its first save, it must not resume from another's
                 set_aside(checkpoint_path(self.trainer, name))
         costs = cycle_costs(self.model.cycle, self.model.policy.schedule(), self.datamodule.batch_size, self.trainer.world_size)
         if self.trainer.is_global_zero:
             Console().print(cost_table(costs))
 
     def _check_trainer(self, batches: int) -> None:
-        """What the Trainer would refuse too, but after the run folder has been written."""
+        """Refuse what the Trainer would refuse too, but only after the run folder has been written."""
         trainer = self.trainer
         interval = trainer.val_check_interval
         if isinstance(interval, int) and interval > batches and trainer.check_val_every_n_epoch is not None:
@@ -151,19 +151,19 @@ class VarrlCLI(LightningCLI):
             )
 
     def before_validate(self) -> None:
-        """The validation prompts fit."""
+        """Check that the validation prompts fit the model."""
         self._check_prompts("val")
         self._load_folder()
 
     def before_test(self) -> None:
-        """The test prompts fit; with a checkpoint to load, the pairs of pictures are drawn without it first."""
+        """Check that the test prompts fit the model; sample the pairs of pictures once before a checkpoint is loaded."""
         self._check_prompts("test")
         self._checkpoint = self.config_init.test.ckpt_path
         self._before = draw_pairs(self.model, self._prompts("test"), self.trainer) if self._checkpoint else None
         self._load_folder()
 
     def after_test(self) -> None:
-        """Tables on the console and in files, and the pairs."""
+        """Report the results: tables on the console and in files, and the pairs of pictures."""
         config, prompts = self.config_init.test, self._prompts("test")
         about = {"checkpoint": self._checkpoint, "prompts": self.datamodule.paths["test"], "seed": self.model.eval_seed}
         after = None if self._before is None else draw_pairs(self.model, prompts, self.trainer)
@@ -171,7 +171,7 @@ class VarrlCLI(LightningCLI):
             report_test(self.model.evaluator.collected, prompts, (self._before, after), Path(config.output), about)
 
     def predict(self, model: L.LightningModule, datamodule: PromptDataModule, **kwargs: Any) -> None:
-        """Draw the prompts of the command line, else those of `data.predict`."""
+        """Sample images of the prompts of the command line, else of those of `data.predict`."""
         config = self.config_init.predict
         with reraise_as(StartError, ValueError, OSError):
             # Numbered, so that a prompt given twice is sampled twice, from different noise.
@@ -205,9 +205,7 @@ class VarrlCLI(LightningCLI):
                 check_checkpoint(path, self.model, self.model.saved_tensors())
 
     def _load_folder(self) -> None:
-        """Load a sharded run's checkpoint here, where the Trainer's strategy reads files alone; DeepSpeed's always, whose engine
-        loads it only to train.
-        """
+        """Load a checkpoint folder here if the Trainer's strategy cannot; DeepSpeed's engine loads its folders only to train."""
         config = self.config_init[self.subcommand]
         path = Path(config.ckpt_path or "")
         if path.is_dir() and config.ckpt_path and (is_zero_folder(path) or not parallel_of(self.trainer).saves_folders):
@@ -217,7 +215,7 @@ class VarrlCLI(LightningCLI):
 
 
 def _missing(trainer: Namespace) -> list[Callback]:
-    """The default callbacks, without those that the configuration brings itself or has switched off."""
+    """The default callbacks, without those that the configuration has itself or switches off."""
     configured = trainer.callbacks if isinstance(trainer.callbacks, list) else [trainer.callbacks]
     off = tuple(
         kind
@@ -228,7 +226,11 @@ def _missing(trainer: Namespace) -> list[Callback]:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """One of LightningCLI's commands and its arguments."""
+    """Run one of LightningCLI's commands and return the exit status.
+
+    Args:
+        arguments: the command and its arguments.
+    """
 
     def run() -> int:
         VarrlCLI(arguments)

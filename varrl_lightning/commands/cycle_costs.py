@@ -1,4 +1,4 @@
-"""The cost of a cycle of stages: how many images are sampled, and how many of their tokens are trained."""
+"""Counts the images that a cycle of stages samples and the tokens that it trains."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from varrl_lightning.types import Stage
 
 @dataclass(frozen=True)
 class StageCost:
-    """One update of a stage, for a whole batch of prompts.
+    """The cost of one update of a stage, for the complete batch of prompts.
 
     Args:
         stage: the stage.
-        times: how often it comes in one cycle.
+        times: how often the stage comes in one cycle.
         prompts: P, over all ranks.
         images: P * A * K, all of them sampled, decoded and scored.
         tokens: trained tokens: those of scales `[start, stop)` in P * A branches.
@@ -35,7 +35,7 @@ class StageCost:
 
     @property
     def branches_per_rank(self) -> int:
-        """ceil(P * A / ranks): every rank samples and trains as many; where they do not divide, the last ones repeat a branch."""
+        """ceil(P * A / ranks), the same on every rank; where it does not divide, the last places repeat a branch."""
         return -(-self.prompts * self.stage.branches // self.ranks)
 
 
@@ -86,14 +86,14 @@ def _summary(costs: Sequence[StageCost]) -> str:
     images = sum(cost.times * cost.images for cost in costs)
     tokens = sum(cost.times * cost.tokens for cost in costs)
     return (
-        f"In all {updates} updates, {images:,} images drawn and rewarded, {tokens:,} tokens trained.\n"
+        f"In all {updates} updates, {images:,} images sampled and scored, {tokens:,} tokens trained.\n"
         "A: branches of a prompt, to be compared; K: continuations of a branch.\n"
         "Scales count from 1, as in the paper." + "".join(f"\n{line}" for line in _over_ranks(costs))
     )
 
 
 def _over_ranks(costs: Sequence[StageCost]) -> list[str]:
-    """How the branches of each stage are shared out, a line each; nothing for one process."""
+    """Lines about how the branches of each stage are divided among ranks; none for one process."""
     if costs[0].ranks == 1:
         return []
     lines = []

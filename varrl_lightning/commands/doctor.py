@@ -1,4 +1,4 @@
-"""`varrl doctor`: six things that otherwise go wrong silently, checked on a real rollout before any training."""
+"""`varrl doctor`: checks, on a real rollout and before any training, six things that otherwise go wrong silently."""
 
 from __future__ import annotations
 
@@ -35,20 +35,20 @@ Checks what 'varrl fit' with the same arguments would train, without training:
   weights  every tensor of the policy comes from a file
   ratio    before the first step the probability ratio is 1
   sampler  the sampler and teacher forcing agree, scale by scale
-  dropout  nothing random is left in the policy
+  dropout  the policy computes nothing at random
   reward   the reward scores a real rollout, and how long it takes
-With --memory, instead: what each phase of a training step takes of a device's memory, predicted without a GPU and for public models
-without their weights; and which setting to change when it does not fit the GPU found here, or --memory-limit GiB.
-Exit status 0 when all pass, 1 when one fails, 2 when the configuration is wrong."""
+With --memory, it predicts instead how much of a device's memory each phase of a training step needs, without a GPU and, for public
+models, without their weights; and names the setting to change if it does not fit this machine's GPU, or --memory-limit GiB.
+The exit status is 0 when all checks pass, 1 when one fails, 2 when the configuration is wrong."""
 
 
 def examine(config: ParsedConfig) -> Iterator[Finding]:
-    """The six checks in order; after one that makes the rest impossible, the rest is reported as not checked.
+    """The findings of the six checks, in order; checks that an earlier failure makes impossible are reported as not checked.
 
-    Policy and rewards are built more than once: the first two checks are about building them.
+    Policy and rewards are built more than once, since the first two checks are about building them.
     """
-    yield (plugins := _made("plugins", lambda: plugins_load(config.get("model.reward"), config.get("model.mask_source"))))
-    yield (weights := _made("weights", lambda: weights_are_strict(config.build_policy)))
+    yield (plugins := _finding("plugins", lambda: plugins_load(config.get("model.reward"), config.get("model.mask_source"))))
+    yield (weights := _finding("weights", lambda: weights_are_strict(config.build_policy)))
     if not plugins.passed or weights.figure == "it failed":
         yield from (Finding(name, False, "not checked", "Mend what is above first.") for name in CHECKS[2:])
         return
@@ -67,8 +67,8 @@ def examine(config: ParsedConfig) -> Iterator[Finding]:
         yield reward_runs(model.rewards, rollouts[0])
 
 
-def _made(name: str, check: Callable[[], Finding]) -> Finding:
-    """A check of what a user brings, which may raise anything."""
+def _finding(name: str, check: Callable[[], Finding]) -> Finding:
+    """The finding of a check; a failed one for any error, since a user's code may raise anything."""
     try:
         return check()
     except Exception as error:
@@ -77,17 +77,17 @@ def _made(name: str, check: Callable[[], Finding]) -> Finding:
 
 def main(arguments: Sequence[str]) -> int:
     """Run with the arguments of `fit` and those of `HELP`."""
-    own = options_parser()
-    own.add_argument("--json", action="store_true")
-    own.add_argument("--memory", action="store_true")
-    own.add_argument("--memory-limit", type=float)
-    return run_with_config(arguments, HELP, own, _diagnose)
+    parser = options_parser()
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--memory", action="store_true")
+    parser.add_argument("--memory-limit", type=float)
+    return run_with_config(arguments, HELP, parser, _diagnose)
 
 
-def _diagnose(asked: argparse.Namespace, config: ParsedConfig) -> int:
-    if asked.memory or asked.memory_limit is not None:
-        return report_memory(config, asked.memory_limit, asked.json)
-    return _report(examine(config), as_json=asked.json)
+def _diagnose(options: argparse.Namespace, config: ParsedConfig) -> int:
+    if options.memory or options.memory_limit is not None:
+        return report_memory(config, options.memory_limit, options.json)
+    return _report(examine(config), as_json=options.json)
 
 
 def _report(findings: Iterator[Finding], as_json: bool) -> int:

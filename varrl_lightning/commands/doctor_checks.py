@@ -1,4 +1,4 @@
-"""The doctor's checks: each examines one thing and reports it in one line."""
+"""The checks of `varrl doctor`: each examines one thing and reports it in one line."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from varrl_lightning.weights.fingerprint import checksums
 SAME_PATH = 1e-5
 """Nats per token by which two passes of teacher forcing may differ in fp32."""
 TWO_PATHS = 1e-4
-"""The same for sampler and teacher forcing: where logits are 25, fp32 makes up to 3e-5, a wrong position or cache .01 and more."""
+"""The same for sampler and teacher forcing: with logits of 25, fp32 causes up to 3e-5, a wrong position or cache .01 or more."""
 RARE = 1e-3
-"""Share of tokens that may differ by more: of two codes as good as equal at the edge of top-k, either may fall out."""
+"""Share of tokens that may differ by more: of two nearly equal codes at the edge of top-k, rounding decides which is kept."""
 Gaps = dict[int, list[Tensor]]
 
 
@@ -34,10 +34,10 @@ class Finding:
     """The result of one check.
 
     Args:
-        check: its name.
-        passed: False also when it could not be made.
-        figure: what was measured.
-        advice: what to do, empty when it passed.
+        check: name of the check.
+        passed: whether the check passed; False also when it could not be made.
+        figure: the measurement, in words.
+        advice: what to do; empty when the check passed.
     """
 
     check: str
@@ -47,7 +47,7 @@ class Finding:
 
 
 def plugins_load(reward: Any, mask_source: Any) -> Finding:
-    """The rewards and the mask source are installed, can be imported and built."""
+    """Check that the rewards and the mask source are installed, and can be imported and built."""
     rewards = WeightedRewards.from_spec(reward)
     source = build(MASK_SOURCES, mask_source)
     terms = ", ".join(f"{name} ({type(term.reward).__name__}, weight {term.weight:g})" for name, term in rewards.terms.items())
@@ -55,7 +55,7 @@ def plugins_load(reward: Any, mask_source: Any) -> Finding:
 
 
 def weights_are_strict(load: Callable[[], VARPolicy]) -> Finding:
-    """Loading twice, from different states of the random generator, gives the same weights: none is left at its random start."""
+    """Check that all weights are loaded: two loads, from different states of the random generator, give the same weights."""
     torch.manual_seed(1)
     first = _checksums(load())
     torch.manual_seed(2)
@@ -74,9 +74,9 @@ def weights_are_strict(load: Callable[[], VARPolicy]) -> Finding:
 
 
 def _checksums(policy: VARPolicy) -> dict[str, str]:
-    """Of every tensor of a policy and of its frozen parts."""
+    """Checksums of every tensor of a policy and of its frozen parts, by name."""
     frozen = {f"{part}.{name}": t for part, module in policy.frozen_parts.items() for name, t in module.state_dict().items()}
-    # Without an adapter, which begins at random, as it should: in product with zero.
+    # An adapter is left out: it begins with random weights, multiplied by zeros.
     return checksums({f"transformer.{name}": t for name, t in base_tensors(policy).items()} | frozen)
 
 
@@ -87,20 +87,20 @@ def sample_stages(policy: VARPolicy, grpo: GRPO, prompts: Sequence[Prompt], seed
 
 
 def ratio_is_one(policy: VARPolicy, grpo: GRPO, rollouts: Sequence[Rollout], micro_batch_size: int | None) -> Finding:
-    """Before the first step the ratio of new to old probability is 1, however the branches are cut into micro-batches."""
+    """Check that before the first step the ratio of new to old probability is 1, however branches are cut into micro-batches."""
     gaps: Gaps = {}
     for rollout in rollouts:
-        whole = _log_probs(policy, rollout, grpo.objective.score)
+        uncut = _log_probs(policy, rollout, grpo.objective.score)
         rows = len(rollout.prompts) * rollout.stage.branches
         with torch.enable_grad():  # the path of training: logits are recomputed
             parts = _log_probs(policy, rollout, grpo.objective.score, micro_batch_size or max(rows // 2, 1))
-        _compare(gaps, rollout, whole, parts)
+        _compare(gaps, rollout, uncut, parts)
     advice = "Two passes over the same tokens disagree. Look for dropout, batch statistics, or less than fp32 in the policy."
     return _within_bound("ratio", "|log ratio| of sampled tokens", gaps, SAME_PATH, advice)
 
 
 def sampler_is_teacher_forcing(policy: VARPolicy, grpo: GRPO, rollouts: Sequence[Rollout]) -> Finding:
-    """The probability with which a token was sampled is the one that teacher forcing gives it, scale by scale."""
+    """Check that teacher forcing gives each token the probability with which it was sampled, scale by scale."""
     gaps: Gaps = {}
     for rollout in rollouts:
         _compare(gaps, rollout, rollout.log_probs, _log_probs(policy, rollout, Score("sampler", grpo.sampling)))
@@ -114,7 +114,7 @@ def _compare(gaps: Gaps, rollout: Rollout, one: Sequence[Tensor], other: Sequenc
 
 
 def _within_bound(check: str, what: str, gaps: Gaps, bound: float, advice: str) -> Finding:
-    """Whether differences in nats are within bounds on every scale; `{}` in the advice is the first where they are not."""
+    """The finding whether differences in nats are within bounds on every scale; `{}` in the advice is the first scale outside."""
     by_scale = {scale + 1: torch.cat(parts) for scale, parts in sorted(gaps.items())}
     wrong = [scale for scale, gap in by_scale.items() if float((gap <= bound).float().mean()) < 1 - RARE]
     largest = ", ".join(f"{scale}: {float(gap.max()):.1e}" for scale, gap in by_scale.items())
@@ -136,7 +136,7 @@ def _log_probs(policy: VARPolicy, rollout: Rollout, score: Score, rows_at_once: 
 
 
 def dropout_is_off(policy: VARPolicy, grpo: GRPO, rollout: Rollout) -> Finding:
-    """No part of the policy is in training mode, and two passes give bit for bit the same."""
+    """Check that no part of the policy is in training mode, and that two passes give identical results."""
     policy.train()
     training = [name or "the policy itself" for name, module in policy.named_modules() if module.training]
     score = grpo.objective.score
@@ -153,7 +153,7 @@ def dropout_is_off(policy: VARPolicy, grpo: GRPO, rollout: Rollout) -> Finding:
 
 
 def reward_runs(rewards: WeightedRewards, rollout: Rollout) -> Finding:
-    """The rewards score a rollout, and how long that takes."""
+    """Check that the rewards score a rollout, and measure how long that takes."""
     try:
         rewards.score_all(rollout.images[:1], rollout.image_prompts[:1])  # engines load on the first call
         start = time.perf_counter()

@@ -1,4 +1,4 @@
-"""`varrl doctor --memory`: the memory of a configuration's run, by phase, against that of a device, and what to turn."""
+"""`varrl doctor --memory`: the memory of a run by phase, compared with a device's, and the setting to change."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ COLUMNS = {
     "rollout": ("rollout", "prompts"),
     "working": ("working",),
 }
-"""Headings of the table, with the parts that they sum up; all other parts are `weights`."""
+"""Headings of the table, with the parts that each sums; all other parts are in the column `weights`."""
 
 
 def forecast_of(config: VarrlCLI) -> Forecast:
-    """What the run that `varrl fit` with this configuration would begin needs on each process.
+    """The memory that `varrl fit` with this configuration would need on each process.
 
     Raises:
-        StartError: when the policy is none of the public models and its weights are not here.
+        StartError: when the policy is not one of the public models and its weights are not on this machine.
     """
     fit = config.config.fit
     policy = published(fit.model.policy) or _loaded(fit.model.policy)
@@ -71,7 +71,7 @@ def forecast_of(config: VarrlCLI) -> Forecast:
 
 
 def _loaded(spec: Any) -> VARPolicy:
-    """A policy that is no public model, with its weights."""
+    """A policy that is not a public model, loaded with its weights."""
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--policy", type=VARPolicy)
     try:
@@ -86,7 +86,7 @@ def _loaded(spec: Any) -> VARPolicy:
 
 
 def _sketched(arguments: Namespace, policy: VARPolicy) -> VARGRPO:
-    """The module, with no reward and no mask source: neither is counted."""
+    """The module without its reward and mask source, whose memory is not counted."""
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(VARGRPO, "model")
     plain = arguments.clone()
@@ -97,7 +97,7 @@ def _sketched(arguments: Namespace, policy: VARPolicy) -> VARGRPO:
 
 
 class _NoReward:
-    """Stands for the configured reward, which need not be loaded: what it takes is not counted."""
+    """Stands for the configured reward, which need not be loaded, since its memory is not counted."""
 
     def __call__(self, images: torch.Tensor, prompts: Sequence[Prompt]) -> torch.Tensor:
         return images.new_zeros(len(images))
@@ -121,7 +121,7 @@ def _world_size(trainer: Namespace) -> int:
 
 
 def _precision(precision: str, kind: str) -> str:
-    """DeepSpeed computes in half precision without autocast."""
+    """The precision in which a strategy computes: DeepSpeed uses half precision without autocast."""
     names = {"32": "32-true", "16": "16-mixed", "bf16": "bf16-mixed", "64": "64-true"}
     precision = names.get(precision, precision)
     return precision.replace("mixed", "true") if kind.startswith("zero") else precision
@@ -131,26 +131,26 @@ def _keeps_copy(callbacks: Any) -> bool | None:
     """The setting of the callback `SafeStop`, which every run has."""
     for callback in callbacks if isinstance(callbacks, list) else [callbacks]:
         if str(getattr(callback, "class_path", "")).endswith("SafeStop"):
-            asked: bool | None = getattr(callback.init_args, "keep_copy", None)
-            return asked
+            keep_copy: bool | None = getattr(callback.init_args, "keep_copy", None)
+            return keep_copy
     return None
 
 
-def limit_of(asked: float | None) -> tuple[int, str]:
-    """The memory of a device, in bytes, and where that number is from."""
-    if asked is not None:
-        return int(asked * GIB), "--memory-limit"
+def limit_of(gibibytes: float | None) -> tuple[int, str]:
+    """The memory of a device in bytes, as given or else of this machine's device, and the source of the number."""
+    if gibibytes is not None:
+        return int(gibibytes * GIB), "--memory-limit"
     if torch.cuda.is_available():
         return torch.cuda.get_device_properties(0).total_memory, torch.cuda.get_device_name(0)
     return available_memory(torch.device("cpu")), "available on this machine, which has no GPU"
 
 
-def report_memory(config: VarrlCLI, asked: float | None, as_json: bool) -> int:
+def report_memory(config: VarrlCLI, limit_gibibytes: float | None, as_json: bool) -> int:
     """Print the table or its JSON; the exit status is 0 where everything fits."""
     with reraise_as(StartError, SimulationError):
         forecast = forecast_of(config)
         phases = forecast.phases()
-    limit, source = limit_of(asked)
+    limit, source = limit_of(limit_gibibytes)
     usable = int((1 - MARGIN) * limit)
     peak = max(phases, key=lambda phase: phase.total)
     lines = advice(forecast, phases, usable)
@@ -162,7 +162,7 @@ def report_memory(config: VarrlCLI, asked: float | None, as_json: bool) -> int:
         print(json.dumps(answer, indent=2))
     else:
         console = Console()
-        console.width = max(console.width, 100)  # figures must not be cut off
+        console.width = max(console.width, 100)  # numbers must not be cut off
         console.print(table_of(forecast, phases))
         verdict = "fits" if peak.total <= usable else "does NOT fit"
         print(
@@ -174,7 +174,7 @@ def report_memory(config: VarrlCLI, asked: float | None, as_json: bool) -> int:
 
 
 def table_of(forecast: Forecast, phases: Sequence[Phase]) -> Table:
-    """Phases in rows, parts in columns; in GiB, of small models in MiB."""
+    """A table with phases in rows and parts in columns; in GiB, or in MiB for small models."""
     unit, size_of_unit = ("GiB", GIB) if max(phase.total for phase in phases) >= GIB else ("MiB", GIB // 1024)
     world = f"{forecast.strategy}, {forecast.world_size} process{'es' if forecast.world_size > 1 else ''}"
     parts = ", ".join(f"{name} {size / size_of_unit:.2f}" for name, size in forecast.static.items() if size)
@@ -192,7 +192,7 @@ def table_of(forecast: Forecast, phases: Sequence[Phase]) -> Table:
 
 
 def advice(forecast: Forecast, phases: Sequence[Phase], usable: int) -> list[str]:
-    """The one setting to turn for each kind of phase that does not fit, with the value that does."""
+    """Advice for each kind of phase that does not fit: the setting to change, and the value that fits."""
     settings = dict.fromkeys(phase.setting for phase in phases if phase.total > usable)
     fixed = sum(forecast.static.values()) + forecast.gradients
     if fixed > usable:

@@ -26,12 +26,12 @@ WEIGHTS = ("trained", "average")
 HELP = """usage: varrl export --config FILE --ckpt_path FILE --output FILE [--dtype float32|bfloat16|float16]
                     [--weights trained|average]
 
-Writes the policy of a run as one file in its family's published layout, so that its public code and from_pretrained load it:
+Writes the policy of a run as one file in its family's published layout, which the family's public code and from_pretrained load:
   --config     config.yaml of the run's folder
-  --ckpt_path  a checkpoint of the run; without one the policy as it was before training
+  --ckpt_path  a checkpoint of the run; without one, the policy as it was before training
   --output     a new file, .safetensors or .pth
-  --dtype      of the weights; by default as they were trained
-  --weights    the trained ones, or their average of a run with ema_decay; trained by default
+  --dtype      dtype of the weights; by default that of the training
+  --weights    the trained weights, or their average if the run has ema_decay; trained by default
 An adapter (LoRA) is merged into the weights."""
 
 
@@ -40,10 +40,10 @@ def export_policy(policy: VARPolicy, path: str | Path, dtype: torch.dtype | None
 
     Args:
         path: a file that does not exist, .safetensors or .pth.
-        dtype: of the floating-point weights; their own when None.
+        dtype: dtype of the floating-point weights; None keeps theirs.
 
     Raises:
-        ValueError: when the file exists, or has another ending.
+        ValueError: when the file exists, or ends in neither.
     """
     path = Path(path)
     if path.suffix not in SUFFIXES:
@@ -51,7 +51,7 @@ def export_policy(policy: VARPolicy, path: str | Path, dtype: torch.dtype | None
     if path.exists():
         raise ValueError(f"{path} exists; give another name, or remove it first")
     trained = {name: _portable(x, dtype) for name, x in merged_tensors(policy).items()}
-    # What a family adds is no trained weight, and may need all its digits.
+    # The constants that a family adds are not trained weights: rounding them to `dtype` would change the model.
     tensors = {name: _portable(x, None) for name, x in policy.published(trained).items()}
     with replacing(path) as part:
         if path.suffix == ".safetensors":
@@ -67,24 +67,24 @@ def _portable(x: Tensor, dtype: torch.dtype | None) -> Tensor:
 
 def main(arguments: Sequence[str]) -> int:
     """Run with the arguments of `fit` and those of `HELP`."""
-    own = options_parser()
-    own.add_argument("--output")
-    own.add_argument("--dtype", choices=DTYPES)
-    own.add_argument("--weights", choices=WEIGHTS, default="trained")
-    return run_with_config(arguments, HELP, own, _export)
+    parser = options_parser()
+    parser.add_argument("--output")
+    parser.add_argument("--dtype", choices=DTYPES)
+    parser.add_argument("--weights", choices=WEIGHTS, default="trained")
+    return run_with_config(arguments, HELP, parser, _export)
 
 
-def _export(asked: argparse.Namespace, config: ParsedConfig) -> int:
-    if asked.output is None:
+def _export(options: argparse.Namespace, config: ParsedConfig) -> int:
+    if options.output is None:
         raise ConfigError("export needs --output FILE, a .safetensors or .pth file to write")
     model, _ = config.build()
-    average = asked.weights == "average"
+    average = options.weights == "average"
     if average and model.average is None:
         raise ConfigError("--weights average: this configuration has no average, its model.ema_decay is null")
     with reraise_as(StartError, ValueError, OSError):
         if checkpoint := config.get("ckpt_path"):
             load_checkpoint(checkpoint, model, model.saved_tensors())
         with model.evaluator.averaged() if average else nullcontext():
-            written = export_policy(model.policy, asked.output, None if asked.dtype is None else dtype_named(asked.dtype))
+            written = export_policy(model.policy, options.output, None if options.dtype is None else dtype_named(options.dtype))
     print(f"{written}: {written.stat().st_size / 2**20:.1f} MiB")
     return 0

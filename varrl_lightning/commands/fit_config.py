@@ -1,4 +1,4 @@
-"""The configuration of a `fit` command, read for commands that need no Trainer."""
+"""Reads the configuration of a `fit` command for commands that need no Trainer."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ class ParsedConfig(VarrlCLI):
     """A `fit` command line that is only read, for commands that need no Trainer."""
 
     def instantiate_classes(self) -> None:
-        """Nothing yet."""
+        """Do nothing: a command builds what it needs."""
 
     def _run_subcommand(self, subcommand: str) -> None:
-        """Nothing at all."""
+        """Do nothing: nothing is trained."""
 
     def get(self, key: str) -> Any:
-        """A value of the configuration, by its dotted key."""
+        """The value of a dotted key of the configuration."""
         return self.config.fit[key]
 
     def build_policy(self) -> VARPolicy:
-        """The policy alone."""
+        """Build the policy alone."""
         parser = ArgumentParser(exit_on_error=False)
         parser.add_argument("--policy", type=VARPolicy)
         policy: VARPolicy = parser.instantiate(Namespace(policy=self.get("model.policy"))).policy  # type: ignore[no-untyped-call]
         return policy
 
     def build(self) -> tuple[VARGRPO, PromptDataModule]:
-        """The module and its data."""
+        """Build the module and its datamodule."""
         with reraise_as(ConfigError, *BUILD_ERRORS):
             built = self.parser.instantiate(self.config).fit
         return built.model, built.data

@@ -1,4 +1,4 @@
-"""Command lines of commands that take the arguments of `fit` and options of their own."""
+"""Runs commands that take the arguments of `fit` and further options."""
 
 from __future__ import annotations
 
@@ -11,18 +11,21 @@ from varrl_lightning.errors import ConfigError
 
 
 def options_parser() -> argparse.ArgumentParser:
-    """A parser for a command's own options: it raises errors, and leaves `--help` and unknown arguments to others."""
+    """A parser for a command's further options: it raises errors, and leaves `--help` and unknown arguments to others."""
     return argparse.ArgumentParser(exit_on_error=False, allow_abbrev=False, add_help=False)
 
 
 def run_with_config(
-    arguments: Sequence[str], help_text: str, own: argparse.ArgumentParser, run: Callable[[argparse.Namespace, ParsedConfig], int]
+    arguments: Sequence[str],
+    help_text: str,
+    parser: argparse.ArgumentParser,
+    run: Callable[[argparse.Namespace, ParsedConfig], int],
 ) -> int:
-    """Print the help that is asked for, or run a command with its own options and the configuration; returns the exit status.
+    """Print a command's help if it is requested, else run the command; returns the exit status.
 
     Args:
-        arguments: those of `own`; all others are arguments of `fit`.
-        run: the command.
+        arguments: the arguments of `parser`, among those of `fit`.
+        run: the command, called with its options and the configuration.
     """
     if {"-h", "--help"} & set(arguments):
         print(help_text)
@@ -30,7 +33,7 @@ def run_with_config(
 
     def parsed() -> int:
         with reraise_as(ConfigError, argparse.ArgumentError):
-            asked, rest = own.parse_known_args(arguments)
-        return run(asked, ParsedConfig(["fit", *rest]))
+            options, rest = parser.parse_known_args(arguments)
+        return run(options, ParsedConfig(["fit", *rest]))
 
     return run_command(parsed)

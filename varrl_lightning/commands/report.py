@@ -1,4 +1,4 @@
-"""`varrl report RUN_FOLDER`: draw a run's figures again, from what lies in its folder."""
+"""`varrl report RUN_FOLDER`: draw a run's figures again, from the files in its folder."""
 
 from __future__ import annotations
 

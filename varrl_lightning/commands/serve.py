@@ -1,4 +1,4 @@
-"""`varrl serve`: a reward behind HTTP, so that it may have its own environment, machine and GPU."""
+"""`varrl serve`: serves a reward over HTTP, so that it may have its own environment, machine and GPU."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ KEY = "VARRL_API_KEY"
 HERE = "127.0.0.1"
 HOSTS = (HERE, "0.0.0.0", "::")
 LONGEST_WAIT = 300.0
-"""Seconds that a request may take in all."""
+"""Seconds that a request may take in total."""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -57,13 +57,23 @@ def _parser() -> argparse.ArgumentParser:
     add("--port", type=int, required=True, help="1024 to 65535")
     add("--host", default=HERE, help=f"{', '.join(HOSTS)}; all but {HERE} need a key (default: {HERE})")
     add("--api_key", default=None, help=f"clients send it as {KEY_HEADER}; better in the environment as {KEY}")
-    add("--devices", type=int, default=1, help="workers, each with the whole reward: on GPUs one each (default: 1)")
+    add(
+        "--devices",
+        type=int,
+        default=1,
+        help="number of workers, each with a copy of the reward; on GPUs, one per GPU (default: 1)",
+    )
     add("--accelerator", default="auto", help="auto, cpu, cuda or mps (default: auto)")
     add("--max_batch_size", type=int, default=8, help="requests (groups) scored together; 1 for no batching (default: 8)")
-    add("--batch_timeout", type=float, default=0.01, help="seconds to wait for more of them (default: .01)")
-    add("--max_body", type=int, default=limits.body, help=f"bytes of a request (default: {limits.body})")
-    add("--max_images", type=int, default=limits.images, help=f"images of a request (default: {limits.images})")
-    add("--max_pixels", type=int, default=limits.pixels, help=f"pixels of a request, all images (default: {limits.pixels})")
+    add("--batch_timeout", type=float, default=0.01, help="seconds to wait for more requests (default: .01)")
+    add("--max_body", type=int, default=limits.body, help=f"most bytes of a request (default: {limits.body})")
+    add("--max_images", type=int, default=limits.images, help=f"most images of a request (default: {limits.images})")
+    add(
+        "--max_pixels",
+        type=int,
+        default=limits.pixels,
+        help=f"most pixels of a request, over all images (default: {limits.pixels})",
+    )
     return parser
 
 
@@ -107,7 +117,7 @@ def _serve(options: argparse.Namespace, init_args: Mapping[str, Any], limits: Li
 
     _check_port(options.host, options.port)
     stop = _Stop()
-    logging.getLogger("litserve.server").addFilter(stop.worth_saying)
+    logging.getLogger("litserve.server").addFilter(stop.is_worth_logging)
     on_cpu = options.accelerator == "cpu"
     gate = {"limits": limits, "api_key": options.api_key, "timeout": LONGEST_WAIT}
     server = LitServer(
@@ -121,13 +131,13 @@ def _serve(options: argparse.Namespace, init_args: Mapping[str, Any], limits: Li
         disable_openapi_url=True,
         restart_workers=True,
     )
-    asked = "with a key" if options.api_key else "without a key"
-    print(f"varrl: serving {options.name} {asked} at http://{options.host}:{options.port}{PATH}, health page {HEALTH}", flush=True)
+    access = "with a key" if options.api_key else "without a key"
+    print(f"varrl: serving {options.name} {access} at http://{options.host}:{options.port}{PATH}, health page {HEALTH}", flush=True)
     server.run(host=options.host, port=options.port, log_level="warning", num_api_servers=1, generate_client_file=False)
 
 
 class _Stop:
-    """Ctrl-C or SIGTERM, the first of them, ends the service in order: requests in work are answered, no process is left behind."""
+    """Handles Ctrl-C and SIGTERM: the first ends the service in order, so that requests are answered and no process is left."""
 
     def __init__(self) -> None:
         self.process = os.getpid()
@@ -136,19 +146,19 @@ class _Stop:
             signal.signal(number, self)
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
-        if os.getpid() != self.process:  # a fork: the HTTP server, after it has shut down
+        if os.getpid() != self.process:  # in a fork: the HTTP server, after it has shut down
             os._exit(0)
         if not self.wanted:
             self.wanted = True
-            raise KeyboardInterrupt  # what LitServe waits for
+            raise KeyboardInterrupt  # LitServe shuts down on it
 
-    def worth_saying(self, record: logging.LogRecord) -> bool:
-        """Not that the thread that watches the workers misses them once the service is to end."""
+    def is_worth_logging(self, record: logging.LogRecord) -> bool:
+        """False for errors while the service ends: the thread that watches the workers reports that they are gone."""
         return not self.wanted or record.levelno < logging.ERROR
 
 
 def _check_port(host: str, port: int) -> None:
-    """Before the reward is loaded; LitServe would leave the program by itself."""
+    """Check the port before the reward is loaded: LitServe would exit the program itself."""
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

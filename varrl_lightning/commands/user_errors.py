@@ -1,4 +1,4 @@
-"""A user's mistake is shown as one message; a fault of the program keeps its traceback."""
+"""Shows a user's mistakes as one message; errors of the program keep their traceback."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ from varrl_lightning.errors import (
 )
 
 BUILD_ERRORS = (ValueError, TypeError, ImportError, OSError, PluginError, MisconfigurationException)
-"""What constructors raise when a configuration asks for the impossible."""
+"""Errors that constructors raise on a wrong configuration."""
 
 
 NOISE = (
     r"\s*Dump of a value that does not round-trip",  # of an option that is refused a moment later, with a message of ours
     ".*does not have many workers",  # to read a list that is in memory
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",
-    "Be aware that when using `ckpt_path`, callbacks",  # of fit, which validate, test and predict have no use for
+    "Be aware that when using `ckpt_path`, callbacks",  # callbacks of fit, which validate, test and predict do not need
 )
 ADVERTS = ("💡 Tip", "`weights_only` was not set")
 
@@ -47,7 +47,7 @@ SHOWN_PLAINLY = (
 
 @contextmanager
 def reraise_as(kind: type[Exception], *errors: type[Exception]) -> Iterator[None]:
-    """Turn errors that a user can mend into one that `run_command` shows without a traceback."""
+    """Turn errors that a user can fix into one that `run_command` shows without a traceback."""
     try:
         yield
     except errors as error:
@@ -67,12 +67,12 @@ def run_command(run: Callable[[], int]) -> int:
 
 
 def silence_lightning() -> None:
-    """Silence what Lightning says of itself and a user can do nothing about."""
-    os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # LightningCLI calls what was renamed
+    """Silence Lightning's advertisements, and warnings that a user can do nothing about."""
+    os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # LightningCLI uses renamed functions
     for message in NOISE:
         warnings.filterwarnings("ignore", message=message)
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_worth_saying)
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_worth_logging)
 
 
-def _worth_saying(record: logging.LogRecord) -> bool:
+def _is_worth_logging(record: logging.LogRecord) -> bool:
     return not any(record.getMessage().startswith(advert) for advert in ADVERTS)

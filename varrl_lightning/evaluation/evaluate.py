@@ -20,7 +20,7 @@ from varrl_lightning.rewards.weighted import WeightedRewards
 from varrl_lightning.types import Prompt, Sampling, Scores
 
 ALONE: dict[str, Any] = {"sync_on_compute": False}
-"""What is computed here has been put together already, and perhaps by one process alone: its metrics wait for no other."""
+"""The evaluations of all processes are already merged here, perhaps by one process alone: metrics must not wait for others."""
 EVALUATION_UPDATE = -1
 """Takes the place of a training rollout's number in the noise keys, so that evaluation never shares noise with training."""
 
@@ -31,10 +31,10 @@ class Evaluation:
 
     Args:
         images: one per prompt; none after `without_images`.
-        values: weighted sum of the rewards of each image; NaN where none applied.
-        scores: those of each reward, by its name.
-        texts: the words that were read in each image, when a reward reads.
-        readable: where that reward gave a score; what it did not read counts neither as right nor as wrong. None for everywhere.
+        values: weighted sum of the rewards of each image; NaN where no reward applied.
+        scores: scores of each reward, by its name.
+        texts: the words that a reward read in each image; None when no reward reads.
+        readable: images that this reward scored; others count neither as right nor as wrong. None for all images.
     """
 
     prompts: Sequence[Prompt]
@@ -45,12 +45,12 @@ class Evaluation:
     readable: Bool[Tensor, " N"] | None = None
 
     def without_images(self) -> Evaluation:
-        """The scores alone, to be kept while the images are not."""
+        """The same scores, with the images dropped to save memory."""
         scores = {name: Scores(s.values, s.components, valid=s.valid) for name, s in self.scores.items()}
         return replace(self, images=self.images.new_zeros(0, 3, 1, 1), scores=scores)
 
     def first(self, n: int) -> Evaluation:
-        """The first so many prompts."""
+        """The evaluation of the first n prompts."""
         scores = {
             name: Scores(s.values[:n], {c: v[:n] for c, v in s.components.items()}, valid=None if s.valid is None else s.valid[:n])
             for name, s in self.scores.items()
@@ -84,7 +84,7 @@ class Evaluation:
         return torch.ones_like(self.values, dtype=torch.bool) if self.readable is None else self.readable
 
     def metrics(self) -> dict[str, float]:
-        """Means over the images: the reward, each reward of several, word accuracy and NED by CVTG-2K's rule when one reads."""
+        """Means over the images: the total reward, each of several rewards; if one reads, word accuracy and NED as in CVTG-2K."""
         metrics = {"reward": _mean(self.values)}
         if self.texts is not None:
             rows = self.was_read().nonzero().flatten().tolist()
@@ -100,7 +100,7 @@ class Evaluation:
         return metrics
 
     def results(self) -> Results:
-        """The metrics, and the mean of the reward `hpsv3` by category, or of the weighted sum where there is none of that name."""
+        """The metrics, and means by category of the reward `hpsv3`, or of the weighted sum where there is no such reward."""
         categories, by_category = categories_of(self.prompts), {}
         if categories:
             score = self.scores.get("hpsv3")
@@ -111,7 +111,7 @@ class Evaluation:
 
 
 def _known(scores: Scores, component: str | None = None) -> Float[Tensor, " N"]:
-    """The values, or those of a component where there is one of that name; NaN where there is no score."""
+    """The values, or those of the named component if it exists; NaN where there is no score."""
     values = scores.values if component is None else scores.components.get(component, scores.values)
     return values.masked_fill(~scores.usable, torch.nan)
 

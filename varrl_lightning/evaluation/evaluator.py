@@ -1,4 +1,4 @@
-"""Images of a policy at fixed noise and their scores: what validation, test and predict measure."""
+"""Samples a policy's images at fixed noise and scores them, for validation, test and predict."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ class Evaluator:
         rewards: score every image.
         judge: a second reader for tests, which training never sees.
         sampling: how images are sampled, unless a call says otherwise.
-        seed: of the noise.
+        seed: seed of the noise.
         images_at_once: most images sampled at one time; None for 64.
-        average: its weights are used where there is one.
+        average: average of the weights, which takes their place; None for the weights themselves.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class Evaluator:
         self.policy, self.rewards, self.judge, self.sampling = policy, rewards, judge, sampling
         self.seed, self.images_at_once, self.average = seed, images_at_once or 64, average
         self.collected: dict[str, Evaluation] = {}
-        """Of the last validation or test, by the first part of its metrics' names."""
+        """Evaluations of the last validation or test, by the first part of their metrics' names."""
         self._batches: dict[str, list[Evaluation]] = {}
 
     @contextmanager
@@ -93,7 +93,7 @@ class Evaluator:
         return self._in_shares(prompts, parallel, lambda share: [self._share_of(prompts, settings, share)])[0]
 
     def scores(self, prompts: Sequence[Prompt], parallel: Parallel, sampling: Sampling | None = None) -> Evaluation:
-        """The same without the images, which are not sent from process to process."""
+        """The same without images, so that these are not sent between processes."""
         settings = sampling or self.sampling
         return self._in_shares(prompts, parallel, lambda share: [self._share_of(prompts, settings, share).without_images()])[0]
 
@@ -123,14 +123,14 @@ class Evaluator:
     def _in_shares(
         self, prompts: Sequence[Prompt], parallel: Parallel, work: Callable[[Sequence[int]], list[Evaluation]]
     ) -> list[Evaluation]:
-        """Evaluations of the prompts whose numbers each process is given, put together."""
+        """Evaluations that `work` makes of each process's share of the prompts, merged."""
         share = Share.of(len(prompts), parallel.rank, parallel.world_size)
         with self.averaged(), parallel.sampling([self.policy]):
             _, parts = parallel.run_on_all(lambda: (None, work(share.items)))
         return [Evaluation.merge(each).first(len(prompts)) for each in zip(*parts, strict=True)]
 
     def _with_judge(self, prompts: Sequence[Prompt], sampling: Sampling, share: Sequence[int]) -> list[Evaluation]:
-        """The rewards' scores of some prompts, and the judge's where there is one."""
+        """The rewards' scores of a share of the prompts, and the judge's where there is one."""
         evaluation = self._share_of(prompts, sampling, share)
         evaluations = [evaluation.without_images()]
         if self.judge is not None:

@@ -1,4 +1,4 @@
-"""Results set beside the paper's: console, JSON and Markdown."""
+"""Tables of results beside the paper's, for the console, JSON and Markdown."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from varrl_lightning.metrics.scores import ALL
 from varrl_lightning.prompts.benchmarks import Benchmark
 
 MEASURES = {"word_accuracy": "Word Accuracy", "ned": "NED", "clip_score": "CLIPScore", "reward": "Reward"}
-"""Names in results and their column headings; others stay as they are."""
+"""Column headings of the measures; a measure without one is headed by its name."""
 
 
 @dataclass(frozen=True)
 class Results:
-    """What was measured with one policy and one way of sampling.
+    """Measurements of one policy with one way of sampling.
 
     Args:
         measures: by name, see `MEASURES`.
         categories: mean reward by category, `All` among them, as `CategoryMean.compute` gives it.
         hpsv3: whether that reward is HPSv3, so that it may stand beside the paper's Table 2.
-        judge: whether this is what a second reader said, which no table of the paper has.
+        judge: whether these are the second reader's scores, which no table of the paper has.
     """
 
     measures: Mapping[str, float]
@@ -51,7 +51,7 @@ class ResultTable:
     digits: int = 4
 
     def rich(self) -> RichTable:
-        """For the console."""
+        """The table for the console."""
         table = RichTable(title=self.title, title_justify="left")
         table.add_column("")
         for column in self.columns:
@@ -61,7 +61,7 @@ class ResultTable:
         return table
 
     def markdown(self) -> str:
-        """A heading and a table; own rows in bold."""
+        """The table in Markdown, under a heading; the rows measured here in bold."""
         lines = [f"## {self.title}", "", f"| | {' | '.join(self.columns)} |", f"|---|{'---:|' * len(self.columns)}"]
         for name, values in self.rows.items():
             mark = "**" if name in self.ours else ""
@@ -82,7 +82,7 @@ class ResultTable:
 
 
 def tables(results: Mapping[str, Results], benchmark: Benchmark | None = None, images: int | None = None) -> list[ResultTable]:
-    """What was measured, and for a benchmark the paper's rows above it.
+    """Tables of the measurements, and for a benchmark the paper's rows above them.
 
     Args:
         results: by the name of their row, such as `sampler` and `greedy`, or `before` and `after`.
@@ -126,7 +126,7 @@ def _beside(
     ours: Mapping[str, tuple[float, ...]],
     digits: int,
 ) -> ResultTable:
-    # A row called as one of the paper's must not take its place.
+    # A row that has the name of one of the paper's must not replace it.
     named = {f"{name} (this run)" if paper else name: values for name, values in ours.items()}
     return ResultTable(title, columns, {**paper, **named}, frozenset(named), digits)
 

@@ -1,1 +1,1 @@
-"""Gradients of independent batches, for several ways to make one."""
+"""Measures how far gradients of independent batches agree, for variants of the method."""

@@ -1,7 +1,7 @@
-"""Gradient agreement: the mean cosine between gradients of independent batches, for several ways to make a gradient at once.
+"""Gradient agreement: the mean cosine between gradients of independent batches, for several variants at once.
 
-Where it is higher, a step of the same length goes further in the direction that all batches share. It says nothing of whether that
-direction is a good one, and compares what two methods make of one batch, not of one second.
+Where it is higher, a step of the same length goes further in the direction that all batches share. It does not tell whether that
+direction is a good one, and it compares methods by the batch, not by the second.
 """
 
 from __future__ import annotations
@@ -26,27 +26,27 @@ from varrl_lightning.policies.state import Anchor
 from varrl_lightning.types import LogProbs, Prompt, Rollout, Sampling, Scores, Stage
 
 LEAST = 3
-"""Batches of which a cosine has a standard error at all."""
+"""The smallest number of batches for which a cosine has a standard error."""
 Scale = int | None
-"""A scale counted from 0, or None for all of a stage's."""
+"""A scale, counted from 0; None for all scales of a stage."""
 
 
 @dataclass(frozen=True)
 class Measured:
-    """The measurement of a variant, for all or for one of its scales.
+    """The measurement of a variant, for all of its scales or for one.
 
     Args:
-        variant: its name.
+        variant: name of the variant.
         stage: the scales, branches and continuations.
         scale: counted from 0; None for all scales of the stage.
-        cosine: mean over all pairs of batches.
-        standard_error: of the cosine, by a jackknife over batches.
-        difference: to the first variant's cosine; NaN for a scale that this does not train.
-        difference_standard_error: of the paired difference, by the same jackknife.
+        cosine: mean cosine over all pairs of batches.
+        standard_error: standard error of the cosine, by a jackknife over batches.
+        difference: difference to the first variant's cosine; NaN for a scale that the first variant does not train.
+        difference_standard_error: standard error of the paired difference, by the same jackknife.
         signal: estimate of |E g|^2 / E |g|^2; may be negative.
         length: root of the mean squared length of a gradient.
-        batches: that had a gradient.
-        left_out: that had none.
+        batches: number of batches that had a gradient.
+        left_out: number of batches that had none.
     """
 
     variant: str
@@ -62,7 +62,7 @@ class Measured:
     left_out: int
 
     def flat(self) -> dict[str, Any]:
-        """As the row of a table: the stage's fields among the others; scales count from 1."""
+        """The measurement as the row of a table: the stage's fields among the others; scales count from 1."""
         fields = asdict(self)
         fields["scale"] = None if self.scale is None else self.scale + 1
         stage = {key: value for key, value in fields.pop("stage").items() if key != "name"}
@@ -70,25 +70,25 @@ class Measured:
 
 
 class AgreementMeter:
-    """Gradients of batch after batch, for each variant of the same prompts and noise.
+    """Accumulates the gradients of successive batches, for each variant on the same prompts and noise.
 
-    The gradient is that of the policy term (of the whole loss where variants have a KL) before clipping, by the code that trains.
+    The gradient is that of the policy term (of the complete loss if a variant has a KL) before clipping, by the code that trains.
     Variants that sample alike share the images: those of the most continuations serve variants that take fewer, since the k-th
     continuation of a branch depends on its key alone. Variants that also train the same distribution share a forward pass.
 
-    Nothing of the policy changes, and no random generator is used. In memory there are, with D trained parameters and 4 bytes each,
-    (blocks + 1) D for every variant, besides one gradient for each variant that shares a forward pass; times 1 + the number of its
-    scales with `per_scale`.
+    The policy does not change, and no random generator is used. With D trained parameters of 4 bytes each, memory holds
+    (blocks + 1) D for every variant, besides one gradient for each variant that shares a forward pass; with `per_scale` this is
+    multiplied by 1 + the number of its scales.
 
     Args:
-        policy: whose gradients are measured.
-        variants: the others are compared with the first.
-        reference: what the KL of variants that have one is taken to.
+        policy: the policy whose gradients are measured.
+        variants: the variants; all are compared with the first.
+        reference: what the KL is taken to, in variants that have a KL.
         micro_batch_size: branches of a micro-batch; None for all.
         images_at_once: most images sampled at one time; None for all.
-        seed: of the noise, which training never uses.
-        blocks: batches are left out of the jackknife by so many blocks, or one by one where there are no more batches.
-        per_scale: whether each scale's part of the loss is measured too, by a backward pass of its own.
+        seed: seed of the noise, which training never uses.
+        blocks: number of blocks of batches that the jackknife leaves out in turn; single batches where there are no more of them.
+        per_scale: whether each scale's part of the loss is measured too, by a separate backward pass.
         parameters: pattern of names of trained parameters, as in `blocks.*.mlp.*`; None for all.
 
     Raises:
@@ -112,7 +112,7 @@ class AgreementMeter:
         self.micro_batch_size, self.images_at_once = micro_batch_size, images_at_once
         self.seed, self.per_scale = seed, per_scale
         self.batches = 0
-        """Given so far."""
+        """Batches measured so far."""
         self._parameters = trained_parameters(policy, parameters)
         self._sums = {(v.name, scale): GradientSums(blocks) for v in self.variants for scale in self._scales(v)}
         if len(self._sums) != sum(len(self._scales(v)) for v in self.variants):
@@ -128,7 +128,7 @@ class AgreementMeter:
 
     @property
     def bytes_held(self) -> int:
-        """What the sums come to when every block has a batch."""
+        """Bytes of all sums once every block has a batch."""
         return 4 * self.size * sum(sums.blocks + 1 for sums in self._sums.values())
 
     def add(self, prompts: Sequence[Prompt]) -> None:
@@ -148,24 +148,24 @@ class AgreementMeter:
         self.batches += 1
 
     def _credit(self, variant: Variant, rollout: Rollout, scores: Mapping[str, Scores]) -> Credit:
-        own, own_scores = _first_continuations(rollout, scores, variant.stage)
-        return variant.grpo.assign(own, variant.grpo.branch_scores(self.policy, own, own_scores))
+        part, part_scores = _first_continuations(rollout, scores, variant.stage)
+        return variant.grpo.assign(part, variant.grpo.branch_scores(self.policy, part, part_scores))
 
     def _gradients(
         self, family: Sequence[Variant], credits: Sequence[Credit], rollout: Rollout
     ) -> dict[tuple[str, Scale], Float[Tensor, " D"] | None]:
         """The gradient of each variant of one family; None where nothing has a weight."""
         gradients: dict[tuple[str, Scale], Tensor | None] = {(v.name, scale): None for v in family for scale in self._scales(v)}
-        moved = [
+        weighted = [
             (v, c) for v, c in zip(family, credits, strict=True) if bool(c.policy_weights.any()) or v.grpo.objective.kl_coef > 0
         ]
-        for score in dict.fromkeys(v.grpo.objective.score for v, _ in moved):
-            alike = [(v, c.rows(rollout.branches, len(rollout.branches))) for v, c in moved if v.grpo.objective.score == score]
+        for score in dict.fromkeys(v.grpo.objective.score for v, _ in weighted):
+            alike = [(v, c.rows(rollout.branches, len(rollout.branches))) for v, c in weighted if v.grpo.objective.score == score]
             for key, gradient in self._sharing_a_pass(alike, rollout):
                 before = gradients[key]
                 gradients[key] = gradient if before is None else before.add_(gradient)
         if self.per_scale:
-            for v, _ in moved:
+            for v, _ in weighted:
                 parts = [part for scale in self._scales(v)[1:] if (part := gradients[v.name, scale]) is not None]
                 gradients[v.name, None] = torch.stack(parts).sum(dim=0)
         return gradients
@@ -173,7 +173,7 @@ class AgreementMeter:
     def _sharing_a_pass(
         self, alike: Sequence[tuple[Variant, Rows]], rollout: Rollout
     ) -> Iterator[tuple[tuple[str, Scale], Float[Tensor, " D"]]]:
-        """Gradients of the variants that are scored alike, micro-batch after micro-batch: of the whole, or else of each scale."""
+        """Gradients of variants with the same `Score`, micro-batch by micro-batch: of the complete loss, or of each scale."""
         grpo = alike[0][0].grpo
         reference = self.reference if any(v.grpo.objective.kl_coef > 0 for v, _ in alike) else None
         size = self.micro_batch_size or len(rollout.branches)
@@ -181,8 +181,8 @@ class AgreementMeter:
         sampled = flat(rollout.log_probs)
         with torch.enable_grad():
             for part, new in grpo.log_probs(self.policy, rollout, size, reference):
-                asked = [(v, rows[part], scale) for v, rows in alike for scale in (self._scales(v)[1:] or [None])]
-                for left, (v, rows, scale) in zip(reversed(range(len(asked))), asked, strict=True):
+                terms = [(v, rows[part], scale) for v, rows in alike for scale in (self._scales(v)[1:] or [None])]
+                for left, (v, rows, scale) in zip(reversed(range(len(terms))), terms, strict=True):
                     counted = rows if scale is None else _only(rows, scale - v.stage.start, lengths)
                     loss = _loss(v.grpo.objective, new, sampled[part], counted, lengths)
                     gradients = torch.autograd.grad(loss, self._parameters, retain_graph=left > 0, allow_unused=True)
@@ -194,8 +194,8 @@ class AgreementMeter:
         rows = []
         for v in self.variants:
             for scale in self._scales(v):
-                own, first = sums[v.name, scale], sums.get((self.variants[0].name, scale))
-                cosine, above = own.estimate(), None if first is None else own.above(first)
+                agreement, first = sums[v.name, scale], sums.get((self.variants[0].name, scale))
+                cosine, above = agreement.estimate(), None if first is None else agreement.above(first)
                 rows.append(
                     Measured(
                         variant=v.name,
@@ -205,8 +205,8 @@ class AgreementMeter:
                         standard_error=cosine.standard_error,
                         difference=float("nan") if above is None else above.value,
                         difference_standard_error=float("nan") if above is None else above.standard_error,
-                        signal=own.signal,
-                        length=own.length,
+                        signal=agreement.signal,
+                        length=agreement.length,
                         batches=self._sums[v.name, scale].batches,
                         left_out=self._sums[v.name, scale].left_out,
                     )
@@ -215,10 +215,10 @@ class AgreementMeter:
 
 
 def trained_parameters(policy: VARPolicy, pattern: str | None = None) -> list[nn.Parameter]:
-    """Parameters that require a gradient, of these names within the transformer.
+    """Parameters that require a gradient and whose names within the transformer match a pattern.
 
     Raises:
-        ValueError: when there are none; shows names that there are.
+        ValueError: when no name matches; lists some of the names.
     """
     trained = {name.removeprefix("transformer."): p for name, p in policy.named_parameters() if p.requires_grad}
     matching = [p for name, p in trained.items() if pattern is None or fnmatchcase(name, pattern)]
@@ -256,14 +256,14 @@ def _first_continuations(rollout: Rollout, scores: Mapping[str, Scores], stage: 
     if stage.continuations == K:
         return replace(rollout, stage=stage), dict(scores)
     kept = [row for row in range(len(rollout.images)) if row % K < stage.continuations]
-    own = replace(
+    part = replace(
         rollout,
         stage=stage,
         images=rollout.images[kept],
         tail_tokens=[tokens[kept] for tokens in rollout.tail_tokens],
         keys=None if rollout.keys is None else rollout.keys[kept],
     )
-    return own, {name: _rows_of(of_reward, kept) for name, of_reward in scores.items()}
+    return part, {name: _rows_of(of_reward, kept) for name, of_reward in scores.items()}
 
 
 def _rows_of(scores: Scores, kept: list[int]) -> Scores:
@@ -281,7 +281,7 @@ def _rows_of(scores: Scores, kept: list[int]) -> Scores:
 
 
 def _only(rows: Rows, scale: int, lengths: Sequence[int]) -> Rows:
-    """The same, with weight on one of the stage's scales alone: the losses of all scales add up to the loss."""
+    """The same credit with weight on one scale of the stage alone: the losses of all scales add up to the loss."""
     on = torch.zeros(sum(lengths), device=rows.mask.device)
     on[sum(lengths[:scale]) : sum(lengths[: scale + 1])] = 1.0
     return replace(rows, policy_weights=rows.policy_weights * on, kl_weights=rows.kl_weights * on)

@@ -1,4 +1,4 @@
-"""Several ways to make a gradient of the same prompts and noise: each is a `GRPO` of one stage."""
+"""Variants of the method, compared on the same prompts and noise: each is a `GRPO` of one stage."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from varrl_lightning.types import Sampling, Stage
 
 STAGES = ("prefix", "suffix", "all")
 SHAPE = ("m", "group_size", "num_continuations", "suffix_starts", "first_scale")
-"""Arguments that say what a stage of a name is."""
+"""Arguments that define a stage given by its name."""
 GROUPS: dict[str, type] = {"mask": MaskOptions, "normalise": NormaliseOptions, "kl": KLOptions}
 CREDIT, LOSS = ("eta", "alpha", "combine"), ("kl_coef", "clip_low", "clip_high", "ratio")
 KEYS = ("stage", *SHAPE, *CREDIT, *LOSS, *GROUPS, "mask_source", "score", "sampling")
@@ -33,7 +33,7 @@ KEYS = ("stage", *SHAPE, *CREDIT, *LOSS, *GROUPS, "mask_source", "score", "sampl
 
 @dataclass(frozen=True)
 class StageShape:
-    """Arguments of `VARGRPO` by which stages are named."""
+    """Arguments of `VARGRPO` that define the stages given by name."""
 
     m: int | str
     group_size: int
@@ -47,8 +47,8 @@ class Variant:
     """One way to make a gradient.
 
     Args:
-        name: in tables and logs.
-        grpo: has one stage.
+        name: name of the variant in tables and logs.
+        grpo: the variant as a `GRPO` whose cycle is one stage.
     """
 
     name: str
@@ -56,7 +56,7 @@ class Variant:
 
     @property
     def stage(self) -> Stage:
-        """The scales, and how they are sampled."""
+        """The one stage of the variant's cycle."""
         return self.grpo.cycle[0]
 
 
@@ -86,15 +86,15 @@ def read_variants(name: str | Path) -> dict[str, dict[str, Any]]:
 
 
 def shipped_variants() -> dict[str, Path]:
-    """Files of variants that come with the package, by name."""
+    """The package's files of variants, by name."""
     return {path.stem: path for path in sorted((configs_folder() / "variants").glob("*.yaml"))}
 
 
 def own_stages(grpo: GRPO, kl: bool = False) -> list[Variant]:
-    """Each different stage of a cycle, as training does it.
+    """A variant for each different stage of a cycle, as training computes it.
 
     Args:
-        kl: whether the KL belongs to the loss.
+        kl: whether the loss includes the KL.
     """
     if not kl:
         grpo = replace(grpo, objective=replace(grpo.objective, kl_coef=0.0))
@@ -112,10 +112,10 @@ def variants_of(
     """Variants that differ from a `GRPO` in a stage and some options.
 
     Args:
-        shape: of the stages that are named.
-        described: by name: `stage` (`prefix`, `suffix`, `all`, or a mapping of the fields of a `Stage`) and any of `KEYS`;
-            everything else is as in `grpo`.
-        kl: whether the KL belongs to the loss.
+        shape: arguments that define the stages given by name.
+        described: by name of the variant: `stage` (`prefix`, `suffix`, `all`, or a mapping of the fields of a `Stage`) and any of
+            `KEYS`; everything else is as in `grpo`.
+        kl: whether the loss includes the KL.
 
     Raises:
         ValueError: on an unknown key, or a value out of its range; names the variant.
@@ -154,20 +154,20 @@ def _stage(policy: VARPolicy, shape: StageShape, changes: Mapping[str, Any]) -> 
     if asked not in STAGES:
         raise ValueError(f"stage must be one of {', '.join(STAGES)}, or a mapping of start, stop, branches, ..., got {asked!r}")
     schedule = policy.schedule()
-    own = replace(shape, **{key: changes[key] for key in SHAPE if key in changes})
-    T, A, K = len(schedule), own.group_size, own.num_continuations
+    changed = replace(shape, **{key: changes[key] for key in SHAPE if key in changes})
+    T, A, K = len(schedule), changed.group_size, changed.num_continuations
     if asked != "prefix" and changes.get("num_continuations", 1) != 1:
         raise ValueError(f"num_continuations is {K}, but stage {asked!r} ends with the last scale, where it is 1")
     if asked == "all":
-        return full_stage(T, A, own.first_scale)
-    m = schedule.resolve_m(own.m)
+        return full_stage(T, A, changed.first_scale)
+    m = schedule.resolve_m(changed.m)
     if asked == "suffix":
-        return suffix_stage(T, m, A, own.suffix_starts)
-    return prefix_stage(T, m, A, K, own.first_scale)
+        return suffix_stage(T, m, A, changed.suffix_starts)
+    return prefix_stage(T, m, A, K, changed.first_scale)
 
 
 def _varied(policy: VARPolicy, grpo: GRPO, changes: Mapping[str, Any], kl: bool) -> GRPO:
-    """A `GRPO` with other options."""
+    """A `GRPO` with the changed options."""
     groups = {key: _group(grpo, key, changes[key]) for key in GROUPS if key in changes}
     sampling = built_sampling(changes["sampling"], policy.default_sampling) if "sampling" in changes else grpo.sampling
     objective: Objective = replace(
@@ -193,5 +193,5 @@ def _group(grpo: GRPO, key: str, changes: object) -> Any:
     """A group of options, with some of them changed."""
     if not isinstance(changes, Mapping):
         return built(key, GROUPS[key], changes)
-    own = {"mask": grpo.credit.mask, "normalise": grpo.credit.normalise, "kl": grpo.objective.kl}[key]
-    return built(key, GROUPS[key], {**asdict(own), **changes})
+    present = {"mask": grpo.credit.mask, "normalise": grpo.credit.normalise, "kl": grpo.objective.kl}[key]
+    return built(key, GROUPS[key], {**asdict(present), **changes})

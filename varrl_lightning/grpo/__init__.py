@@ -1,1 +1,1 @@
-"""One way to make a gradient, without Lightning: a tree of images, credit, the loss."""
+"""GRPO without Lightning: a tree of images, its credit, and the loss."""

@@ -1,4 +1,4 @@
-"""From arguments of `VARGRPO`, objects or plain specs, to the parts of a `GRPO`."""
+"""Builds the parts of a `GRPO` from arguments of `VARGRPO`, which are objects or plain specs."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def built_cycle(
     suffix_starts: int,
     first_scale: Literal["trained", "shared"],
 ) -> tuple[Stage, ...]:
-    """The stages of successive rollouts; arguments as of `VARGRPO`.
+    """The stages of successive rollouts; the arguments are those of `VARGRPO`.
 
     Raises:
         ValueError: on a value out of its range.
@@ -43,7 +43,7 @@ def built_cycle(
 
 
 def built_sampling(sampling: Any, default: Sampling) -> Sampling:
-    """How images are sampled: a whole `Sampling`, or changes to the policy's own."""
+    """How images are sampled: a complete `Sampling`, or changes to the policy's default."""
     changes = built("sampling", SamplingChanges, sampling)
     if changes is None:
         return default
@@ -51,10 +51,10 @@ def built_sampling(sampling: Any, default: Sampling) -> Sampling:
 
 
 def built_score(score: Any, sampling: Sampling) -> Score:
-    """Which distribution is trained, by its name or a `Score`, with the module's own sampling.
+    """Which distribution is trained, given by its name or as a `Score`; its sampling is the module's.
 
     Raises:
-        ValueError: when the score has a sampling of its own.
+        ValueError: when the score names another sampling than the module's.
     """
     named = built("score", Score, score)
     if not isinstance(named, Score):

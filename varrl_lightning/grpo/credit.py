@@ -1,4 +1,4 @@
-"""From scores to weights on tokens: returns, advantages, k_t and masks, all known before the first update.
+"""Turns scores into weights of tokens: returns, advantages, k_t and masks, all known before the first update.
 
 Because every weight is fixed before the policy is scored, the loss of a batch is a plain sum over its rows, and cutting it into
 micro-batches changes nothing.
@@ -113,7 +113,7 @@ class CreditOptions:
 
 @dataclass(frozen=True)
 class Credit:
-    """What each branch, and each of its tokens, is credited with.
+    """The credit of each branch, and of each of its tokens.
 
     Args:
         rewards: the combined reward of each image; meaningless where not `valid`.
@@ -136,7 +136,7 @@ class Credit:
     kl_weights: Float[Tensor, "R L"]
 
     def rows(self, branches: Sequence[int], real: int) -> Rows:
-        """The part that an update of some branches needs; those after the first `real` of them weigh nothing."""
+        """The credit of the given branches; those after the first `real` of them get no weight."""
         index = torch.tensor(list(branches), device=self.mask.device)
         counts = (torch.arange(len(branches), device=self.mask.device) < real).to(self.mask)[:, None]
         return Rows(
@@ -149,7 +149,7 @@ class Credit:
 
 @dataclass(frozen=True)
 class Rows:
-    """The part of a `Credit` that concerns some branches; its fields are documented there."""
+    """The part of a `Credit` that belongs to a set of branches; its fields are documented there."""
 
     advantages: Float[Tensor, " R"]
     mask: Float[Tensor, "R L"]
@@ -162,12 +162,12 @@ class Rows:
 
 @dataclass(frozen=True)
 class BranchScores:
-    """Scores of some branches, before these are compared with the others of their group.
+    """Scores of a set of branches, before they are compared with the others of their group.
 
     Args:
-        values: of each reward by its name, for the K images of each branch.
-        usable: where such a value exists.
-        components: named parts of the rewards, for the log, by reward.
+        values: scores of the K images of each branch, by reward name.
+        usable: which of the values exist, by reward name.
+        components: named parts of the scores, for the log, by reward name.
         tokens_on: the tokens that the rewards looked at: the propagated mask, still without `mask.outside`; None for all tokens.
     """
 
@@ -181,7 +181,7 @@ class BranchScores:
 
     @staticmethod
     def join(parts: Sequence[BranchScores], branches: int) -> BranchScores:
-        """The first `branches` branches of several processes' parts, in the order of their ranks."""
+        """The scores of several processes as one, in the order of their ranks; only the first `branches` branches count."""
 
         def joined(tensors: Iterable[Tensor]) -> Tensor:
             return torch.cat(list(tensors))[:branches]
@@ -211,7 +211,7 @@ class BranchScores:
 
 
 def _known_tokens(part: BranchScores, like: Tensor) -> Bool[Tensor, "R L"]:
-    """Its `tokens_on`; all tokens where it says nothing."""
+    """The part's `tokens_on`, with None spelled out as all tokens."""
     return like.new_ones(len(part), like.shape[1]) if part.tokens_on is None else part.tokens_on
 
 
@@ -221,7 +221,7 @@ def scores_by_branch(
     """Scores and masks of a rollout's images, by branch; masks are carried back to tokens (section 3.5).
 
     Args:
-        scores: by reward name.
+        scores: scores of the images, by reward name.
         pixel_mask: which pixels each score is about, in [0, 1]; None for all.
     """
     shape = (len(rollout.branches), rollout.stage.continuations)
@@ -254,8 +254,8 @@ def assign_credit(
     """Returns (Eq. 4, 10), group advantages, and weights k_t (Eq. 9) times masks of all branches of a batch.
 
     Args:
-        scores: all P * A branches.
-        weights: of each reward, by its name.
+        scores: scores of all P * A branches.
+        weights: weight of each reward, by its name.
         masked_kl: whether the propagated mask applies to the KL too.
     """
     shape = (-1, stage.branches, stage.continuations)

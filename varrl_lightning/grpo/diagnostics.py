@@ -1,4 +1,4 @@
-"""Metrics of a training step: TRL's names, in all and per scale; scales count from 1."""
+"""Metrics of a training step under TRL's names, over all scales and per scale; scales count from 1."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def reward_metrics(scores: BranchScores, credit: Credit, eta: float) -> dict[str
 
 
 def credit_metrics(stage: Stage, schedule: Schedule, credit: Credit, alpha: float) -> dict[str, float]:
-    """Mask coverage and the share of the weight k_t, whole and per scale."""
+    """Mask coverage, over all scales and per scale, and each scale's share of the weight k_t."""
     lengths = schedule.lengths[stage.start : stage.stop]
     metrics = {"mask_coverage": _mean(credit.mask)}
     shares = scale_shares(schedule, stage.start, stage.stop, alpha)
@@ -55,19 +55,19 @@ EXTREMES: dict[str, tuple[str, Callable[[Sequence[float]], float]]] = {
     "clip_ratio/low_mean": ("clip_ratio/low_min", min),
     "clip_ratio/high_mean": ("clip_ratio/high_max", max),
 }
-"""Where TRL logs the least or the greatest of several means as well: here over micro-batches."""
+"""Metrics of which TRL also logs the least or the greatest of several means, here over micro-batches."""
 
 
 @dataclass
 class TokenMeter:
-    """Means of per-token quantities over a rollout's micro-batches, whole and per scale.
+    """Means of per-token quantities over a rollout's micro-batches, over all scales and per scale.
 
     Args:
         start: the first scale, counted from 0.
         lengths: tokens of each scale.
-        sums: of each quantity, over the rows so far.
-        rows: their number.
-        parts: means of the micro-batches, where their extremes are logged.
+        sums: sum of each quantity over the rows so far.
+        rows: number of rows so far.
+        parts: means of the micro-batches, for quantities whose extremes are logged.
     """
 
     start: int
@@ -77,7 +77,7 @@ class TokenMeter:
     parts: dict[str, list[float]] = field(default_factory=dict)
 
     def add(self, name: str, values: Float[Tensor, "R L"]) -> None:
-        """Add a micro-batch of some quantity."""
+        """Add the values of one quantity in a micro-batch."""
         if not len(values):
             return
         total = values.detach().float().sum(dim=0)
@@ -106,9 +106,9 @@ class TokenMeter:
             means[name] = _mean(mean)
             for scale, part in enumerate(mean.split(self.lengths), start=self.start + 1):
                 means[f"{name}/scale_{scale}"] = _mean(part)
-        for name, of_parts in self.parts.items():
+        for name, part_means in self.parts.items():
             extreme, choose = EXTREMES[name]
-            means[extreme] = choose(of_parts)
+            means[extreme] = choose(part_means)
         return means
 
 

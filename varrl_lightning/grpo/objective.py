@@ -1,4 +1,4 @@
-"""The loss of some branches, from their log-probabilities and the credit they were assigned."""
+"""The loss of a set of branches, from their log-probabilities and their credit."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Objective:
         score: which distribution is trained.
         clip_low: the ratio is clipped below at 1 - clip_low; in [0, 1].
         clip_high: the ratio is clipped above at 1 + clip_high; >= 0.
-        ratio: of which probability: `token`, `scale_mean`, `scale_sum`, or `bit` for bitwise families.
+        ratio: the probability that the ratio is of: `token`, `scale_mean`, `scale_sum`, or `bit` for bitwise families.
         kl_coef: coefficient of the KL to the reference, >= 0; 0 needs no reference.
         kl: how the KL is taken.
 
@@ -76,10 +76,10 @@ class Objective:
             raise ValueError(f"kl_coef must be >= 0 and finite, got {self.kl_coef}")
 
     def check_policy(self, policy: VARPolicy) -> None:
-        """Whether the loss can be taken of a policy's tokens.
+        """Check that the loss can be computed for a policy's tokens.
 
         Raises:
-            ValueError: for the ratio of bits of a family without bits.
+            ValueError: for `ratio: bit` with a family whose tokens have no bits.
         """
         if self.ratio == "bit" and policy.bits is None:
             raise ValueError("ratio 'bit' is for bitwise families; this policy's tokens have no bits")
@@ -87,12 +87,12 @@ class Objective:
     def __call__(
         self, new: LogProbs, old: LogProbs, sampled: Float[Tensor, "R L"], credit: Rows, lengths: Sequence[int]
     ) -> tuple[Float[Tensor, ""], dict[str, Float[Tensor, "R L"]]]:
-        """The loss of some branches, and per-token quantities for the log.
+        """The loss of a set of branches, and per-token quantities for the log.
 
         Args:
-            new: log-probabilities of the policy as it is.
-            old: those of the policy before the first update on this rollout, by the same path; detached.
-            sampled: the sampler's own log-probabilities.
+            new: log-probabilities under the current policy.
+            old: log-probabilities before the first update on this rollout, computed the same way; detached.
+            sampled: log-probabilities that the sampler recorded.
             credit: weights and advantages of these branches.
             lengths: tokens of each trained scale.
         """

@@ -1,4 +1,4 @@
-"""One sampler for every stage: a tree of prompts, starts, branches and continuations."""
+"""Samples the images of a stage as a tree of prompts, starts, branches and continuations."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ def _forks(
 
 @dataclass(frozen=True)
 class _Part:
-    """What a rollout keeps of the branches of one chunk: no state, which has its prompts' features for every row."""
+    """The results of one chunk of branches. Their states are not kept: these hold the prompts' features for every row."""
 
     tokens: list[Tensor]
     tail_tokens: list[Tensor]

@@ -1,4 +1,4 @@
-"""Seconds of the parts of a training step."""
+"""Measures the seconds of the parts of a training step."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 
 class Stopwatch:
-    """Measures named parts of a step; waits for the GPU, which computes behind the program's back."""
+    """Measures named parts of a step; waits for the GPU, which computes asynchronously."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}

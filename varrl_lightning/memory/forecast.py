@@ -1,4 +1,4 @@
-"""Foretells what a training run needs of a device's memory, phase by phase, without a GPU and without running it."""
+"""Predicts how much of a device's memory a training run needs, phase by phase, without a GPU and without running it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from varrl_lightning.types import Stage
 GIB = 2**30
 SMALL_COPY = GIB // 4
 MARGIN = 0.1
-"""Share of a device's memory that is left free: kernels' workspaces, the allocator's fragments, and what rewards take."""
+"""Share of a device's memory that is left free for kernels' workspaces, the allocator's fragments and the rewards."""
 
 
 @dataclass(frozen=True)
@@ -27,11 +27,12 @@ class Sharing:
     """What a strategy divides by the number of processes.
 
     Args:
-        weights: and those of the reference; each process gathers a block at a time, and all of them while it samples.
-        gradients: and their average.
-        moments: what the optimizer keeps.
+        weights: whether the weights are divided, and those of the reference; each process gathers a block at a time, and all
+            blocks while it samples.
+        gradients: whether the averaged gradients are divided.
+        moments: whether the optimizer's state is divided.
         buckets: whether gradients are copied once more, to be averaged.
-        master: whether weights in half precision have a copy in fp32, divided as the moments are.
+        master: whether weights in half precision have a copy in fp32, which is divided as the moments are.
     """
 
     weights: bool = False
@@ -53,13 +54,13 @@ STRATEGIES = {
 
 @dataclass(frozen=True)
 class Phase:
-    """What is alive at the worst moment of a part of a training step, in bytes.
+    """The memory at the worst moment of one phase of a training step, in bytes.
 
     Args:
-        name: of the part.
-        stage: of the cycle; empty where it is the same in all.
-        parts: bytes by what they are of.
-        setting: what to turn down when this does not fit.
+        name: name of the phase.
+        stage: name of the stage of the cycle; empty where the phase is the same in all stages.
+        parts: bytes by what they hold.
+        setting: the setting to lower when the phase does not fit.
     """
 
     name: str
@@ -69,34 +70,34 @@ class Phase:
 
     @property
     def total(self) -> int:
-        """All bytes."""
+        """Sum of all parts."""
         return sum(self.parts.values())
 
 
-def copy_is_kept(asked: bool | None, trained: Iterable[Tensor]) -> bool:
-    """Whether a training step keeps a copy to return to; where nothing was asked for, one of up to 256 MiB of weights."""
-    return size_of(trained) <= SMALL_COPY if asked is None else asked
+def copy_is_kept(keep_copy: bool | None, trained: Iterable[Tensor]) -> bool:
+    """Whether a training step keeps a copy of the weights to return to; by default (None) it does for up to 256 MiB of weights."""
+    return size_of(trained) <= SMALL_COPY if keep_copy is None else keep_copy
 
 
 class Forecast:
     """The memory of one process of a training run.
 
     Args:
-        policy: as it is trained.
-        simulation: of that policy, with a prompt read.
+        policy: the policy that is trained.
+        simulation: simulation of that policy, which has read a prompt.
         stages: the cycle.
-        optimizer: makes the optimizer of parameters.
-        prompts: P, of an update.
-        micro_batch_size, images_at_once: as `VARGRPO` has them.
+        optimizer: makes the optimizer of a list of parameters.
+        prompts: P, prompts of an update.
+        micro_batch_size, images_at_once: as in `VARGRPO`.
         strategy: one of `STRATEGIES`.
-        world_size: processes.
+        world_size: number of processes.
         averaged: whether there is a moving average of the trained weights.
-        updates_per_rollout: as `VARGRPO` has it.
+        updates_per_rollout: as in `VARGRPO`.
         keeps_copy: whether a step keeps a copy of weights and moments to return to, as the callback `SafeStop` does; None where
-            that is small.
+            it does so for small models only.
         foreach: whether the optimizer works on all tensors at once, as torch's do on GPUs.
-        gathers: whether a strategy that shards weights holds them whole while drawing.
-        accumulates_whole: whether fsdp2 holds whole gradients between micro-batches.
+        gathers: whether a strategy that shards weights holds all of them while it samples.
+        accumulates_whole: whether fsdp2 holds unsharded gradients between micro-batches.
     """
 
     def __init__(
@@ -123,68 +124,68 @@ class Forecast:
         self.micro_batch_size, self.images_at_once = micro_batch_size, images_at_once
         self.sharing, self.strategy = STRATEGIES[strategy], strategy
         self.updates_per_rollout = updates_per_rollout
-        self._weigh(policy, averaged)
-        self._ask(optimizer, keeps_copy, foreach)
-        self._gather(gathers, accumulates_whole)
+        self._measure_static(policy, averaged)
+        self._measure_optimizer(optimizer, keeps_copy, foreach)
+        self._measure_gathering(gathers, accumulates_whole)
 
     @property
     def _trained(self) -> list[nn.Parameter]:
         return [p for p in self.simulation.policy.parameters() if p.requires_grad]
 
     @property
-    def _whole(self) -> int:
+    def _unsharded(self) -> int:
         return size_of(tensors_of(self.simulation.policy.transformer))
 
-    def _weigh(self, policy: VARPolicy, averaged: bool) -> None:
-        """What is there from the start to the end of a run."""
+    def _measure_static(self, policy: VARPolicy, averaged: bool) -> None:
+        """Measure what is held from the start to the end of a run."""
         shared, shards = self.sharing, self.world_size
         anchor = self.simulation.reference
         half = sum(p.numel() for p in self._trained if p.itemsize < 4)
         numbers = sum(p.numel() for p in self._trained)
         self.static = {
-            "weights": _share(self._whole, shards, shared.weights),
-            "reference": _share(self._whole, shards, shared.weights) if isinstance(anchor, VARPolicy) else 0,
+            "weights": _share(self._unsharded, shards, shared.weights),
+            "reference": _share(self._unsharded, shards, shared.weights) if isinstance(anchor, VARPolicy) else 0,
             **{name: size_of(tensors_of(part)) for name, part in frozen_parts(policy).items()},
             "fp32 copy": _share(4 * half, shards, True) if shared.master else 0,
             "average": _share(4 * numbers, shards, shared.weights) if averaged else 0,
             "buckets": size_of(self._trained) if shared.buckets and shards > 1 else 0,
         }
 
-    def _ask(self, optimizer: Callable[[Iterable[Any]], Optimizer], keeps_copy: bool | None, foreach: bool) -> None:
-        """What the optimizer says of itself."""
+    def _measure_optimizer(self, optimizer: Callable[[Iterable[Any]], Optimizer], keeps_copy: bool | None, foreach: bool) -> None:
+        """Measure the optimizer's state and temporary tensors, the gradients, and the copy that a failed step returns to."""
         state, temporary, self.optimizer_problem = optimizer_bytes(optimizer, self._trained, foreach, self.sharing.master)
         shards, divided = self.world_size, self.sharing.moments
         self.moments, self.temporary = _share(state, shards, divided), _share(temporary, shards, divided)
         trained = size_of(self._trained)
         self.gradients = _share(trained, shards, self.sharing.gradients)
-        # Under ZeRO weights have a form that nobody copies.
-        own = copy_is_kept(keeps_copy, self._trained) and not self.strategy.startswith("zero")
-        self.copy = _share(trained, shards, self.sharing.weights) + self.moments if own else 0
+        # DeepSpeed keeps weights in a form of its own, of which no copy is made.
+        copied = copy_is_kept(keeps_copy, self._trained) and not self.strategy.startswith("zero")
+        self.copy = _share(trained, shards, self.sharing.weights) + self.moments if copied else 0
         self.static["moments"] = self.moments
 
-    def _gather(self, gathers: bool, accumulates_whole: bool) -> None:
-        """What a strategy that shards weights brings together."""
+    def _measure_gathering(self, gathers: bool, accumulates_whole: bool) -> None:
+        """Measure the weights and gradients that a sharding strategy gathers."""
         sharded, anchors = self.sharing.weights and self.world_size > 1, 1 + isinstance(self.simulation.reference, VARPolicy)
         blocks = [size_of(tensors_of(block)) for block in self.simulation.policy.blocks()] or [0]
-        # A layer is gathered while the one before it runs; what is in no layer stays for the whole pass.
-        self.block = anchors * (self._whole - sum(blocks) + 2 * max(blocks)) if sharded else 0
-        self.gathered = (anchors * self._whole if gathers else self.block) if sharded else 0
-        whole = sharded and accumulates_whole and self.strategy == "fsdp2"
-        self.accumulated = size_of(self._trained) if whole else self.gradients
+        # A layer is gathered while the one before it runs; weights outside the layers stay gathered for all of the pass.
+        self.block = anchors * (self._unsharded - sum(blocks) + 2 * max(blocks)) if sharded else 0
+        self.gathered = (anchors * self._unsharded if gathers else self.block) if sharded else 0
+        unsharded = sharded and accumulates_whole and self.strategy == "fsdp2"
+        self.accumulated = size_of(self._trained) if unsharded else self.gradients
 
     def rows(self, stage: Stage) -> int:
         """Branches that a process samples and trains."""
         return math.ceil(self.prompts * stage.branches / self.world_size)
 
     def rollout(self, stage: Stage, images_at_once: int | None) -> list[Phase]:
-        """Drawing and decoding, `images_at_once` images at a time."""
-        needed = self.simulation.rollout(stage, self.rows(stage), images_at_once)
+        """The phases of sampling and decoding, `images_at_once` images at a time."""
+        measured = self.simulation.rollout(stage, self.rows(stage), images_at_once)
         common = {**self.static, "gathered weights": self.gathered, "prompts": self._prompts(stage)}
-        named = (("rollout", needed.sampling), ("decode", needed.decoding))
+        named = (("rollout", measured.sampling), ("decode", measured.decoding))
         return [Phase(name, stage.name, {**common, "working": size}, "images_at_once") for name, size in named]
 
     def update(self, stage: Stage, micro_batch_size: int | None) -> Phase:
-        """Forward and backward pass of the largest micro-batch."""
+        """The phase of the forward and backward pass of the largest micro-batch."""
         rows = self.rows(stage)
         parts = {
             **self.static,
@@ -198,7 +199,7 @@ class Forecast:
         return Phase("update", stage.name, parts, "micro_batch_size")
 
     def phases(self) -> list[Phase]:
-        """All of a training step, and the saving of a checkpoint."""
+        """The phases of a training step of each stage, and that of saving a checkpoint."""
         phases = []
         for stage in self.stages:
             kept = {"gradients": self.gradients, "rollout": self._kept(stage)}
@@ -212,10 +213,12 @@ class Forecast:
         return [*phases, Phase("checkpoint save", "", saved, "strategy")]
 
     def largest_micro_batch(self, limit: int, new: Sequence[str] | None = None) -> int:
-        """The most branches in one backward pass that fit `limit` bytes, and that no fewer calls would need; 0 where none fits.
+        """The number of branches in one backward pass that fit `limit` bytes; 0 where not even one fits.
+
+        Of the sizes that need the same number of micro-batches it is the smallest.
 
         Args:
-            new: the parts that count; all when None.
+            new: the parts of the phase that count; None for all.
         """
         rows = max(self.rows(stage) for stage in self.stages)
 
@@ -227,7 +230,7 @@ class Forecast:
         return math.ceil(rows / math.ceil(rows / most)) if most else 0
 
     def largest_part(self, limit: int) -> int:
-        """The most images sampled at once that fit `limit` bytes; 0 where not even those of one branch do."""
+        """The most images sampled at once that fit `limit` bytes; 0 where not even those of one branch fit."""
         fitting = []
         for stage in self.stages:
             K = stage.continuations
@@ -239,7 +242,7 @@ class Forecast:
         return self.simulation.rollout(stage, self.rows(stage), self.images_at_once).kept
 
     def _old(self, stage: Stage) -> int:
-        """Log-probabilities that later micro-batches and updates compare with, of every token and of its bits."""
+        """Bytes of the old log-probabilities, of every token and of its bits, that later updates compare with."""
         tokens = self.rows(stage) * self.simulation.cond.schedule.span(stage.start, stage.stop)
         return 4 * tokens * (1 + (self.simulation.policy.bits or 0))
 
@@ -250,11 +253,13 @@ class Forecast:
 def optimizer_bytes(
     optimizer: Callable[[Iterable[Any]], Optimizer], parameters: Sequence[nn.Parameter], foreach: bool, single: bool
 ) -> tuple[int, int, str]:
-    """What an optimizer keeps, what a step takes beside that, and why it could not be asked: then AdamW's two moments are taken.
+    """Bytes of an optimizer's state, bytes that a step takes beside it, and the error if it cannot run on tensors without memory.
+
+    With an error the state is taken to be AdamW's two moments.
 
     Args:
-        foreach: whether it works on all tensors at once, where it can.
-        single: whether it is given fp32 copies of the parameters.
+        foreach: whether the optimizer works on all tensors at once, where it can.
+        single: whether the optimizer is given fp32 copies of the parameters.
     """
     shapes = [nn.Parameter(torch.empty_like(p, device="meta", dtype=torch.float32 if single else None)) for p in parameters]
     try:
@@ -273,7 +278,7 @@ def optimizer_bytes(
 
 
 def largest(need: Callable[[int], int], limit: int, most: int) -> int:
-    """The greatest number in [1, most] whose need is within the limit, 0 if none is; `need` rises, and almost on a line."""
+    """The greatest number in [1, most] whose need is within the limit, 0 if none is; `need` rises, almost linearly."""
     if need(1) > limit:
         return 0
     if need(most) <= limit:

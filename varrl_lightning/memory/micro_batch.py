@@ -22,16 +22,16 @@ from varrl_lightning.strategies.base import Parallel
 from varrl_lightning.types import Prompt
 
 NEW = ("gradients", "gathered weights", "prompts", "rollout", "copy to return to", "working")
-"""Of a forecast's parts, those that a training step adds to what a fit begins with."""
+"""The parts of a forecast that a training step adds to what is loaded when a fit begins."""
 FULL = ("out of memory", "can't allocate memory", "not enough memory")
-"""In what torch says when there is no room, on GPUs and CPUs."""
+"""Phrases in torch's errors when memory is full, on GPUs and CPUs."""
 
 
 def available_memory(device: torch.device, processes: int = 1) -> int:
-    """Bytes that a process can still take.
+    """Bytes that a process can still allocate.
 
     Args:
-        processes: that share the memory of this machine, where the device is a CPU.
+        processes: number of processes that share the memory of this machine, where the device is a CPU.
     """
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
@@ -44,7 +44,7 @@ def available_memory(device: torch.device, processes: int = 1) -> int:
 def _free_of_machine() -> int:
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:  # no Linux: nobody says what of it is free
+    except OSError:  # not Linux: only the total is known
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
 
@@ -53,19 +53,19 @@ def _free_of_container() -> int:
     folder = Path("/sys/fs/cgroup")
     try:
         return int((folder / "memory.max").read_text()) - int((folder / "memory.current").read_text())
-    except (OSError, ValueError):  # no container, or one without a limit
+    except (OSError, ValueError):  # not in a container, or in one without a limit
         return 1 << 60
 
 
 class MicroBatchSize:
-    """The number of branches in one backward pass: as asked for, or for `auto` as many as the memory holds.
+    """The number of branches in one backward pass: the given number, or for `auto` as many as the memory holds.
 
     Args:
         asked: a number, `auto`, or None for all branches.
         policy: the policy that is trained.
-        grpo: how it is sampled and its loss.
+        grpo: how the policy is sampled, and the loss.
         optimizer_factory: makes the optimizer, whose moments are counted.
-        images_at_once: images sampled at one time.
+        images_at_once: most images sampled at one time.
         updates_per_rollout: optimizer steps on one rollout.
     """
 
@@ -84,19 +84,19 @@ class MicroBatchSize:
 
     @property
     def number(self) -> int | None:
-        """Branches of a micro-batch; None for all, also before `auto` has found a number."""
+        """Branches of a micro-batch; None for all, and before `auto` has chosen a number."""
         return None if self.asked == "auto" else self.asked
 
     def outline(self, trainer: L.Trainer) -> None:
-        """For `auto`: take the outline of the policy, before a strategy takes the policy apart."""
+        """For `auto`: record the shapes of the policy's tensors, before a strategy shards them."""
         if self.asked == "auto":
             self._simulation = Simulation(self.policy, self.grpo, str(trainer.precision), trainer.strategy.root_device)
 
     def choose(self, prompts: Sequence[Prompt], trainer: L.Trainer, parallel: Parallel) -> bool:
-        """For `auto`: choose the most branches that fit the memory of every process's device; True where that was done now.
+        """For `auto`: choose the most branches that fit the memory of every process's device; True if this call chose.
 
         Args:
-            prompts: of an update.
+            prompts: the prompts of an update.
         """
         if self.asked != "auto":
             return False
@@ -132,16 +132,16 @@ class MicroBatchSize:
         )
 
     def resume(self, saved: Mapping[str, Any], trainer: L.Trainer | None) -> None:
-        """For `auto`: the number of the run before, so that sums are rounded as before; unless memory is shared out differently."""
+        """For `auto`: keep the interrupted run's number, so that sums are rounded alike, if the number of processes is the same."""
         if self.asked == "auto" and trainer is not None and saved.get("world_size") == trainer.world_size:
             self.asked = saved.get("micro_batch_size") or "auto"
 
 
 def fitting_micro_batch(forecast: Forecast, available: int, begun: bool) -> int:
-    """The most branches in one backward pass whose memory, beside what is there already, fits nine tenths of what is available.
+    """The most branches in one backward pass that fit nine tenths of the available memory.
 
     Args:
-        available: bytes.
+        available: bytes that can be allocated beside what is loaded.
         begun: whether the optimizer has its moments already.
 
     Raises:
@@ -163,10 +163,14 @@ def fitting_micro_batch(forecast: Forecast, available: int, begun: bool) -> int:
 
 @contextmanager
 def explain_out_of_memory(setting: str, value: int | None) -> Iterator[None]:
-    """Say of an out-of-memory error which setting decides what was asked for.
+    """Within it, an out-of-memory error becomes one that names the setting to lower.
+
+    Args:
+        setting: the argument of `VARGRPO` that decides how much memory is needed.
+        value: its present value; None for no limit.
 
     Raises:
-        MemoryFullError: in its place.
+        MemoryFullError: in place of torch's error.
     """
     try:
         yield

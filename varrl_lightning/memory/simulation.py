@@ -1,4 +1,4 @@
-"""What a rollout and an update need beside the weights: the real code runs on tensors that have shapes and no memory."""
+"""Measures the memory of a rollout and an update: the real code runs on fake tensors, which have shapes and no memory."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ class SimulationError(RuntimeError):
 
 @dataclass(frozen=True)
 class RolloutBytes:
-    """What drawing images takes, beside the weights.
+    """Bytes that a rollout takes, beside the weights.
 
     Args:
-        sampling: the most while tokens are sampled, or while the parts are joined.
-        decoding: the most while images are decoded; both with what earlier parts left.
-        kept: of the finished rollout, for as long as the step lasts.
+        sampling: the most while tokens are sampled or chunks are joined, with what earlier chunks keep.
+        decoding: the most while images are decoded, with what earlier chunks keep.
+        kept: bytes of the finished rollout, which are held for the rest of the step.
     """
 
     sampling: int
@@ -48,7 +48,7 @@ class RolloutBytes:
 
 
 class _Simulated(LiveBytes):
-    """Says no to what a policy asks of a tensor without values, such as whether nothing is padded."""
+    """Counts bytes; answers False where a policy reads a boolean of a fake tensor, for example whether nothing is padded."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.ops.aten._local_scalar_dense.default and args[0].dtype == torch.bool:
@@ -57,15 +57,15 @@ class _Simulated(LiveBytes):
 
 
 class Simulation:
-    """A policy's outline, on which stages can be sampled and trained.
+    """A copy of a policy on fake tensors, which samples and trains stages to measure their memory.
 
-    `read` a prompt first.
+    Call `read` first: it encodes the prompt of all that follows.
 
     Args:
-        policy: as it is trained, with its adapter, and before a strategy takes it apart; its weights may be on the `meta` device.
-        grpo: how it is sampled, and the loss that is carried back.
-        precision: the Trainer's.
-        device: `cuda` only where there is one.
+        policy: the policy as it is trained, with its adapter, before a strategy shards it; its weights may be on the `meta` device.
+        grpo: how the policy is sampled, and the loss.
+        precision: the Trainer's precision.
+        device: the device of the run; `cuda` only where there is a GPU.
     """
 
     def __init__(
@@ -94,19 +94,19 @@ class Simulation:
         self._rollouts: dict[tuple[Stage, int, int], RolloutBytes] = {}
 
     def read(self, prompt: Prompt) -> None:
-        """Encode a prompt by the real frozen parts, and let it stand for all prompts: the one with the longest text."""
+        """Encode a prompt by the real frozen parts; it stands for all prompts, and so should be the one with the longest text."""
         self.policy.__dict__.pop("encode_prompts", None)
         with self.policy.using_frozen_parts(self._real_parts):
             cond = self.policy.encode_prompts([prompt])
         self.prompt, self.cond = prompt, cond.map(self.mode.from_tensor)
-        # In the place of the method, of this one object.
+        # Encoders look at values, which fake tensors do not have: this object's method repeats the encoded prompt instead.
         self.policy.__dict__["encode_prompts"] = lambda prompts: self.cond.repeat(len(prompts))
         self._updates.clear()
         self._rollouts.clear()
 
     @property
     def prompt_bytes(self) -> int:
-        """Of one encoded prompt, with its unconditional half."""
+        """Bytes of one encoded prompt, with its unconditional half."""
         return sum(x.nbytes for half in (self.cond.tensors, self.cond.unconditional) for x in half.values())
 
     def rollout(self, stage: Stage, branches: int, images_at_once: int | None) -> RolloutBytes:
@@ -119,22 +119,22 @@ class Simulation:
         """
         K = stage.continuations
         each = branches if images_at_once is None else min(branches, max(1, images_at_once // K))
-        asked = (stage, branches, each)
-        if asked not in self._rollouts:
-            self._rollouts[asked] = self._draw(stage, branches, each)
-        return self._rollouts[asked]
+        key = (stage, branches, each)
+        if key not in self._rollouts:
+            self._rollouts[key] = self._sample(stage, branches, each)
+        return self._rollouts[key]
 
-    def _draw(self, stage: Stage, branches: int, each: int) -> RolloutBytes:
-        sampled, parts = min(branches, 2 * each), -(-branches // each)
+    def _sample(self, stage: Stage, branches: int, each: int) -> RolloutBytes:
+        sampled, chunks = min(branches, 2 * each), -(-branches // each)
         prompts = [self.prompt] * -(-sampled // stage.branches)
         alive: list[int] = []
         peaks: list[tuple[int, int]] = []
         with self._running() as tracked:
-            before = self.policy.decode_latent
+            decode_latent = self.policy.decode_latent
 
             def decode(latent: Tensor) -> Tensor:
                 sampling = tracked.take_peak()
-                images = before(latent)
+                images = decode_latent(latent)
                 peaks.append((sampling, tracked.take_peak()))
                 return images
 
@@ -155,7 +155,7 @@ class Simulation:
                 del self.policy.__dict__["decode_latent"]
             joined, kept = tracked.take_peak(), tracked.live
             del rollout
-        left = (alive[-1] - alive[0]) * max(parts - 2, 0)  # by the parts that were not sampled
+        left = (alive[-1] - alive[0]) * max(chunks - 2, 0)  # what the chunks that were not sampled would keep
         share = branches / sampled
         return RolloutBytes(
             sampling=max(*(s for s, _ in peaks), peaks[-1][0] + left, joined + left + round(kept * (share - 1))),
@@ -164,7 +164,7 @@ class Simulation:
         )
 
     def update(self, stage: Stage, rows: int) -> int:
-        """The most bytes of one micro-batch: activations, logits, temporary gradients; beside weights and their gradients.
+        """The most bytes of one micro-batch beside weights and their gradients: activations, logits, temporary gradients.
 
         Raises:
             SimulationError: when the policy's code looks at values.
@@ -196,7 +196,7 @@ class Simulation:
 
     @contextmanager
     def _running(self, known: Sequence[Tensor] = ()) -> Iterator[LiveBytes]:
-        """Fake tensors, the Trainer's precision, and a count of bytes."""
+        """Within it, tensors are fake, the Trainer's precision applies, and bytes are counted."""
         tracked = _Simulated([*self._known, *known])
         with ExitStack() as stack:
             stack.enter_context(_clean_caches(self.policy))
@@ -216,7 +216,7 @@ class Simulation:
 
 @contextmanager
 def _clean_caches(policy: VARPolicy) -> Iterator[None]:
-    """Empty every `functools.lru_cache` that was filled within: a tensor without values must not outlive the simulation."""
+    """On leaving, empty every `functools.lru_cache` that was filled within: fake tensors must not outlive the simulation."""
     before = {id(cached): cached.cache_info().misses for cached in _caches(policy)}
     try:
         yield
@@ -227,7 +227,7 @@ def _clean_caches(policy: VARPolicy) -> Iterator[None]:
 
 
 def _caches(policy: VARPolicy) -> list[Any]:
-    """Those in the modules of the packages from which the policy is, and in their classes."""
+    """The `functools.lru_cache`s in the modules of the policy's packages, and in the classes of these modules."""
     packages = {kind.__module__.split(".")[0] for kind in type(policy).__mro__} - {"torch", "builtins", "abc"}
     modules = [module for name, module in list(sys.modules.items()) if name.split(".")[0] in packages and module is not None]
     places = [dict(vars(module)) for module in modules]
@@ -237,7 +237,7 @@ def _caches(policy: VARPolicy) -> list[Any]:
 
 @contextmanager
 def _precision(precision: str, device: torch.device) -> Iterator[None]:
-    """What a Trainer's precision does around a step."""
+    """Within it, operations run in the Trainer's precision."""
     if precision in MIXED:
         with torch.autocast(device.type, MIXED[precision], cache_enabled=False):
             yield

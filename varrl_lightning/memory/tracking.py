@@ -17,9 +17,9 @@ from varrl_lightning.policies.base import VARPolicy
 
 
 class LiveBytes(TorchDispatchMode):
-    """While active, follows every memory block that an operation returns, from the first tensor on it to the last.
+    """While active, counts every memory block that an operation returns, for as long as a tensor uses it.
 
-    What a kernel takes and gives back inside of one operation (a convolution's workspace) is not seen.
+    Memory that a kernel allocates and frees within one operation (a convolution's workspace) is not seen.
 
     Args:
         known: tensors whose memory is counted elsewhere, such as weights: neither they nor views of them are counted.
@@ -33,7 +33,7 @@ class LiveBytes(TorchDispatchMode):
             self._follow(tensor, counted=False)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run the operation and look at what it gave."""
+        """Run the operation and count the tensors that it returns."""
         out = func(*args, **(kwargs or {}))
         for leaf in (out,) if isinstance(out, Tensor) else tree_leaves(out):
             if isinstance(leaf, Tensor):
@@ -41,48 +41,48 @@ class LiveBytes(TorchDispatchMode):
         return out
 
     def take_peak(self) -> int:
-        """The most bytes since the last call; what is alive now begins the next one."""
+        """The most bytes since the last call; the next peak begins with the bytes that are alive now."""
         peak, self.peak = self.peak, self.live
         return peak
 
     def _follow(self, tensor: Tensor, counted: bool = True) -> None:
         block = tensor.untyped_storage()
-        address = block._cdata  # of the block itself, whose Python object lives as long as it does
+        address = block._cdata  # the C++ block's; its Python object lives as long as the block
         if address in self._blocks:
             return
         size = block.nbytes() if counted else 0
         self.live += size
         self.peak = max(self.peak, self.live)
 
-        def gone(_: Any) -> None:
+        def freed(_: weakref.ref[torch.UntypedStorage]) -> None:
             del self._blocks[address]
             self.live -= size
 
-        self._blocks[address] = weakref.ref(block, gone)
+        self._blocks[address] = weakref.ref(block, freed)
 
 
 def tensors_of(*modules: nn.Module) -> list[Tensor]:
-    """Parameters and buffers."""
+    """Parameters and buffers of modules."""
     return [x for module in modules for x in (*module.parameters(), *module.buffers())]
 
 
 def size_of(tensors: Iterable[Tensor]) -> int:
-    """Bytes of tensors that share no memory; of each block once where they do."""
+    """Bytes of the memory of tensors; a block that several of them share counts once."""
     return sum({x.untyped_storage()._cdata: x.untyped_storage().nbytes() for x in tensors}.values())
 
 
 def frozen_parts(policy: VARPolicy) -> dict[str, nn.Module]:
-    """Tokenizer, text encoder and what else a policy has outside of its module tree, by name."""
+    """Modules that a policy has outside of its module tree, such as tokenizer and text encoder, by name."""
     return {name: part for name, part in policy.frozen_parts.items() if isinstance(part, nn.Module)}
 
 
 def outline(policy: VARPolicy, mode: FakeTensorMode, device: torch.device, dtype: torch.dtype | None = None) -> VARPolicy:
-    """A copy of a policy that has the shapes of all its tensors and the memory of none.
+    """A copy of a policy whose tensors have shapes and no memory.
 
     Args:
-        policy: also one on the `meta` device.
-        device: where its tensors claim to be.
-        dtype: of the transformer's floating-point tensors, as a Trainer's precision makes them; None keeps their own.
+        policy: the policy; its weights may be on the `meta` device.
+        device: the device that the copy's tensors report.
+        dtype: dtype of the transformer's floating-point tensors, as a Trainer's precision makes them; None keeps their own.
     """
     memo: dict[int, Any] = {}
 

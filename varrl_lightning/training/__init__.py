@@ -1,1 +1,1 @@
-"""What an optimizer step needs of a Trainer."""
+"""Everything that `VARGRPO` needs to train under a Lightning Trainer."""

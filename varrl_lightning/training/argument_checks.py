@@ -10,7 +10,7 @@ from varrl_lightning.types import Prompt
 
 
 def check_sizes(group_size: int, num_continuations: int, micro_batch_size: object, images_at_once: object) -> None:
-    """Whether numbers of images make sense; arguments as of `VARGRPO`.
+    """Check that numbers of images make sense; the arguments are those of `VARGRPO`.
 
     Raises:
         ValueError: names the argument, its range and what was given.
@@ -26,7 +26,7 @@ def check_sizes(group_size: int, num_continuations: int, micro_batch_size: objec
 
 
 def check_scales(prompts: Sequence[Prompt], policy: VARPolicy) -> None:
-    """Whether all images have as many scales as those of the policy's default size, for which stages count scales.
+    """Check that all images have as many scales as the policy's default size has, whose scales the stages count.
 
     Raises:
         ValueError: names the prompt, its size and both numbers.
@@ -42,7 +42,7 @@ def check_scales(prompts: Sequence[Prompt], policy: VARPolicy) -> None:
 
 
 def check_prompts(prompts: Sequence[Prompt], policy: VARPolicy, rewards: WeightedRewards) -> None:
-    """Whether the policy can sample these prompts and the rewards can score them.
+    """Check that the policy can sample these prompts and the rewards can score them.
 
     Raises:
         ValueError: names the prompt and the reason.

@@ -1,4 +1,4 @@
-"""How far a run has come."""
+"""Counters of a run's progress."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from dataclasses import asdict, dataclass
 
 @dataclass
 class RunCounters:
-    """All that a run counts; noise, stages and schedules follow from it, never from Lightning's `global_step`.
+    """The counters of a run; noise, stages and schedules follow from them, never from Lightning's `global_step`.
 
     Args:
         rollouts_done: training steps, each one rollout.
-        updates_done: optimizer steps; a step that was dropped counts.
+        updates_done: optimizer steps, dropped ones included.
         bad_steps: optimizer steps whose loss or gradient was not finite.
-        bad_steps_in_a_row: those since the last finite one.
+        bad_steps_in_a_row: bad steps since the last finite one.
     """
 
     rollouts_done: int = 0
@@ -22,10 +22,10 @@ class RunCounters:
     bad_steps_in_a_row: int = 0
 
     def state_dict(self) -> dict[str, int]:
-        """The numbers by name, as a checkpoint holds them."""
+        """The counters by name, as a checkpoint holds them."""
         return asdict(self)
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Take on the numbers of `state_dict`; other entries are ignored."""
+        """Restore the counters from `state_dict`; other entries are ignored."""
         for name in asdict(self):
             setattr(self, name, state[name])

@@ -1,4 +1,4 @@
-"""What stops a run that has gone wrong."""
+"""Options that decide when a failing run stops."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from varrl_lightning.configuration.specs import OptionGroup
 
 @dataclass(frozen=True)
 class Guards(OptionGroup):
-    """When a run is stopped because something is wrong with it.
+    """When a run stops because something is wrong with it.
 
     Args:
-        max_bad_steps: this many steps in a row whose loss or gradient is not finite stop the run, >= 1.
-        check_ranks_every_n_steps: several processes compare what they should hold alike (weights, counters, configuration, prompts)
-            at the start and again every this many training steps; 0 for the start alone.
+        max_bad_steps: the run stops after this many steps in a row whose loss or gradient is not finite, >= 1.
+        check_ranks_every_n_steps: several processes compare weights, counters, configuration and prompts at the start, and again
+            after every so many training steps; 0 for the start alone.
 
     Raises:
         ValueError: on a value out of its range.

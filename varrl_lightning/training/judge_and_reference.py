@@ -1,4 +1,4 @@
-"""The second reader of tests and the anchor of the KL, from arguments of `VARGRPO`."""
+"""Builds the second reader of tests and the anchor of the KL from arguments of `VARGRPO`."""
 
 from __future__ import annotations
 

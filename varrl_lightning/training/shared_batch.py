@@ -14,12 +14,12 @@ from varrl_lightning.types import Prompt, Stage
 
 
 def prompts_of_all(batch: Any, parallel: Parallel, same_everywhere: bool, rollouts_done: int = 0) -> list[Prompt]:
-    """The batch that all processes were given, or else the different batches that they were given, as one.
+    """The batch that all processes were given; where they were given different batches, these joined.
 
     Args:
         batch: of any form that `as_prompts` reads.
         same_everywhere: whether the loader gives every process the same batch.
-        rollouts_done: for the error's text.
+        rollouts_done: number of the rollout, for the error message.
 
     Raises:
         RunStoppedError: when such a loader has given the processes different prompts.
@@ -55,7 +55,7 @@ def share_of_branches(prompts: int, stage: Stage, mask_source: MaskSource, paral
 
 
 def stop_if_nothing_was_scored(scores: BranchScores, rollouts_done: int) -> None:
-    """End a run whose rewards do not answer.
+    """End a run whose rewards give no scores.
 
     Raises:
         RunStoppedError: when no image of a rollout has a score from any reward.

@@ -1,4 +1,4 @@
-"""The metrics of a training step as they are logged."""
+"""The form in which the metrics of a training step are logged."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ def time_metrics(rollout: Rollout, branches: int, seconds: Mapping[str, float]) 
     """Seconds of the parts of a step, and its rates.
 
     Args:
-        branches: of the whole batch.
-        seconds: of `rollout`, `reward` (waiting for it), `scoring` (all of the rewards' work) and `update`.
+        branches: number of branches of the batch, over all processes.
+        seconds: seconds of `rollout`, `reward` (waiting for it), `scoring` (all of the rewards' work) and `update`.
     """
     stage, schedule = rollout.stage, rollout.schedule
     trained = branches * schedule.span(stage.start, stage.stop)
@@ -29,7 +29,7 @@ def time_metrics(rollout: Rollout, branches: int, seconds: Mapping[str, float]) 
 
 
 class StepLog:
-    """Names metrics by stage where there are several stages, and says NaN for what a stage does not have.
+    """Prefixes metrics with the stage's name where there are several stages; logs NaN for metrics that a stage does not have.
 
     Args:
         cycle: the stages of successive rollouts.
@@ -40,9 +40,9 @@ class StepLog:
         self._names: set[str] = set()
 
     def complete(self, stage: Stage, metrics: Mapping[str, float]) -> dict[str, float]:
-        """Metrics that no progress bar shows, those of the stage (`prefix/reward`), and NaN for what only other stages have.
+        """Metrics that the progress bar does not show, the stage's (`prefix/reward`), and NaN for those of other stages alone.
 
-        Lightning repeats the last value of a name that a step does not log; another stage's numbers are not this one's.
+        Without NaN, Lightning would repeat the last value of a metric that this step does not log, which is another stage's.
         """
         shown = shown_metrics(metrics)
         completed = {name: value for name, value in metrics.items() if name not in shown}

@@ -1,4 +1,4 @@
-"""What a module that optimises by hand asks of a Trainer, and the Trainer's settings that it refuses."""
+"""Checks of the Trainer's settings: which of them work with a module that optimises by hand."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ REFUSED_CALLBACKS: dict[type[Callback], str] = {
     GradientAccumulationScheduler: ACCUMULATION,
     StochasticWeightAveraging: "it replaces the schedule, which steps once per rollout, by one of epochs; see ema_decay",
 }
-"""Callbacks of Lightning's that cannot work with a module that optimises by hand, and why."""
+"""Lightning's callbacks that cannot work with a module that optimises by hand, and why."""
 
 
 def silence_expected_warnings() -> None:
-    """Silence warnings of Lightning and TensorBoard about what is meant to be so."""
-    # NaN stands for a metric that a stage does not have; TensorBoard's writer would warn of each, some hundred times a step.
+    """Silence warnings of Lightning and TensorBoard about intended behaviour."""
+    # NaN stands for a metric that a stage does not have; TensorBoard's writer would warn about each, about a hundred times a step.
     logging.getLogger("tensorboardX.x2num").addFilter(_is_not_of_nan)
     # A step is complete when ModelCheckpoint saves; nothing can be resumed from the state before its update.
     warnings.filterwarnings("ignore", message="Using ModelCheckpoint with manual optimization")
@@ -37,7 +37,7 @@ def _is_not_of_nan(record: logging.LogRecord) -> bool:
 
 
 def check_trainer(trainer: L.Trainer) -> None:
-    """Before anything is set up: refuse what Lightning does not do for modules that optimise by hand.
+    """Refuse, before anything is set up, settings that Lightning ignores for modules that optimise by hand.
 
     Raises:
         MisconfigurationException: names the setting and what to use in its place.
@@ -59,10 +59,10 @@ def check_trainer(trainer: L.Trainer) -> None:
 
 
 def check_schedules(trainer: L.Trainer) -> None:
-    """When the optimizers are built: one optimizer, and no schedule that waits for a metric.
+    """Check, once the optimizers are built, that there is one, and no schedule that waits for a metric.
 
     Raises:
-        MisconfigurationException: says what there is and what is expected.
+        MisconfigurationException: names what was found and what is expected.
     """
     if len(trainer.optimizers) != 1:
         raise MisconfigurationException(f"configure_optimizers must give one optimizer, got {len(trainer.optimizers)}")
@@ -74,7 +74,7 @@ def check_schedules(trainer: L.Trainer) -> None:
 
 
 def check_dtype(trainer: L.Trainer, policy: VARPolicy, fp32_masters: bool) -> None:
-    """Whether the optimizer's steps survive the rounding of the trained weights.
+    """Check that the optimizer's steps are not rounded away by the dtype of the trained weights.
 
     Args:
         fp32_masters: whether the optimizer steps fp32 copies of the weights.

@@ -34,13 +34,13 @@ def paper_optimizer(params: Iterable[Any]) -> Optimizer:
 
 
 class Updater:
-    """Takes a rollout and its credit and makes optimizer steps; a step that is not finite is dropped and counted.
+    """Makes optimizer steps on a rollout and its credit; a step that is not finite is dropped and counted.
 
     Args:
         policy: the policy that is trained.
         reference: what the KL is taken to, if there is a KL.
         grpo: its losses are minimised.
-        counters: of the run; optimizer steps and bad steps are counted here.
+        counters: counters of the run; the updater counts optimizer steps and bad steps in them.
         average: the average of the weights, if one is kept.
         updates_per_rollout: optimizer steps on one rollout, >= 1.
         max_grad_norm: gradients are clipped to this norm, > 0; None for no clipping.
@@ -81,8 +81,8 @@ class Updater:
         """Make all optimizer steps on one rollout; the metrics of its tokens are those of the last step.
 
         Args:
-            module: has the Trainer's optimizer and schedules.
-            real_branches: so many of the rollout's branches, the first ones, count.
+            module: the module whose Trainer has the optimizer and the schedules.
+            real_branches: number of the rollout's first branches that count; the others only fill up.
             micro_batch_size: branches of a micro-batch; None for all.
         """
         optimizer = module.optimizers()
@@ -106,7 +106,7 @@ class Updater:
             if self.average is not None:
                 self.average.update(self.policy, self.counters.updates_done)
             self.counters.updates_done += 1
-            optimizer.zero_grad()  # now: the next rollout needs the room
+            optimizer.zero_grad()  # now, since the next rollout needs the memory
         lr = optimizer.param_groups[0]["lr"]
         for scheduler in _as_list(module.lr_schedulers()):
             scheduler.step()
@@ -114,7 +114,7 @@ class Updater:
         return meter.compute() | {"loss": float(total), "grad_norm": self._grad_norm, "lr": lr}
 
     def before_optimizer_step(self, trainer: L.Trainer, parallel: Parallel, optimizer: Optimizer) -> None:
-        """Clip the gradient; drop it where it, or the loss, is not finite. Mixed precision has unscaled it by now."""
+        """Clip the gradient, or drop it when it or the loss is not finite. Mixed precision has already unscaled it."""
         norm = parallel.gradient_norm(optimizer)
         self._grad_norm = float(norm)
         if math.isfinite(self._grad_norm) and self._loss_is_finite:
@@ -128,7 +128,7 @@ class Updater:
         parallel.drop(optimizer)  # without gradients the step changes nothing, and still counts as one
 
     def _scaler_is_searching(self, trainer: L.Trainer) -> bool:
-        """Whether fp16 loss scaling explains a non-finite gradient: it halves its scale by such steps until they stop."""
+        """Whether fp16 loss scaling explains a non-finite gradient: the scaler halves its scale after each one until they stop."""
         scaler = getattr(trainer.precision_plugin, "scaler", None)
         return scaler is not None and self._loss_is_finite and scaler.get_scale() > 1
 
