@@ -231,7 +231,7 @@ def _micro_advice(forecast: Forecast, usable: int) -> str:
         return f"set model.micro_batch_size to {most} (now {forecast.micro_batch_size or 'all'})"
     off = getattr(forecast.simulation.policy.transformer, "gradient_checkpointing", None) is False
     more = "set the policy's gradient_checkpointing to true" if off else "shorten the trained span (m) or the image size"
-    return f"not even one branch can be trained at once: {more}, or draw smaller parts of the batch (data.batch_size)"
+    return f"not even one branch can be trained at once: {more}, or take smaller batches (data.batch_size)"
 
 
 _ADVICE = {"images_at_once": _parts_advice, "micro_batch_size": _micro_advice, "strategy": _step_advice}

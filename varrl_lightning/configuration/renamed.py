@@ -156,15 +156,15 @@ class RenamedModules(MetaPathFinder):
         """The new module's file for a runnable name; None for a name that is not of 0.1.
 
         Raises:
-            ModuleNotFoundError: for any other name of 0.1; says today's.
+            ModuleNotFoundError: for any other name of 0.1; names today's.
         """
         renamed = renamed_path(fullname)
         if renamed == fullname:
             return None
         if fullname.removeprefix(f"{PACKAGE}.") in RUNNABLE:
-            found = importlib.util.find_spec(renamed)
-            assert found is not None
-            return importlib.util.spec_from_file_location(fullname, found.origin)
+            today = importlib.util.find_spec(renamed)
+            assert today is not None
+            return importlib.util.spec_from_file_location(fullname, today.origin)
         raise ModuleNotFoundError(f"{fullname} of version 0.1 is now {renamed}", name=fullname)
 
 
