@@ -21,6 +21,9 @@ RECIPES = sorted(set(shipped_configs()) - OWN)
 DRAWN = 'a sign "OPEN"'
 
 
+DEAREST = ("infinity_8b_ocr.yaml", "llm_prefix_ocr_8gpus.yaml")
+"""They train slowest, and are the code of infinity_2b_ocr.yaml and llm_prefix_ocr.yaml with an adapter and with all weights."""
+
 TRAINED = [*(f"{name}_ocr.yaml" for name in RECIPE_ARGUMENTS), "var_d16_hpsv3.yaml", "llm_prefix_ocr_8gpus.yaml"]
 """One recipe a family, one whose reward is a service, and one that trains all weights of a family that else has an adapter."""
 SCALED = {f"{name}_ocr_{gpus}gpus.yaml": gpus for name in ("infinity_2b", "llm_prefix") for gpus in (8, 64)}
@@ -104,7 +107,7 @@ def test_a_recipe_that_is_not_trained_says_nothing_new(recipe: str) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:You defined a `validation_step`")
-@pytest.mark.parametrize("recipe", TRAINED)
+@pytest.mark.parametrize("recipe", [pytest.param(r, marks=pytest.mark.slow) if r in DEAREST else r for r in TRAINED])
 def test_a_recipe_trains_and_its_policy_draws(recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert main(["fit", "--config", str(shrunk(recipe, tmp_path))]) == 0

@@ -133,6 +133,7 @@ def test_all_phases_and_what_is_there_is_not_made_again(folder: Path, capsys: py
     assert "timing.json: plain with 2 prompts was made with another recipe" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_two_workers_find_what_one_does(folder: Path) -> None:
     assert main(["compare", "c.yaml", "--phase", "time"]) == 0
     fixed_times(folder)
@@ -173,6 +174,7 @@ def test_a_schedule_that_ends_ends_with_the_run(folder: Path) -> None:
     assert module.lr_schedulers().get_last_lr() == pytest.approx([0.0])  # type: ignore[union-attr]
 
 
+@pytest.mark.slow
 def test_a_recipe_may_have_seeds_and_learning_rates_of_its_own(folder: Path) -> None:
     """Runs 0 and 1 of one recipe, 0, 1 and 2 of the other: the difference is over the two that both have."""
     own = {"config": "split.yaml", "label": "two stages", "seeds": [0, 1, 2], "beyond": [5e-4]}

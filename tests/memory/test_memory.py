@@ -91,8 +91,11 @@ def test_what_autograd_keeps_is_counted() -> None:
 
 @pytest.mark.parametrize(
     ("width", "depth", "stage"),
-    [(16, 1, Stage(0, 4, 4, 2)), (32, 2, Stage(4, 6, 4)), (64, 4, Stage(0, 4, 4, 2))],
-    ids=["small", "middle", "large"],
+    [
+        pytest.param(16, 1, Stage(0, 4, 4, 2), id="small"),
+        pytest.param(32, 2, Stage(4, 6, 4), id="middle"),
+        pytest.param(64, 4, Stage(0, 4, 4, 2), id="large", marks=pytest.mark.slow),
+    ],
 )
 def test_a_rollout_and_an_update_take_what_was_foretold(width: int, depth: int, stage: Stage) -> None:
     module = tiny_module(untrained_lettering(width, depth), kl_coef=0.1)
@@ -125,6 +128,7 @@ def test_a_rollout_and_an_update_take_what_was_foretold(width: int, depth: int, 
         assert tracked.peak == pytest.approx(trained, rel=0.15)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peak resident memory is counted by Linux")
 def test_the_process_grows_by_what_was_foretold() -> None:
     """A second measure that knows nothing of tensors: a 1M-parameter model, in a process whose freed memory goes back at once."""
@@ -267,6 +271,7 @@ def test_the_largest_that_fits(limit: int) -> None:
     assert largest(need, limit, 10) == max(fits, default=0)
 
 
+@pytest.mark.slow
 def test_auto_fits_and_one_more_call_would_not_be_saved() -> None:
     module = tiny_module(kl_coef=0.1)
     found = forecast(module)

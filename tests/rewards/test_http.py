@@ -428,6 +428,7 @@ def test_killed_in_the_middle_of_a_request_the_run_waits_and_no_step_becomes_wro
     assert torch.equal(weights(module), undisturbed)
 
 
+@pytest.mark.slow
 def test_when_it_never_is_back_the_run_stops_with_its_state_saved(served: Service, tmp_path: Path, undisturbed: Tensor) -> None:
     served.wait()
     with (
