@@ -6,6 +6,7 @@ import base64
 import http.client
 import json
 import os
+import pickle
 import random
 import shutil
 import signal
@@ -324,6 +325,25 @@ def test_a_port_in_use_is_said_before_the_reward_loads(served: Service, capsys: 
     assert serving.main(["ocr", "--port", str(served.port)]) == 1
     assert f"port {served.port} of 127.0.0.1 cannot be used: Address already in use" in capsys.readouterr().err
     assert time.monotonic() - start < 30
+
+
+def test_a_worker_that_starts_while_the_service_ends_ends_quietly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """LitServe starts one where it is quicker to see that the others are gone than to end itself."""
+    from varrl_lightning.rewards.http_request import Limits
+    from varrl_lightning.serving.api import RewardAPI
+
+    class LeftError(Exception):
+        pass
+
+    def leave(status: int) -> None:
+        raise LeftError(status)
+
+    monkeypatch.setattr("os._exit", leave)
+    api = pickle.loads(pickle.dumps(RewardAPI("tests.served.Mean", {}, Limits())))
+    api.ending = True
+    with pytest.raises(LeftError, match="0"):
+        api.setup("cpu")
+    assert api.reward is None
 
 
 def test_sigterm_leaves_no_process_behind(served: Service) -> None:

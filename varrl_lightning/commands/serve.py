@@ -12,11 +12,14 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from varrl_lightning.errors import FAILED, USE, PluginError
 from varrl_lightning.registry import REWARDS, check
 from varrl_lightning.rewards.http_request import HEALTH, KEY_HEADER, PATH, PROTOCOL, Limits
+
+if TYPE_CHECKING:
+    from varrl_lightning.serving.api import RewardAPI
 
 KEY = "VARRL_API_KEY"
 HERE = "127.0.0.1"
@@ -116,12 +119,13 @@ def _serve(options: argparse.Namespace, init_args: Mapping[str, Any], limits: Li
     from varrl_lightning.serving.gate import Gate
 
     _check_port(options.host, options.port)
-    stop = _Stop()
+    api = RewardAPI(options.name, init_args, limits, options.max_batch_size, options.batch_timeout)
+    stop = _Stop(api)
     logging.getLogger("litserve.server").addFilter(stop.is_worth_logging)
     on_cpu = options.accelerator == "cpu"
     gate = {"limits": limits, "api_key": options.api_key, "timeout": LONGEST_WAIT}
     server = LitServer(
-        RewardAPI(options.name, init_args, limits, options.max_batch_size, options.batch_timeout),
+        api,
         accelerator=options.accelerator,
         devices=1 if on_cpu else options.devices,
         workers_per_device=options.devices if on_cpu else 1,
@@ -139,7 +143,8 @@ def _serve(options: argparse.Namespace, init_args: Mapping[str, Any], limits: Li
 class _Stop:
     """Handles Ctrl-C and SIGTERM: the first ends the service in order, so that requests are answered and no process is left."""
 
-    def __init__(self) -> None:
+    def __init__(self, api: RewardAPI) -> None:
+        self.api = api
         self.process = os.getpid()
         self.wanted = False
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -149,7 +154,7 @@ class _Stop:
         if os.getpid() != self.process:  # in a fork: the HTTP server, after it has shut down
             os._exit(0)
         if not self.wanted:
-            self.wanted = True
+            self.wanted = self.api.ending = True
             raise KeyboardInterrupt  # LitServe shuts down on it
 
     def is_worth_logging(self, record: logging.LogRecord) -> bool:

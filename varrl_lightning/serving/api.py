@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import time
 from collections import defaultdict
@@ -45,9 +46,13 @@ class RewardAPI(LitAPI):  # type: ignore[misc]
         super().__init__(max_batch_size=max_batch_size, batch_timeout=batch_timeout, api_path=PATH, loop=loop)
         self.name, self.init_args, self.limits = name, dict(init_args), limits
         self.reward: Reward | None = None
+        self.ending = False
+        """Set when the service is told to end: a worker that LitServe starts after that has nothing to do."""
 
     def setup(self, device: str) -> None:
         """Build the reward in the worker process and have it load what is large, before the first request."""
+        if self.ending:  # LitServe's monitor takes a worker that ended with the service for a broken one, and starts another
+            os._exit(0)
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the first of them ends the others
         end_with_the_parent()
         if device.startswith("cuda"):
