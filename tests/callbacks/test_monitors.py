@@ -20,6 +20,7 @@ HEALTHY = {"reward": 0.5, "reward_std_batch": 0.1, "frac_reward_zero_std": 0.2, 
     ("bad", "said"),
     [
         ({"reward": 0.0, "reward_std_batch": 0.0, "frac_reward_zero_std": 1.0}, "every reward was 0"),
+        ({"reward": 91.31956, "reward_std_batch": 8e-6, "frac_reward_zero_std": 1.0}, "the reward was 91.3196 for every image"),
         ({"frac_reward_zero_std": 1.0}, "all images of a group had the same reward"),
         ({"sampler_gap": -1.5}, "by -1.50 nats per token"),
     ],
@@ -45,6 +46,15 @@ def test_a_real_run_is_watched(tmp_path: Path) -> None:
     fit = trainer(tmp_path, [Monitors(patience=2)], 2, enable_checkpointing=False)
     with pytest.warns(UserWarning, match="every reward was 0 in the last 2 steps"):
         fit.fit(small_module(reward=nothing, score="sampler"), datamodule=datamodule(tmp_path / "data"))
+
+
+def test_a_constant_reward_is_said_within_ten_updates(tmp_path: Path) -> None:
+    def constant(images, prompts):
+        return images.new_full((len(images),), 91.31956)
+
+    fit = trainer(tmp_path, [Monitors()], 10, enable_checkpointing=False, limit_val_batches=0)
+    with pytest.warns(UserWarning, match="the reward was 91.3196 for every image"):
+        fit.fit(small_module(reward=constant, score="sampler"), datamodule=datamodule(tmp_path / "data"))
 
 
 def test_an_interrupted_bad_sign_is_not_said() -> None:

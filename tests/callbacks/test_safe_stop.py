@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch.callbacks import Callback
 
 from tests.callbacks.running import Watched, datamodule, small_module, trainer
 from tests.tiny import weights
@@ -112,6 +113,23 @@ def test_ctrl_c_finishes_the_step_and_the_run_goes_on_exactly(tmp_path, undistur
     assert f"Saved after training step {k + 1}" in said
     assert f"--ckpt_path {run.last}" in said
     assert torch.equal(resumed(run), undisturbed(1))
+
+
+class Pressed(Callback):
+    """Ctrl-C while the prompts are evaluated before the first step."""
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        press()()
+
+
+def test_ctrl_c_in_the_first_evaluation_says_what_it_does(tmp_path, capsys) -> None:
+    fit = trainer(tmp_path, [SafeStop(), Pressed(), Checkpoints()], STEPS)
+    with pytest.raises(SystemExit) as stopped:
+        fit.fit(Run(tmp_path).module, datamodule=datamodule(tmp_path / "data"))
+    assert stopped.value.code == 130
+    said = "Ctrl-C: stopped before the first training step. No training step has been made, so there is nothing to save."
+    assert said in capsys.readouterr().out
+    assert not (tmp_path / "checkpoints" / "last.ckpt").exists()
 
 
 def test_the_same_trainer_goes_on_after_a_stop(tmp_path, undisturbed) -> None:

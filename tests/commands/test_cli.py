@@ -15,6 +15,7 @@ from tiny import tiny_policy
 
 from varrl_lightning.__main__ import main
 from varrl_lightning.commands.cli import VarrlCLI
+from varrl_lightning.commands.user_errors import silence_lightning
 from varrl_lightning.configuration.explain import explain
 from varrl_lightning.configuration.files import find_config, resolve_configs, shipped_configs
 from varrl_lightning.errors import ConfigError
@@ -367,6 +368,31 @@ def test_predict_says_what_it_cannot_draw(
     assert not Path("pictures").exists()
 
 
-def test_an_option_of_a_plugin_cannot_be_given_alone(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["fit", "--config", "quickstart.yaml", "--model.reward.init_args.lam", "high"]) == 2
-    assert "model.reward.lam cannot be given alone: a reward is one value. Give all of it" in capsys.readouterr().err
+def test_the_traceback_is_shown_only_when_debugging_is_on(write: WriteConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VARRL_DEBUG", "0")
+    assert main(["fit", "--config", write({"model.alpha": "high"})]) == 2
+
+
+def test_a_test_of_some_batches_reports_the_images_that_it_scored(write: WriteConfig, capsys: pytest.CaptureFixture[str]) -> None:
+    config = write({"data.eval_batch_size": 1})
+    assert main(["test", "--config", config, "--trainer.limit_test_batches", "1"]) == 0
+    report = json.loads(Path("test/test.json").read_text())
+    assert report["about"]["images"] == 1
+    assert "Measured, 1 images" in capsys.readouterr().out
+    assert main(["test", "--config", config, "--trainer.limit_test_batches", "0"]) == 1
+    assert "limit_test_batches is 0, so that nothing would be tested" in capsys.readouterr().err
+
+
+def test_predict_writes_the_pictures_that_it_sampled(write: WriteConfig) -> None:
+    config = write({"data.eval_batch_size": 1})
+    assert main(["predict", "--config", config, "--data.predict", "few.jsonl", "--trainer.limit_predict_batches", "1"]) == 0
+    assert sorted(path.name for path in Path("pictures").iterdir()) == ["0001_PLANT.png", "grid.png"]
+
+
+def test_a_summary_of_ones_own_keeps_its_place_among_the_callbacks(write: WriteConfig) -> None:
+    options = ["--trainer.callbacks+=Summary", "--trainer.callbacks.max_prompts=0", "--trainer.max_steps=1"]
+    silence_lightning()
+    cli = VarrlCLI(["fit", "--config", write(), *options])
+    names = [type(callback).__name__ for callback in cli.trainer.callbacks]
+    assert names.index("SafeStop") < names.index("Summary") < names.index("Checkpoints")
+    assert json.loads((Path(cli.trainer.default_root_dir) / "summary.json").read_text())["eval_samples"] == 0

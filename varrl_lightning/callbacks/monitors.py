@@ -24,6 +24,11 @@ class Monitor:
     advice: str
 
 
+def _constant(metrics: Mapping[str, float]) -> bool:
+    """Whether all images of a step had the same reward, other than 0, up to the rounding of float32."""
+    return metrics.get("reward", 0.0) != 0 and metrics.get("reward_std_batch", 1.0) <= 1e-6 * abs(metrics["reward"])
+
+
 MONITORS = (
     Monitor(
         lambda m: m.get("reward") == 0 and m.get("reward_std_batch") == 0,
@@ -31,9 +36,14 @@ MONITORS = (
         "doctor` on the config, and start from a model that succeeds sometimes.",
     ),
     Monitor(
-        lambda m: m.get("frac_reward_zero_std", 0.0) >= 1.0 and m.get("reward") != 0,
+        lambda m: m.get("frac_reward_zero_std", 0.0) >= 1.0 and m.get("reward") != 0 and not _constant(m),
         "in the last {steps} steps all images of a group had the same reward, so nothing is learnt: raise group_size or the "
         "sampling temperature, or take prompts or a reward on which the model neither always fails nor always succeeds.",
+    ),
+    Monitor(
+        _constant,
+        "the reward was {reward:.6g} for every image of the last step, and alike within each of the last {steps} steps: a constant "
+        "reward teaches nothing. Run `varrl doctor` on the config, and look at what the reward answers for two different images.",
     ),
     Monitor(
         lambda m: abs(m.get("sampler_gap", 0.0)) > 1.0,
@@ -46,7 +56,7 @@ MONITORS = (
 class Monitors(Callback):
     """Warns once when a bad sign has lasted for `patience` training steps in a row."""
 
-    def __init__(self, patience: int = 20) -> None:
+    def __init__(self, patience: int = 10) -> None:
         if patience < 1:
             raise ValueError(f"patience must be at least 1 step, got {patience}")
         self.patience = patience

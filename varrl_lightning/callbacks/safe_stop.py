@@ -28,6 +28,7 @@ class StopSignal(SystemExit):
     """Raised on all processes after the same training step, because a signal has asked one of them to stop."""
 
 
+UNCHANGED = "No training step has been made, so there is nothing to save"
 RAISED_EVERYWHERE = (StopSignal, RunStoppedError, RankError)
 """Errors that all processes raise at the same place, so that they can save together; any other may come from one process."""
 
@@ -92,9 +93,12 @@ class SafeStop(Callback):
         if waits and repeated and number == signal.SIGINT:
             self._at_once = True
         elif waits:
-            name, once_more = ("Ctrl-C", "again ") if number == signal.SIGINT else (signal.Signals(number).name, "")
-            say(f"{name}: finishing this training step, then saving. Ctrl-C {once_more}stops at once.")
+            once_more = "again " if number == signal.SIGINT else ""
+            then = "finishing this training step, then saving" if self._running else f"stopping after this evaluation. {UNCHANGED}"
+            say(f"{_signal_name(number)}: {then}. Ctrl-C {once_more}stops at once.")
             return
+        if not self._running:
+            say(f"{_signal_name(number)}: stopped before the first training step. {UNCHANGED}.")
         raise StopSignal(128 + number)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
@@ -215,6 +219,10 @@ class SafeStop(Callback):
             return False
         self._rollback.restore(trainer)
         return True
+
+
+def _signal_name(number: int) -> str:
+    return "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
 
 
 def _resume_command(path: Path) -> str:

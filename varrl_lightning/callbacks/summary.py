@@ -15,6 +15,7 @@ from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities import rank_zero_warn
 from rich.console import Console
 from rich.table import Table
 
@@ -42,10 +43,20 @@ class Summary(Callback):
 
     Without test prompts it uses the validation prompts. The noise is the same both times, so that the results differ by the policy
     alone. Checkpoints hold the results before the run's first step, for the summary of a resumed run.
+
+    Args:
+        max_prompts: evaluate the first of the prompts, at most so many; 0 for no evaluation, None for all.
+
+    Raises:
+        ValueError: on a negative `max_prompts`.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, max_prompts: int | None = None) -> None:
+        if max_prompts is not None and max_prompts < 0:
+            raise ValueError(f"max_prompts must be at least 0, or None for all prompts, got {max_prompts}")
+        self.max_prompts = max_prompts
         self.before: dict[str, float | None] = {}
+        self._samples_before: int | None = None
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Evaluate before the first step."""
@@ -55,21 +66,22 @@ class Summary(Callback):
         (run_folder(trainer) / "summary.json").unlink(missing_ok=True)  # an earlier run's; this run writes its own at the end
         if self.before or module.rollouts_done:
             return
-        prompts = evaluation_prompts(trainer)
+        prompts = self._prompts(trainer)
         if prompts:
             say(f"Evaluating {len(prompts)} prompts before the first step ...")
-            self.before = measure(module, prompts)
+            self.before, self._samples_before = measure(module, prompts), len(prompts)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Evaluate after the last step, write the summary, draw the figures, and print the table."""
         if dry(trainer):
             return
         module = vargrpo(pl_module)
-        prompts = evaluation_prompts(trainer)
+        prompts = self._prompts(trainer)
         after: dict[str, float | None] = {}
         if prompts:
             say(f"Evaluating {len(prompts)} prompts after the last step ...")
             after = measure(module, prompts)
+            self._forget_other_prompts(len(prompts))
         for logger in trainer.loggers:
             with suppress(OSError):  # may be raised on one process alone, for which the others would wait
                 logger.save()
@@ -79,6 +91,18 @@ class Summary(Callback):
             replace_text(run / "summary.json", json.dumps(summary, indent=2, allow_nan=False) + "\n")
             pictures = draw_figures(run)
             show(summary, run, pictures)
+
+    def _prompts(self, trainer: L.Trainer) -> list[Prompt]:
+        return [] if self.max_prompts == 0 else evaluation_prompts(trainer)[: self.max_prompts]
+
+    def _forget_other_prompts(self, samples: int) -> None:
+        """Leave the results before the first step out of the summary when they are of another number of prompts."""
+        if self._samples_before not in (None, samples):
+            rank_zero_warn(
+                f"the run was evaluated on {self._samples_before} prompts before its first step and on {samples} after the last: "
+                "the two cannot be compared, and the summary has the second alone"
+            )
+            self.before = {}
 
     def _summary(self, module: VARGRPO, after: dict[str, float | None], samples: int) -> dict[str, Any]:
         numbers = {}
@@ -96,11 +120,11 @@ class Summary(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """The results before the first step, for a resumed run."""
-        return {"before": self.before}
+        return {"before": self.before, "samples_before": self._samples_before}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the results before the run's first step."""
-        self.before = state_dict["before"]
+        self.before, self._samples_before = state_dict["before"], state_dict.get("samples_before")
 
 
 def measure(module: VARGRPO, prompts: Sequence[Prompt]) -> dict[str, float | None]:

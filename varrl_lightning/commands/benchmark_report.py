@@ -43,12 +43,19 @@ def draw_pairs(module: VARGRPO, prompts: Sequence[Prompt], trainer: L.Trainer) -
 
 def report_test(
     collected: Mapping[str, Evaluation],
-    prompts: Sequence[Prompt],
     pairs: tuple[Evaluation | None, Evaluation | None],
     folder: Path,
     about: Mapping[str, Any],
 ) -> list[Path]:
-    """Print the tables and write test.json, test.md and pairs_*.png; return the paths of the files."""
+    """Print the tables and write test.json, test.md and pairs_*.png; return the paths of the files.
+
+    Args:
+        collected: evaluations by the first part of their metrics' names; `test` among them.
+        pairs: images before and after.
+        folder: where the files go.
+        about: what the numbers depend on.
+    """
+    prompts = collected["test"].prompts  # those that were scored: `limit_test_batches` may leave some out
     results = {ROWS[name]: collected[name].results() for name in ROWS if name in collected}
     results = {name: replace(result, judge=name.endswith("judge")) for name, result in results.items()}
     result_tables = tables(results, benchmark_of(prompts), len(prompts))

@@ -24,6 +24,7 @@ from varrl_lightning.commands.cycle_costs import cost_table, cycle_costs
 from varrl_lightning.commands.user_errors import BUILD_ERRORS, reraise_as, run_command
 from varrl_lightning.configuration.explain import explain
 from varrl_lightning.configuration.files import refuse_keys, refuse_old_names, resolve_configs
+from varrl_lightning.configuration.plugin_options import changed_spec, split_plugin_options, whole_spec
 from varrl_lightning.data import EvaluationBatches, PromptDataModule
 from varrl_lightning.errors import ConfigError, StartError
 from varrl_lightning.figures.predictions import save_images
@@ -42,6 +43,7 @@ class VarrlCLI(LightningCLI):
 
     def __init__(self, arguments: Sequence[str]) -> None:
         resolved, self.config_files = resolve_configs(arguments)
+        resolved, self._plugin_options = split_plugin_options(resolved)
         super().__init__(
             VARGRPO,
             PromptDataModule,
@@ -80,12 +82,23 @@ class VarrlCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse the arguments; an error names the closest known name."""
         try:
-            self.config = parser.parse_args(args)
+            self.config = parser.parse_args([*args, *self._whole_plugins(parser, args)])
         except argparse.ArgumentError as error:
             refuse_old_names(self.config_files)
             command = self._subcommand_parsers.get(args[0], parser)
             raise ConfigError(explain(str(error), command.get_defaults().keys())) from error
         refuse_keys(self.config_files, SEEDED)
+
+    def _whole_plugins(self, parser: LightningArgumentParser, args: Sequence[str]) -> list[str]:
+        """Options that give the whole spec of each plugin of which the command line changes a part."""
+        if not self._plugin_options:
+            return []
+        given = parser.parse_args([a for a in args if not a.startswith("--print_config")])[args[0]]
+        specs: dict[str, Any] = {}
+        for option in self._plugin_options:
+            spec = specs.get(option.plugin, given[option.plugin])
+            specs[option.plugin] = changed_spec(spec.as_dict() if isinstance(spec, Namespace) else spec, option)
+        return [argument for plugin, spec in specs.items() for argument in whole_spec(plugin, spec)]
 
     def _parse_ckpt_path(self) -> None:
         """Do nothing: the parent would let a checkpoint's hyper-parameters override the configuration."""
@@ -122,7 +135,9 @@ class VarrlCLI(LightningCLI):
             self.trainer_defaults["callbacks"] = _missing(config.trainer)
             if config.trainer.logger in (None, True):
                 kwargs["logger"] = run_loggers(config.trainer.default_root_dir, resume=config.ckpt_path is not None)
-        return super().instantiate_trainer(**kwargs)
+        trainer = super().instantiate_trainer(**kwargs)
+        trainer.callbacks = _in_order(trainer.callbacks)  # type: ignore[attr-defined]
+        return trainer
 
     # --- running ------------------------------------------------------------------------------------------------------------
 
@@ -158,17 +173,20 @@ class VarrlCLI(LightningCLI):
     def before_test(self) -> None:
         """Check that the test prompts fit the model; sample the pairs of pictures once before a checkpoint is loaded."""
         self._check_prompts("test")
+        if not self._tested_prompts():
+            limit = self.trainer.limit_test_batches
+            raise StartError(f"trainer.limit_test_batches is {limit}, so that nothing would be tested; give at least 1 batch")
         self._checkpoint = self.config_init.test.ckpt_path
-        self._before = draw_pairs(self.model, self._prompts("test"), self.trainer) if self._checkpoint else None
+        self._before = draw_pairs(self.model, self._tested_prompts(), self.trainer) if self._checkpoint else None
         self._load_folder()
 
     def after_test(self) -> None:
         """Report the results: tables on the console and in files, and the pairs of pictures."""
-        config, prompts = self.config_init.test, self._prompts("test")
+        config = self.config_init.test
         about = {"checkpoint": self._checkpoint, "prompts": self.datamodule.paths["test"], "seed": self.model.eval_seed}
-        after = None if self._before is None else draw_pairs(self.model, prompts, self.trainer)
+        after = None if self._before is None else draw_pairs(self.model, self._tested_prompts(), self.trainer)
         if self.trainer.is_global_zero:
-            report_test(self.model.evaluator.collected, prompts, (self._before, after), Path(config.output), about)
+            report_test(self.model.evaluator.collected, (self._before, after), Path(config.output), about)
 
     def predict(self, model: L.LightningModule, datamodule: PromptDataModule, **kwargs: Any) -> None:
         """Sample images of the prompts of the command line, else of those of `data.predict`."""
@@ -185,13 +203,22 @@ class VarrlCLI(LightningCLI):
         options = kwargs | {"return_predictions": True, "ckpt_path": config.ckpt_path}
         images: Any = self.trainer.predict(model, batches, **options)
         if self.trainer.is_global_zero:
-            paths, grid = save_images(images, [prompt for batch in batches for prompt in batch], Path(config.output))
+            # `limit_predict_batches` may have left some out.
+            sampled = [prompt for batch, _ in zip(batches, images, strict=False) for prompt in batch]
+            paths, grid = save_images(images, sampled, Path(config.output))
             print(f"{len(paths)} pictures in {config.output}, side by side in {grid}")
 
     def _prompts(self, kind: str) -> list[Prompt]:
         self.datamodule.setup(self.subcommand)
         batches = getattr(self.datamodule, f"{kind}_dataloader")()
         return [prompt for batch in batches for prompt in batch]
+
+    def _tested_prompts(self) -> list[Prompt]:
+        """The test prompts that `limit_test_batches` leaves."""
+        batches = list(self.datamodule.test_dataloader())
+        limit = self.trainer.limit_test_batches
+        number = limit if isinstance(limit, int) else int(len(batches) * limit)  # as Lightning counts them
+        return [prompt for batch in batches[:number] for prompt in batch]
 
     def _check_prompts(self, kind: str) -> None:
         with reraise_as(StartError, ValueError, OSError):
@@ -223,6 +250,12 @@ def _missing(trainer: Namespace) -> list[Callback]:
         if wanted is False or (kind is ProgressBar and any(isinstance(c, ProgressBar) for c in configured))
     )
     return [c for c in default_callbacks() if not isinstance(c, off) and type(c) not in map(type, configured)]
+
+
+def _in_order(callbacks: Sequence[Callback]) -> list[Callback]:
+    """The user's own callbacks, then those of the kinds of the defaults in their order, also where the configuration has them."""
+    kinds: list[type[Callback]] = [type(callback) for callback in default_callbacks()]
+    return sorted(callbacks, key=lambda c: (isinstance(c, Checkpoint), kinds.index(type(c)) if type(c) in kinds else -1))
 
 
 def main(arguments: Sequence[str]) -> int:

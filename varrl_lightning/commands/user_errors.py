@@ -55,15 +55,19 @@ def reraise_as(kind: type[Exception], *errors: type[Exception]) -> Iterator[None
 
 
 def run_command(run: Callable[[], int]) -> int:
-    """Run a command and return its exit status; with VARRL_DEBUG set, every error keeps its traceback."""
+    """Run a command and return its exit status; with VARRL_DEBUG=1, every error keeps its traceback."""
     silence_lightning()
     try:
         return run()
     except SHOWN_PLAINLY as error:
-        if os.environ.get("VARRL_DEBUG"):
+        if _debugging():
             raise
         print(f"varrl: {error}", file=sys.stderr)
         return USE if isinstance(error, ConfigError) else FAILED
+
+
+def _debugging() -> bool:
+    return os.environ.get("VARRL_DEBUG", "").strip().lower() not in ("", "0", "false", "no", "off")
 
 
 def silence_lightning() -> None:
