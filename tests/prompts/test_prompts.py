@@ -44,11 +44,11 @@ def test_an_unusual_line_separator_inside_a_text_does_not_end_the_line(write) ->
         ("\n \n", "holds no prompt"),
         ('{"text": "a"}\n{"text": }', r'prompts.jsonl, line 2: Expecting value: .*\n    \{"text": \}\nA line is a JSON object'),
         ('["a"]', "line 1: expected a JSON object, got a list"),
-        ('{"txt": "a"}', r"line 1: unknown keys \['txt'\]; a prompt has .*'text'"),
+        ('{"txt": "a"}', r"line 1: 'text' must be a non-empty string, got None; the key 'txt' .*did you mean 'text'\?"),
         ('{"words": ["a"]}', "line 1: 'text' must be a non-empty string, got None"),
         ('{"text": "a", "words": "tea"}', "line 1: 'words' must be a list of non-empty strings, got 'tea'"),
         (
-            '{"text": "a"}\n{"text": "b"}\n{"text": "a"}',
+            '{"id": "a", "text": "c"}\n{"text": "b"}\n{"id": "a", "text": "d"}',
             "line 3: the id 'a' is already that of line 1; .*Give each a different 'id'",
         ),
         (b'{"text": "\xff"}', "prompts.jsonl is not UTF-8 text"),

@@ -41,14 +41,16 @@ Reply = tuple[int, bytes]
 
 
 def test_what_is_sent_arrives() -> None:
-    images = torch.rand(3, 3, 5, 7)
+    images = torch.rand(4, 3, 5, 7)
     prompts = [
         Prompt("plain"),
         Prompt('a "word"', id="1", regions=(Box(0, 1, 2, 3.5),), category="c", label=0, negative="", size=(5, 7)),
         Prompt("ü 字 \U0001f600", words=("x", "y z")),
+        Prompt("two cups", extra={"include": [{"class": "cup", "count": 2}], "tag": None}),
     ]
     request = check_request(encode_request(images, prompts), Limits())
     assert [decode_prompt(prompt) for prompt in request["prompts"]] == prompts
+    assert ["extra" in prompt for prompt in request["prompts"]] == [False, False, False, True]  # older services know no such key
     received = torch.stack([decode_image(image, 10**6) for image in request["images"]])
     assert torch.equal(received, (images * 255).round().byte())
 
@@ -177,6 +179,36 @@ def test_one_request_for_each_group(scripted: Callable[..., Scripted]) -> None:
     assert client(server.url)(IMAGES, PROMPTS).values.tolist() == [2, 2, 3, 3, 3]
     assert sorted(map(len, server.bodies)) == [2, 3]
     assert "X-API-Key" not in server.headers[0]
+
+
+def test_a_service_of_before_extra_scores_without_it() -> None:
+    """As `decode_prompt` answered then."""
+    asked: list[list[bool]] = []
+
+    class Old(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            prompts = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["prompts"]
+            asked.append(["extra" in prompt for prompt in prompts])
+            refusal = "the prompt cannot be read: unknown keys ['extra']; a prompt has ['category', 'id', 'label']"
+            errors = [refusal if "extra" in prompt else None for prompt in prompts]
+            body = json.dumps({"values": [None if error else 0.5 for error in errors], "errors": errors}).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, format: str, *arguments: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Old) as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        reward = client(f"http://127.0.0.1:{server.server_address[1]}")
+        prompts = [Prompt("a", extra={"n": 1})] * 2
+        with pytest.warns(UserWarning, match=r"older than Prompt\.extra, and scores without it"):
+            assert reward(IMAGES[:2], prompts).values.tolist() == [0.5, 0.5]
+        assert reward(IMAGES[:2], prompts).values.tolist() == [0.5, 0.5]
+        server.shutdown()
+    assert asked == [[True, True], [False, False], [False, False]]
 
 
 def test_equal_prompts_that_are_apart_are_different_groups(scripted: Callable[..., Scripted]) -> None:

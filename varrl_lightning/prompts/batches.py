@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
-from dataclasses import fields
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from varrl_lightning.prompts.batch_extras import extra_column, extra_values
+from varrl_lightning.prompts.columns import FIELDS, NEGATIVE, TEXT, prompt_values
 from varrl_lightning.types import Prompt
 
-TEXT = ("text", "prompt", "caption", "texts", "prompts", "captions")
+TEXTS = (*TEXT, "texts", "prompts", "captions")
 LABEL = ("label", "class", "labels", "classes")
 FORMS = (
     "prompts or strings; integer class labels (P,); mappings with text, prompt, caption, label or class; one mapping of columns "
     "with one of these; or a tuple with one of these in it, such as (captions, images). Have the DataLoader's collate_fn return one"
 )
-_FIELDS = {field.name for field in fields(Prompt)}
 _NUMBERED = "class {}"
+_OWN = (*FIELDS, *NEGATIVE)
 _LISTED = ("words", "regions", "size")
 """Fields that are lists themselves: torch's default collate transposes columns of them."""
 
@@ -29,8 +31,9 @@ def as_prompts(batch: Any) -> list[Prompt]:
     Accepts prompts, strings, class labels as integers or as a tensor (P,), mappings with a text (`text`, `prompt`, `caption`)
     or a class (`label`, `class`), one mapping of columns with one of these (a Hugging Face batch), and a tuple or list that holds
     one of the former, texts before numbers: `(captions, images)`, `(images, labels)`. A single prompt, string or mapping is a
-    batch of one. Other fields of a prompt (`id`, `words`, `category`, `negative`, ...) are taken by their names, unknown ones
-    ignored.
+    batch of one. Other fields of a prompt (`id`, `words`, `category`, `negative` or `negative_prompt`, ...) are taken by their
+    names. Whatever else a row has goes into `Prompt.extra`, tensors as plain values; but pictures, features and other large arrays
+    are left out (`batch_extras.is_large`), and with a warning what JSON does not have.
 
     Raises:
         TypeError: names what was given and the known forms.
@@ -68,9 +71,13 @@ def _of_mapping(batch: Mapping[Any, Any]) -> list[Prompt] | None:
         return [_prompt(batch)]
     if not isinstance(column, (list, tuple)) or not all(isinstance(x, str) or _is_integer(x) for x in column):
         return None
-    names = [key, *(name for name in batch if name in _FIELDS and name != key)]
-    names += [name for name in LABEL if name in batch and name not in names]
-    columns = {name: _column(name, _listed(batch[name]), len(column)) for name in names if batch[name] is not None}
+    rows = len(column)
+    columns = {key: list(column)}
+    for name in batch:
+        if name != key and batch[name] is not None:
+            own = name in _OWN or name in LABEL
+            values = _column(name, _listed(batch[name]), rows) if own else extra_column(name, batch[name], rows)
+            columns |= {} if values is None else {name: values}
     return [_prompt(dict(zip(columns, row, strict=True))) for row in zip(*columns.values(), strict=True)]
 
 
@@ -94,25 +101,31 @@ def _prompt(item: Any) -> Prompt:
         return item
     if not isinstance(item, Mapping):
         item = {"text" if isinstance(item, str) else "label": item}
-    line = {name: _listed(value) for name, value in item.items() if name in _FIELDS}
+    line = {name: _listed(value) for name, value in item.items() if name in _OWN}
     for name in ("id", "category"):
         if line.get(name) is not None:
             line[name] = str(line[name])
-    named = _named(item)
+    key, named = _key(item), _named(item)
+    labels = [name for name in LABEL if _is_integer(_listed(item.get(name)))]
     if isinstance(named, str):
         line["text"] = named
         if line.get("label") == named:  # a class by its name
             del line["label"]
     else:
         line |= {"label": named, "text": _NUMBERED.format(named)}
-    if "label" not in line:
-        line["label"] = next((label for name in LABEL if _is_integer(label := _listed(item.get(name)))), None)
-    return Prompt.from_mapping(line)
+    if "label" not in line and labels:
+        line["label"] = _listed(item[labels[0]])
+    read = {*_OWN, key, *labels[:1]}
+    line |= extra_values({name: value for name, value in item.items() if name not in read})
+    values, remarks = prompt_values(line, TEXTS, unread=LABEL)
+    for remark in remarks:
+        warnings.warn(remark, stacklevel=2)
+    return Prompt.from_mapping(values)
 
 
 def _key(mapping: Mapping[Any, Any]) -> str | None:
     """The name under which a mapping has its texts, or else its classes."""
-    return next((name for name in TEXT + LABEL if mapping.get(name) is not None), None)
+    return next((name for name in TEXTS + LABEL if mapping.get(name) is not None), None)
 
 
 def _is_item(x: Any) -> bool:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 from varrl_lightning.algorithms.word_metrics import cvtg_words
 from varrl_lightning.metrics.paper import HPSV3_CATEGORIES
 from varrl_lightning.metrics.scores import canonical_category
-from varrl_lightning.prompts.files import PromptFileError, load_prompts
+from varrl_lightning.prompts.columns import TEXT
+from varrl_lightning.prompts.files import PromptFileError, load_prompts, read_prompt, warn_of, with_ids
 from varrl_lightning.types import Prompt
 
 Benchmark = Literal["CVTG-2K", "HPSv3"]
@@ -21,19 +23,31 @@ _TEXT_KEYS = ("prompt", "text", "caption")
 def load_benchmark(path: str | Path) -> list[Prompt]:
     """Read a prompt set in this package's form or in a benchmark's form.
 
-    - a JSONL file (of any ending but .json): see `load_prompts`;
+    - a JSONL file (of any ending but .json and .txt), or a text file with a prompt a line (.txt): see `load_prompts`;
     - CVTG-2K's folder, with CVTG/2.json to CVTG-Style/5.json, or one of its files, `{"data_list": [{"index", "prompt", ...}]}`: the
       words are the benchmark's (`cvtg_words`), the category is `CVTG/2` to `CVTG-Style/5`;
-    - a JSON file with a list of strings, or of objects with `prompt` (or `text`, `caption`) and perhaps `category`, or a folder of
-      such files: without a `category` it is the file's name. HPSv3's twelve get the names of the paper's Table 2.
+    - a JSON file with a list of strings, or of objects with the keys that `load_prompts` reads, or a folder of such files: without
+      a `category` it is the file's name, without an `id` that and a number. HPSv3's twelve get the names of the paper's Table 2.
 
     Raises:
         PromptFileError: when a file is missing or malformed; names it and the entry.
     """
     place = Path(path)
-    if str(path).startswith("builtin:") or not (place.suffix == ".json" or place.is_dir()):
+    if str(path).startswith("builtin:") or not (place.suffix.lower() == ".json" or place.is_dir()):
         return load_prompts(path)
-    return [prompt for file, name in _files(place) for prompt in _read(file, name)]
+    if place.is_file() and _is_jsonl(place):
+        return load_prompts(path)
+    return [prompt for file, name in _files(place) for prompt in _read(file, name, of_folder=place.is_dir())]
+
+
+def _is_jsonl(file: Path) -> bool:
+    """Whether the first line of a file is a prompt by itself: JSONL under the ending of JSON."""
+    try:
+        with file.open(encoding="utf-8-sig") as lines:
+            first = json.loads(next((line for line in lines if line.strip()), ""))
+    except (OSError, ValueError):
+        return False
+    return isinstance(first, Mapping) and any(key in first for key in TEXT)
 
 
 def _files(place: Path) -> list[tuple[Path, str]]:
@@ -53,7 +67,7 @@ def _files(place: Path) -> list[tuple[Path, str]]:
     return files
 
 
-def _read(file: Path, name: str) -> Iterator[Prompt]:
+def _read(file: Path, name: str, of_folder: bool) -> list[Prompt]:
     try:
         document = json.loads(file.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
@@ -64,8 +78,29 @@ def _read(file: Path, name: str) -> Iterator[Prompt]:
         raise PromptFileError(
             f'{file}: expected a list of prompts, or {{"data_list": [...]}} that is not empty, got {str(document)[:60]}'
         )
+    if of_cvtg:
+        return [_cvtg_prompt(entry, number, name, f"{file}, entry {number}") for number, entry in enumerate(entries)]
+    return _plain_prompts(entries, file, name, of_folder)
+
+
+def _plain_prompts(entries: Sequence[Any], file: Path, name: str, of_folder: bool) -> list[Prompt]:
+    """The prompts of a list; in a folder the ids of each file begin with its name."""
+    prompts: list[tuple[Prompt, str]] = []
+    remarks: dict[str, list[str]] = {}
     for number, entry in enumerate(entries):
-        yield (_cvtg_prompt if of_cvtg else _plain_prompt)(entry, number, name, f"{file}, entry {number}")
+        where = f"{file}, entry {number}"
+        _text(entry, where)
+        try:
+            prompt, has_id, told = read_prompt(entry if isinstance(entry, Mapping) else {"text": entry})
+        except ValueError as error:
+            raise PromptFileError(f"{where}: {error}") from error
+        if of_folder or not has_id:
+            prompt = replace(prompt, id=f"{name}/{prompt.id if has_id else number}")
+        prompts.append((replace(prompt, category=_table_name(prompt.category or name)), f"entry {number}"))
+        for remark in told:
+            remarks.setdefault(remark, []).append(f"entry {number}")
+    warn_of(remarks, file)
+    return with_ids(prompts, file)
 
 
 def _cvtg_prompt(entry: Any, number: int, name: str, where: str) -> Prompt:
@@ -74,13 +109,6 @@ def _cvtg_prompt(entry: Any, number: int, name: str, where: str) -> Prompt:
     if not words:
         raise PromptFileError(f"{where}: CVTG-2K's words stand between single quotes, and this has none: {text[:200]}")
     return Prompt(text, id=f"{name}/{entry.get('index', number)}", words=words, category=name)
-
-
-def _plain_prompt(entry: Any, number: int, name: str, where: str) -> Prompt:
-    category = entry.get("category") if isinstance(entry, Mapping) else None
-    if category is not None and not isinstance(category, str):
-        raise PromptFileError(f"{where}: 'category' must be a string, got {category!r}")
-    return Prompt(_text(entry, where), id=f"{name}/{number}", category=_table_name(category or name))
 
 
 def _text(entry: Any, where: str) -> str:

@@ -32,7 +32,7 @@ BAR = 40
 
 def prompt_line(prompt: Prompt) -> dict[str, Any]:
     """The JSON object of a prompt, without the values that `Prompt.from_mapping` fills in."""
-    line = {key: value for key, value in asdict(prompt).items() if value not in (None, (), "")}
+    line = {key: value for key, value in asdict(prompt).items() if value not in (None, (), "", {})}
     if prompt.regions:
         line["regions"] = [[box.x0, box.y0, box.x1, box.y1] for box in prompt.regions]
     defaults = {"id": prompt.text, "words": quoted_words(prompt.text)}

@@ -10,6 +10,7 @@ import time
 import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from itertools import groupby
 from typing import Any
 from urllib.parse import urlsplit
@@ -20,7 +21,7 @@ from torch import Tensor
 from varrl_lightning.errors import RewardError
 from varrl_lightning.rewards.base import BaseReward
 from varrl_lightning.rewards.http_answer import Row, decode_answer, scores_of
-from varrl_lightning.rewards.http_request import HEALTH, INFO, KEY_HEADER, PATH, encode_request, shortened
+from varrl_lightning.rewards.http_request import HEALTH, INFO, KEY_HEADER, PATH, encode_request, knows_no_extra, shortened
 from varrl_lightning.types import Prompt, Scores
 
 KEY = "VARRL_API_KEY"
@@ -90,6 +91,7 @@ class HttpReward(BaseReward):
                 raise ValueError(f"{name} must be > 0 and finite, in seconds, got {value}")
         self.timeout, self.retries, self.backoff = timeout, retries, backoff
         self.patience, self.parallel = patience, parallel
+        self._sends_extra = True
 
     def check_prompts(self, prompts: Sequence[Prompt]) -> None:
         """Check before training that a service answers and takes the key.
@@ -137,13 +139,19 @@ class HttpReward(BaseReward):
 
     def _group(self, images: Float[Tensor, "N 3 H W"], prompts: Sequence[Prompt], turn: int, call: _Call) -> list[Row]:
         """The rows of one request; waits and tries again until there are some."""
-        body = encode_request(images, prompts)
+        body = encode_request(images, prompts if self._sends_extra else [replace(prompt, extra={}) for prompt in prompts])
         failures, pause, deadline = 0, self.backoff, time.monotonic() + self.patience
         while True:
             try:
                 rows = self._ask_in_turn(body, len(images), turn)
                 call.is_back()
-                return rows
+                if not self._sends_extra or not knows_no_extra(row.error for row in rows):
+                    return rows
+                self._sends_extra = False
+                warnings.warn(
+                    "the reward service is older than Prompt.extra, and scores without it; update the service", stacklevel=2
+                )
+                return self._group(images, prompts, turn, call)
             except TooLargeError:
                 if len(images) == 1:
                     raise

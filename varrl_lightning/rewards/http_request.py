@@ -7,7 +7,7 @@ import binascii
 import io
 import json
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -81,10 +81,16 @@ def _png(pixels: Any) -> str:
 
 
 def _as_object(prompt: Prompt) -> dict[str, Any]:
-    line = {key: value for key, value in asdict(prompt).items() if value not in (None, ())}
+    # An empty `extra` is left out: services of before it know no such key.
+    line = {key: value for key, value in asdict(prompt).items() if value not in (None, (), {})}
     if prompt.regions:
         line["regions"] = [corners(box) for box in prompt.regions]
     return line
+
+
+def knows_no_extra(errors: Iterable[str | None]) -> bool:
+    """Whether these are the errors of a service of before `Prompt.extra`, which refuses every prompt that has one."""
+    return all(error is not None and "unknown keys" in error and "'extra'" in error for error in errors)
 
 
 def check_request(body: bytes, limits: Limits) -> dict[str, list[Any]]:

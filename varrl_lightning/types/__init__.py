@@ -20,12 +20,16 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from varrl_lightning.errors import did_you_mean
 from varrl_lightning.schedule import Schedule
+from varrl_lightning.types.frozen import FrozenDict, FrozenList, frozen_json
 from varrl_lightning.types.quoting import quoted_words
 from varrl_lightning.types.sampling import Sampling, SamplingChanges, Score
 
 __all__ = [
     "Box",
+    "FrozenDict",
+    "FrozenList",
     "Immutable",
     "LogProbs",
     "Prompt",
@@ -80,6 +84,10 @@ class Prompt(Immutable):
         label: class index of a class-conditional model.
         negative: negative prompt for guidance.
         size: `(height, width)` of the image in pixels; the model's default when None.
+        extra: what rewards and mask sources need beside these: JSON values by name, as a `FrozenDict`.
+
+    Raises:
+        ValueError: for a value in `extra` that JSON does not have; names it.
     """
 
     text: str
@@ -90,8 +98,10 @@ class Prompt(Immutable):
     label: int | None = None
     negative: str | None = None
     size: tuple[int, int] | None = None
+    extra: Mapping[str, Any] = field(default_factory=FrozenDict)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "extra", _extra(self.extra))
         if not self.id:
             object.__setattr__(self, "id", self.text)
         if not self.words:
@@ -107,10 +117,10 @@ class Prompt(Immutable):
         known = {f.name for f in fields(cls)}
         unknown = sorted(set(line) - known)
         if unknown:
-            raise ValueError(f"unknown keys {unknown}; a prompt has {sorted(known)}")
+            raise ValueError(f"unknown keys {unknown}; a prompt has {sorted(known)}.{did_you_mean(unknown[0], known)}")
         _check_strings(line)
         values = {key: value for key, value in line.items() if value is not None}
-        for key, read in (("words", _words), ("regions", _regions), ("label", _label), ("size", _size)):
+        for key, read in (("words", _words), ("regions", _regions), ("label", _label), ("size", _size), ("extra", _extra)):
             if key in values:
                 values[key] = read(values[key])
         return cls(**values)
@@ -122,6 +132,13 @@ def _check_strings(line: Mapping[str, Any]) -> None:
     for key in ("id", "category", "negative"):
         if line.get(key) is not None and not isinstance(line[key], str):
             raise ValueError(f"{key!r} must be a string, got {line[key]!r}")
+
+
+def _extra(value: Any) -> FrozenDict:
+    if not isinstance(value, Mapping):
+        raise ValueError(f"'extra' must be an object of names and values, got {value!r}")
+    frozen: FrozenDict = frozen_json(value, "extra")
+    return frozen
 
 
 def _words(value: Any) -> tuple[str, ...]:
