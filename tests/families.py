@@ -122,7 +122,9 @@ def switti_data(variant: str) -> dict[str, Any]:
 def load_switti(folder: Path, variant: str = "default", **options: Any) -> SwittiPolicy:
     config = switti_data(variant)["config"]
     known = {name: config[name] for name in ("num_heads", "rope_theta", "rope_size")}
-    return SwittiPolicy.from_pretrained(*once(folder, f"switti_{variant}", write), MadeUpFeatures(), **(known | options))
+    return SwittiPolicy.from_pretrained(
+        *once(folder, f"switti_{variant}", write), **({"text_encoder": MadeUpFeatures()} | known | options)
+    )
 
 
 def switti(folder: Path, **options: Any) -> Made:
@@ -171,7 +173,9 @@ def load_infinity(folder: Path, name: str, **options: Any) -> InfinityPolicy:
         "rope_normalisation": variant["rope"],
         "level_embedding": "first" if variant["first_block_only"] else "every",
     }
-    return InfinityPolicy.from_pretrained(*once(folder, f"infinity_{name}", write_infinity), Texts(), **(known | options))
+    return InfinityPolicy.from_pretrained(
+        *once(folder, f"infinity_{name}", write_infinity), **({"text_encoder": Texts()} | known | options)
+    )
 
 
 def recorded_scales(policy: InfinityPolicy, data: Mapping[str, Any]) -> Schedule:

@@ -14,8 +14,8 @@ import varrl_lightning
 PACKAGE = Path(varrl_lightning.__file__).parent
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "schedule", "weights", "learning_rates"),
-    ("types", "tokenizers", "text_encoders"),
-    ("algorithms", "configuration"),
+    ("types", "tokenizers"),
+    ("algorithms", "configuration", "text_encoders"),
     ("metrics", "policies", "registry"),
     ("prompts", "rewards"),
     ("mask_sources", "data", "loggers", "pretraining", "serving"),

@@ -101,7 +101,7 @@ class VARGRPO(L.LightningModule):
             the OCR reward is in use; None for none.
         ema_decay: validation, test, predict and all pictures use an exponential moving average of the trained weights with this
             decay, in (0, 1), for example 0.99; None for the weights themselves. See `WeightAverage`.
-        guards: when a failing run stops, see `Guards`: `max_bad_steps`, `check_ranks_every_n_steps`.
+        guards: what stops a run, see `Guards`: `max_bad_steps`, `check_ranks_every_n_steps`, `cut_prompts`.
 
     Raises:
         ValueError: on a value out of its range.
@@ -309,7 +309,7 @@ class VARGRPO(L.LightningModule):
         Raises:
             ValueError: names the prompt and the reason.
         """
-        check_prompts(prompts, self.policy, self.rewards)
+        check_prompts(prompts, self.policy, self.rewards, self.guards)
 
     # --- a Trainer's hooks --------------------------------------------------------------------------------------------------
 

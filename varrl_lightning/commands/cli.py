@@ -32,6 +32,7 @@ from varrl_lightning.loggers import run_loggers
 from varrl_lightning.module import VARGRPO
 from varrl_lightning.strategies import leave_group, parallel_of
 from varrl_lightning.strategies.zero_checkpoints import is_zero_folder
+from varrl_lightning.training.cut_prompts import check_cut_prompts
 from varrl_lightning.types import Prompt
 
 OWN_AFFAIR = {"gradient_clip_val": "max_grad_norm", "accumulate_grad_batches": "micro_batch_size"}
@@ -194,6 +195,7 @@ class VarrlCLI(LightningCLI):
         with reraise_as(StartError, ValueError, OSError):
             # Numbered, so that a prompt given twice is sampled twice, from different noise.
             prompts = [Prompt(text, id=f"{text} #{i}") for i, text in enumerate(config.prompt)] or self._prompts("predict")
+            check_cut_prompts(prompts, self.model.policy, self.model.guards.cut_prompts)
             batches = EvaluationBatches(prompts, datamodule.eval_batch_size)
             for batch in batches:
                 cond = self.model.policy.encode_prompts(batch)

@@ -25,6 +25,7 @@ from varrl_lightning.commands.fit_config import ParsedConfig
 from varrl_lightning.commands.fit_options import options_parser, run_with_config
 from varrl_lightning.commands.user_errors import reraise_as
 from varrl_lightning.errors import FAILED, StartError
+from varrl_lightning.training.cut_prompts import check_cut_prompts
 
 CHECKS = ("plugins", "weights", "ratio", "sampler", "dropout", "reward")
 PROMPTS = 2
@@ -56,6 +57,7 @@ def examine(config: ParsedConfig) -> Iterator[Finding]:
     with reraise_as(StartError, ValueError, OSError):
         data.setup("fit")
         prompts = next(iter(data.train_dataloader()))[:PROMPTS]
+        check_cut_prompts([p for of_file in data.prompts.values() for p in of_file], model.policy, model.guards.cut_prompts)
         model.check_prompts(prompts)
         if checkpoint := config.get("ckpt_path"):
             load_checkpoint(checkpoint, model, model.saved_tensors())

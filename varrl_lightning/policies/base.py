@@ -24,6 +24,7 @@ from varrl_lightning.policies.cache import Cache
 from varrl_lightning.policies.scoring import by_chunks, sample_tokens, split_halves, token_scores
 from varrl_lightning.policies.state import Anchor, Cond, State
 from varrl_lightning.schedule import Schedule
+from varrl_lightning.text_encoders import TextEncoder
 from varrl_lightning.types import LogProbs, Prompt, Sampling, Score
 
 
@@ -69,6 +70,11 @@ class VARPolicy(nn.Module, ABC):
         Raises:
             ValueError: for a prompt that this family cannot generate an image for; the message names it.
         """
+
+    def kept_texts(self, texts: Sequence[str]) -> dict[str, str]:
+        """What is read of those texts that the frozen part `text_encoder` cuts off, if there is one that can tell."""
+        encoder = self.frozen_parts.get("text_encoder")
+        return encoder.kept_texts(texts) if isinstance(encoder, TextEncoder) else {}
 
     @abstractmethod
     def start_cache(self, inputs: dict[str, Tensor], schedule: Schedule) -> Cache:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -121,7 +122,9 @@ class InfinityPolicy(VARPolicy):
         load_strictly(transformer, tensors, source, ignore=COMPUTED, dtype=weights)
         if not isinstance(tokenizer, BSQTokenizer):
             tokenizer = BSQTokenizer.from_pretrained(tokenizer)
-        encoder = text_encoder_of(text_encoder, T5Text.from_pretrained)
+        # What the transformer has no learned position for is cut off by the encoder, which says so.
+        longest = min(512, transformer.sizes.text_length)
+        encoder = text_encoder_of(text_encoder, partial(T5Text.from_pretrained, max_tokens=longest))
         return cls(transformer, tokenizer, encoder, pixels, rope_normalisation)
 
     def schedule(self, size: tuple[int, int] | None = None) -> Schedule:

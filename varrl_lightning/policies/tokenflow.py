@@ -14,6 +14,7 @@ from varrl_lightning.policies.language_model import PrefixTransformer
 from varrl_lightning.policies.layers import outside_autocast
 from varrl_lightning.policies.llm_prefix import LLMPrefixPolicy, as_schedule, text_tokenizer, visual_tokenizer
 from varrl_lightning.schedule import Schedule
+from varrl_lightning.text_encoders.cuts import kept_texts
 from varrl_lightning.tokenizers.tokenflow_vq import TOKENFLOW_256
 from varrl_lightning.types import Sampling
 from varrl_lightning.weights.loading import load_strictly, read_tensors
@@ -162,6 +163,12 @@ class TokenFlowPolicy(LLMPrefixPolicy):
             "image_token_end": torch.tensor(visual.stop - 1),
         }
 
+    def kept_texts(self, texts: Sequence[str]) -> dict[str, str]:
+        """What is read of those texts that have more than `max_text_tokens`, the begin-of-sentence token included."""
+        if self.text_encoder is None or isinstance(self.text_encoder, Mapping):
+            return {}
+        return kept_texts(self.text_encoder, texts, self.max_text_tokens, special=1, encode=self._text_ids)
+
     def prefix_ids(self, text: str) -> list[int]:
         """Ids of a text, cut off after `max_text_tokens`, and of `<img>`.
 
@@ -171,11 +178,13 @@ class TokenFlowPolicy(LLMPrefixPolicy):
         known = self._known_ids(text)
         if known is not None:
             return known
-        ids = list(self.text_encoder.encode(text))
-        begin = self.text_encoder.bos_token_id
-        if ids[:1] != [begin]:
-            ids = [begin, *ids]
-        return ids[: self.max_text_tokens] + list(self.text_encoder.encode(BEGIN_OF_IMAGE, add_special_tokens=False))
+        begin_of_image = list(self.text_encoder.encode(BEGIN_OF_IMAGE, add_special_tokens=False))
+        return self._text_ids(text)[: self.max_text_tokens] + begin_of_image
+
+    def _text_ids(self, text: str) -> list[int]:
+        """Ids of a whole text, with the begin-of-sentence token once."""
+        ids, begin = list(self.text_encoder.encode(text)), self.text_encoder.bos_token_id
+        return ids if ids[:1] == [begin] else [begin, *ids]
 
 
 def llama_config(tensors: Mapping[str, Tensor], source: str, rope_theta: float, rms_norm_eps: float) -> Any:

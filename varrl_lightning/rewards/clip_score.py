@@ -14,6 +14,7 @@ from torch import Tensor
 
 from varrl_lightning.rewards.base import BaseReward
 from varrl_lightning.text_encoders.base import read_pretrained
+from varrl_lightning.text_encoders.cuts import cut_prompt, kept_texts, report_cuts
 from varrl_lightning.types import Prompt, Scores
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -27,7 +28,8 @@ class CLIPScore(BaseReward):
         R = scale * max(0, cos(f(image), g(prefix + text)))
 
     In [0, scale]. The defaults are CVTG-2K's. The image is rounded to 8 bits, as one read from a file would be, its shorter side
-    is brought to the model's resolution (bicubic) and its centre is cut out; a text longer than the model reads is cut off.
+    is brought to the model's resolution (bicubic) and its centre is cut out; a text longer than the model reads is cut off, which
+    is said before training.
 
     Args:
         path: a CLIP model, as a folder that transformers writes or a hub id `owner/name`.
@@ -58,6 +60,13 @@ class CLIPScore(BaseReward):
         model, self.tokenizer = read_pretrained(path, "CLIPModel", dtype)
         self.model: Any = model
         self.prefix, self.scale, self.images_at_once = prefix, scale, images_at_once
+
+    def check_prompts(self, prompts: Sequence[Prompt]) -> None:
+        """Warn of prompts that the model does not read to their ends."""
+        texts = {self.prefix + prompt.text: prompt for prompt in prompts}
+        kept = kept_texts(self.tokenizer, texts, self.length)
+        cuts = [cut_prompt(f"prompt {texts[text].id!r}", text, texts[text].words, kept) for text in kept]
+        report_cuts(cuts, f"CLIPScore ({self.length} tokens, its prefix included)", len(prompts), "warn", "leave them as they are")
 
     @torch.no_grad()
     def __call__(self, images: Float[Tensor, "N 3 H W"], prompts: Sequence[Prompt]) -> Scores:
@@ -90,11 +99,15 @@ class CLIPScore(BaseReward):
         rows = torch.tensor([different.index(text) for text in texts], device=images.device)
         return (of_images * of_texts[rows]).sum(dim=-1)
 
+    @property
+    def length(self) -> int:
+        """Tokens that the model reads of a text."""
+        return int(self.model.config.text_config.max_position_embeddings)
+
     @torch.no_grad()
     def _embed_texts(self, texts: list[str], device: torch.device) -> Float[Tensor, "_n C"]:
-        length = self.model.config.text_config.max_position_embeddings
         texts = [self.prefix + text for text in texts]
-        tokens = self.tokenizer(texts, padding=True, truncation=True, max_length=length, return_tensors="pt")
+        tokens = self.tokenizer(texts, padding=True, truncation=True, max_length=self.length, return_tensors="pt")
         inputs = {name: tokens[name].to(device) for name in ("input_ids", "attention_mask")}
         return F.normalize(self.model.text_projection(self.model.text_model(**inputs).pooler_output).float(), dim=-1)
 

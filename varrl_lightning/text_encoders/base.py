@@ -23,6 +23,10 @@ class TextEncoder(nn.Module, ABC):
     def encode(self, texts: list[str]) -> dict[str, Tensor]:
         """Encode texts to named tensors, rows along dimension 0; called without gradients and outside autocast."""
 
+    def kept_texts(self, texts: Sequence[str]) -> dict[str, str]:
+        """What is read of those texts that the encoder cuts off; an encoder without a limit cuts none."""
+        return {}
+
     @property
     @abstractmethod
     def device(self) -> torch.device:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from varrl_lightning.text_encoders.base import TextEncoder, read_pretrained
+from varrl_lightning.text_encoders.cuts import kept_texts
 
 LENGTH = 77
 """Tokens of every text."""
@@ -48,6 +50,11 @@ class ClipPair(TextEncoder):
     def device(self) -> torch.device:
         """The device of the models."""
         return next(self.first.parameters()).device
+
+    def kept_texts(self, texts: Sequence[str]) -> dict[str, str]:
+        """What both encoders read of those texts that either cuts off."""
+        first, second = (kept_texts(tokenizer, texts, LENGTH) for tokenizer in self.tokenizers)
+        return {text: min(first.get(text, text), second.get(text, text), key=len) for text in first | second}
 
     def encode(self, texts: list[str]) -> dict[str, Tensor]:
         """`text`, fp32 (R, 77, C of both); `pooled`, fp32 (R, C of the second); `mask` (R, 77), True to the closing token."""

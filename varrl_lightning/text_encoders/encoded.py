@@ -13,9 +13,13 @@ from torch import Tensor, nn
 
 from varrl_lightning.errors import did_you_mean
 from varrl_lightning.text_encoders.base import TextEncoder
+from varrl_lightning.text_encoders.cuts import CutPrompts, cut_prompt, report_cuts
+from varrl_lightning.types.quoting import quoted_words
 from varrl_lightning.weights.hub import first_line
 from varrl_lightning.weights.sizes import dtype_named
 
+NAMED = 40
+"""Characters of a text that a message begins with."""
 PADDED = ("text", "mask")
 """Tensors with one row a token, padded with zeros to the longest text of a batch. Other tensors have one row a text."""
 
@@ -36,7 +40,7 @@ class EncodedTexts(TextEncoder):
     def __init__(self, source: str | Path | Mapping[str, Mapping[str, Tensor]]) -> None:
         super().__init__()
         self.label = "the given mapping" if isinstance(source, Mapping) else str(source)
-        encoded = dict(source) if isinstance(source, Mapping) else _read(Path(source).expanduser())
+        encoded, self.kept = (dict(source), {}) if isinstance(source, Mapping) else _read(Path(source).expanduser())
         names = {tuple(sorted(tensors)) for tensors in encoded.values()}
         if len(names) != 1:
             raise ValueError(f"{self.label} must hold the same tensors for each of its texts, at least one; got {sorted(names)}")
@@ -44,21 +48,34 @@ class EncodedTexts(TextEncoder):
         self.register_buffer("place", torch.empty(0), persistent=False)
 
     @staticmethod
-    def save(encoder: nn.Module, texts: Sequence[str], path: str | Path, dtype: str = "float32") -> None:
-        """Encode each text once and write a file for `EncodedTexts`.
+    def save(
+        encoder: nn.Module, texts: Sequence[str], path: str | Path, dtype: str = "float32", cut_prompts: CutPrompts = "error"
+    ) -> None:
+        """Encode each text once and write a file for `EncodedTexts`, which also holds what was read of texts that were cut off.
 
         Args:
             encoder: a text encoder.
             texts: all prompts, negative prompts, and the empty text where guidance needs it; repeated ones are written once.
             dtype: of the features in the file; they are read as fp32.
+            cut_prompts: whether quoted words that fall off a text are an `error`; `warn` writes the file all the same.
+
+        Raises:
+            ValueError: where quoted words fall off; names the texts and the words.
         """
         stored = dtype_named(dtype)
         texts = list(dict.fromkeys(texts))
+        kept = encoder.kept_texts(texts) if isinstance(encoder, TextEncoder) else {}
+        cuts = [cut_prompt(_named(text), text, quoted_words(text), kept) for text in kept]
+        report_cuts(cuts, type(encoder).__name__, len(texts), cut_prompts, "write the file all the same by cut_prompts='warn'")
         tensors: dict[str, Tensor] = {}
         for index, text in enumerate(texts):
             for name, x in encoder([text]).items():
                 tensors[f"{index}.{name}"] = x[0].to("cpu", stored if x.is_floating_point() else x.dtype).contiguous()
-        save_file(tensors, path, metadata={"texts": json.dumps(texts)})
+        save_file(tensors, path, metadata={"texts": json.dumps(texts), "kept": json.dumps(kept)})
+
+    def kept_texts(self, texts: Sequence[str]) -> dict[str, str]:
+        """What the encoder that wrote the file read of those texts that it cut off."""
+        return {text: self.kept[text] for text in texts if text in self.kept}
 
     @property
     def device(self) -> torch.device:
@@ -87,16 +104,21 @@ class EncodedTexts(TextEncoder):
         return batch.to(self.device, torch.float32 if batch.is_floating_point() else batch.dtype)
 
 
-def _read(path: Path) -> dict[str, dict[str, Tensor]]:
+def _named(text: str) -> str:
+    return repr(text if len(text) <= NAMED else text[:NAMED] + "...")
+
+
+def _read(path: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, str]]:
     if not path.is_file():
         raise FileNotFoundError(f"no such file of encoded texts: {path}; write one by EncodedTexts.save(encoder, texts, path)")
     try:
         with safe_open(path, framework="pt") as file:
-            texts = json.loads((file.metadata() or {})["texts"])
+            metadata = file.metadata() or {}
+            texts, kept = json.loads(metadata["texts"]), json.loads(metadata.get("kept", "{}"))
             encoded: dict[str, dict[str, Tensor]] = {text: {} for text in texts}
             for key in file.keys():  # noqa: SIM118 (the file is no mapping)
                 index, _, name = key.partition(".")
                 encoded[texts[int(index)]][name] = file.get_tensor(key)
     except (SafetensorError, KeyError, ValueError, IndexError) as error:
         raise ValueError(f"{path} was not written by EncodedTexts.save ({first_line(error)})") from error
-    return encoded
+    return encoded, kept

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from varrl_lightning.text_encoders.base import TextEncoder, read_pretrained
+from varrl_lightning.text_encoders.cuts import kept_texts
 
 
 class T5Text(TextEncoder):
@@ -42,6 +44,10 @@ class T5Text(TextEncoder):
     def device(self) -> torch.device:
         """The device of the model."""
         return next(self.model.parameters()).device
+
+    def kept_texts(self, texts: Sequence[str]) -> dict[str, str]:
+        """What is read of those texts that have more than `max_tokens`."""
+        return kept_texts(self.tokenizer, texts, self.max_tokens)
 
     def encode(self, texts: list[str]) -> dict[str, Tensor]:
         """`text`, fp32 (R, L, C), zero after a text's end, L tokens in the longest text; `mask` (R, L), True before the end."""

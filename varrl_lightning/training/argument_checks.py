@@ -6,7 +6,14 @@ from collections.abc import Sequence
 
 from varrl_lightning.policies.base import VARPolicy
 from varrl_lightning.rewards.weighted import WeightedRewards
+from varrl_lightning.training.cut_prompts import check_cut_prompts
+from varrl_lightning.training.guards import Guards
 from varrl_lightning.types import Prompt
+
+ENCODED_AT_ONCE = 256
+"""Prompts that are encoded at one time, so that the features of many thousands need not fit in memory."""
+ENCODED_BY_NETWORKS = 4
+"""Prompts of a size, first and longest ones, that are encoded where that takes a network."""
 
 
 def check_sizes(group_size: int, num_continuations: int, micro_batch_size: object, images_at_once: object) -> None:
@@ -41,7 +48,7 @@ def check_scales(prompts: Sequence[Prompt], policy: VARPolicy) -> None:
             )
 
 
-def check_prompts(prompts: Sequence[Prompt], policy: VARPolicy, rewards: WeightedRewards) -> None:
+def check_prompts(prompts: Sequence[Prompt], policy: VARPolicy, rewards: WeightedRewards, guards: Guards) -> None:
     """Check that the policy can sample these prompts and the rewards can score them.
 
     Raises:
@@ -49,5 +56,17 @@ def check_prompts(prompts: Sequence[Prompt], policy: VARPolicy, rewards: Weighte
     """
     rewards.check_prompts(prompts)
     check_scales(prompts, policy)
+    check_cut_prompts(prompts, policy, guards.cut_prompts)
     for size in dict.fromkeys(p.size for p in prompts):
-        policy.encode_prompts([p for p in prompts if p.size == size])
+        of_size = _worth_encoding([p for p in prompts if p.size == size], policy)
+        for first in range(0, len(of_size), ENCODED_AT_ONCE):
+            policy.encode_prompts(of_size[first : first + ENCODED_AT_ONCE])
+
+
+def _worth_encoding(prompts: Sequence[Prompt], policy: VARPolicy) -> Sequence[Prompt]:
+    """All prompts, or the first and the longest where a network encodes them: it takes hours for many, and treats all alike."""
+    encoder = policy.frozen_parts.get("text_encoder")
+    if encoder is None or next(encoder.parameters(), None) is None:
+        return prompts
+    longest = sorted(prompts, key=lambda prompt: len(prompt.text), reverse=True)
+    return [*prompts[:ENCODED_BY_NETWORKS], *longest[:ENCODED_BY_NETWORKS]]

@@ -1,10 +1,12 @@
-"""Options that decide when a failing run stops."""
+"""Options that decide what stops a run."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from varrl_lightning.configuration.specs import OptionGroup
+from varrl_lightning.text_encoders.cuts import CutPrompts
+from varrl_lightning.types import check_choices
 
 
 @dataclass(frozen=True)
@@ -15,6 +17,7 @@ class Guards(OptionGroup):
         max_bad_steps: the run stops after this many steps in a row whose loss or gradient is not finite, >= 1.
         check_ranks_every_n_steps: several processes compare weights, counters, configuration and prompts at the start, and again
             after every so many training steps; 0 for the start alone.
+        cut_prompts: `error` or `warn`, before training, where the policy's text encoder cuts off words to be written.
 
     Raises:
         ValueError: on a value out of its range.
@@ -22,8 +25,10 @@ class Guards(OptionGroup):
 
     max_bad_steps: int = 5
     check_ranks_every_n_steps: int = 50
+    cut_prompts: CutPrompts = "error"
 
     def __post_init__(self) -> None:
+        check_choices(self)
         if self.max_bad_steps < 1:
             raise ValueError(f"guards.max_bad_steps must be at least 1, got {self.max_bad_steps}")
         if self.check_ranks_every_n_steps < 0:
