@@ -11,7 +11,12 @@ import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from tests.tiny import LeftBright, tiny_module, tiny_trainer
+from varrl_lightning.__main__ import main
+from varrl_lightning.configuration.class_path import import_class
 from varrl_lightning.data import EvaluationBatches, OverlapError, PromptDataModule, PromptFileError, TrainingBatches
+from varrl_lightning.registry import REWARDS, load
+from varrl_lightning.rewards.base import BaseReward
 from varrl_lightning.types import Prompt
 
 PROMPTS = [Prompt(text=f"prompt {i}") for i in range(11)]
@@ -223,6 +228,57 @@ def test_overlap_with_evaluation(files: dict[str, str], tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="train and test share 1 prompts"):
         PromptDataModule(**files, test=shared, overlap="warn").setup("fit")
     PromptDataModule(**files, test=shared, overlap="ignore").setup("fit")
+
+
+class Reads:
+    reads_words = True
+
+    def __call__(self, images: torch.Tensor, prompts: Any) -> torch.Tensor:
+        return images.mean(dim=(1, 2, 3))
+
+
+def test_words_overlap_where_a_reward_reads_them(tmp_path: Path) -> None:
+    train = write(tmp_path / "train.jsonl", [Prompt('a red "PLANT"'), Prompt('"STONE"')])
+    val = write(tmp_path / "val.jsonl", [Prompt('"plant" of brass')])
+    data = PromptDataModule(train=train, validation=val, batch_size=2)
+    with pytest.raises(OverlapError, match="share 1 prompts: plant"):
+        data.setup("fit")  # nothing says which rewards there are
+    data.compare_words = False
+    data.setup("fit")
+    for reward, overlaps in ((LeftBright(), False), ({"a": {"reward": LeftBright()}, "b": {"reward": Reads(), "weight": 0}}, True)):
+        data = PromptDataModule(train=train, validation=val, batch_size=2)
+        runs = tiny_trainer(max_steps=1, limit_val_batches=0)
+        if overlaps:
+            with pytest.raises(OverlapError, match="share 1 prompts: plant"):
+                runs.fit(tiny_module(reward=reward), data)
+        else:
+            runs.fit(tiny_module(reward=reward), data)
+    same = write(tmp_path / "same.jsonl", [Prompt('A red "plant"')])
+    data = PromptDataModule(train=train, validation=same)
+    data.compare_words = False
+    with pytest.raises(OverlapError, match='share 1 prompts: a red "plant"'):
+        data.setup("fit")
+
+
+@pytest.mark.parametrize(
+    ("reward", "reads"), [("tiny.LeftBright", False), ("flow_grpo_ocr", True), ("clip_score", False), ("http", True)]
+)
+def test_which_rewards_read_words(reward: str, reads: bool) -> None:
+    kind = import_class(reward) if "." in reward else load(REWARDS, reward)
+    assert getattr(kind, "reads_words", BaseReward.reads_words) == reads
+
+
+@pytest.mark.parametrize("command", ["validate", "doctor"])
+def test_the_command_line_asks_the_rewards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any, command: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "train.jsonl", [Prompt('"PLANT"'), Prompt('"STONE"')])
+    write(tmp_path / "val.jsonl", [Prompt('a red "plant"')])
+    model = {"policy": {"class_path": "tiny.tiny_policy"}, "mask_source": "full", "m": 2, "group_size": 2}
+    data = {"train": "train.jsonl", "validation": "val.jsonl", "batch_size": 2}
+    tree = {"model": model | {"reward": "tiny.LeftBright"}, "data": data, "trainer": {"accelerator": "cpu"}}
+    (tmp_path / "x.yaml").write_text(json.dumps(tree))
+    assert main([command, "--config", "x.yaml"]) == 0
+    assert "share" not in capsys.readouterr().err
 
 
 def test_a_stage_without_its_file_says_which(files: dict[str, str]) -> None:

@@ -14,6 +14,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 from varrl_lightning.prompts.benchmarks import load_benchmark
 from varrl_lightning.prompts.files import OverlapError, PromptFileError, check_disjoint, load_prompts
+from varrl_lightning.rewards.weighted import WeightedRewards
 from varrl_lightning.types import Prompt
 
 __all__ = [
@@ -140,8 +141,12 @@ class PromptDataModule(LightningDataModule):
         eval_batch_size: prompts per batch in validation, test and predict.
         seed: seed of the training order.
         shuffle: whether to shuffle the training prompts; otherwise they keep the order of the file.
-        overlap: what to do when training shares prompts with validation or test: `error`, `warn` or `ignore`.
+        overlap: what to do when training shares prompts with validation or test: `error`, `warn` or `ignore`. Prompts are the same
+            that ask for the same words where a reward reads them, elsewhere those of the same text.
     """
+
+    compare_words: bool = True
+    """Whether a reward reads words, where no Trainer's module says so."""
 
     def __init__(
         self,
@@ -178,11 +183,16 @@ class PromptDataModule(LightningDataModule):
 
     def _check_overlap(self, name: str) -> None:
         try:
-            check_disjoint(self.prompts["train"], self.prompts[name], ("train", name))
+            check_disjoint(self.prompts["train"], self.prompts[name], ("train", name), self._rewards_read_words())
         except OverlapError as error:
             if self.overlap == "error":
                 raise
             warnings.warn(str(error), stacklevel=3)
+
+    def _rewards_read_words(self) -> bool:
+        module = None if self.trainer is None else self.trainer.lightning_module
+        rewards = getattr(module, "rewards", None)
+        return rewards.reads_words if isinstance(rewards, WeightedRewards) else self.compare_words
 
     def _processed(self) -> int | None:
         if self.trainer is None:

@@ -8,10 +8,12 @@ number per image, higher is better, in one of three forms:
                                the other rewards alone
     Scores(...)                with named components for the log, and regions (boxes in pixels) for Mask Propagation
 
-It need not be differentiable, it may call a service, and it gets the prompt of each image. Optional are:
+It need not be differentiable, it may call a service, and it gets the prompt of each image, whose `extra` holds the columns of the
+prompt file that are nobody's. Optional are:
 
     constructor arguments      set as `init_args`; a value is checked against the annotation, where there is one
     check_prompts(prompts)     called before training; raises a ValueError for prompts that the reward cannot score
+    reads_words                True where it looks for the prompts' words: sets with the same words then overlap
     prepare()                  called by a reward service before the first request; loads large models
     differentiable(images, prompts)   values with a gradient to the images, for the mask source `saliency`
 

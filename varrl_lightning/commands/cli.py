@@ -126,6 +126,7 @@ class VarrlCLI(LightningCLI):
         """Build everything; errors are reported as mistakes in the configuration."""
         with reraise_as(ConfigError, *BUILD_ERRORS):
             super().instantiate_classes()
+        self.datamodule.compare_words = self.model.rewards.reads_words
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """Add the default callbacks and loggers, unless the configuration has others."""

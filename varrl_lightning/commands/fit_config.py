@@ -38,4 +38,5 @@ class ParsedConfig(VarrlCLI):
         """Build the module and its datamodule."""
         with reraise_as(ConfigError, *BUILD_ERRORS):
             built = self.parser.instantiate(self.config).fit
+        built.data.compare_words = built.model.rewards.reads_words
         return built.model, built.data

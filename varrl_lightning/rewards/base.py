@@ -39,6 +39,11 @@ class Reward(Protocol):
         """
         ...
 
+    @property
+    def reads_words(self) -> bool:
+        """Whether it looks for `Prompt.words`: two prompts that ask for the same words then overlap. By default it does not."""
+        ...
+
     def check_prompts(self, prompts: Sequence[Prompt]) -> None:
         """Raise a ValueError for prompts that cannot be scored; called before training begins. By default all can."""
         ...
@@ -52,6 +57,7 @@ class BaseReward:
     """The optional members of `Reward`, each with its default."""
 
     differentiable: DifferentiableFunction | None = None
+    reads_words: bool = False
 
     def check_prompts(self, prompts: Sequence[Prompt]) -> None:
         """Accept all prompts."""

@@ -69,6 +69,9 @@ class HttpReward(BaseReward):
         ValueError: on a value out of its range.
     """
 
+    reads_words = True
+    """The service may: it does not say."""
+
     def __init__(
         self,
         url: str | list[str],

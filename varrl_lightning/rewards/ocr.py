@@ -52,6 +52,8 @@ class OCRReward(BaseReward):
         without_words: prompts without words are an `error` before training; `skip` leaves them to other rewards.
     """
 
+    reads_words = True
+
     def __init__(
         self,
         detect: bool = True,

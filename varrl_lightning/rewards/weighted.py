@@ -64,6 +64,11 @@ class WeightedRewards(BaseReward):
             return cls({_name(spec, reward): WeightedReward(reward)})
         return cls({name: _term(name, entry) for name, entry in spec.items()})
 
+    @property
+    def reads_words(self) -> bool:  # type: ignore[override]
+        """Whether any of them looks for words, if only for the log."""
+        return any(term.reward.reads_words for term in self.terms.values())
+
     def check_prompts(self, prompts: Sequence[Prompt]) -> None:
         """Ask each reward whether it can score these prompts.
 
