@@ -244,7 +244,7 @@ class VARGRPO(L.LightningModule):
     def _prompts_of_all(self, batch: Any) -> list[Prompt]:
         trainer = self._trainer
         same_everywhere = trainer is not None and trainer.training and isinstance(trainer.train_dataloader, TrainingBatches)
-        return prompts_of_all(batch, self.parallel, same_everywhere, self.rollouts_done)
+        return prompts_of_all(batch, self.parallel, same_everywhere, self.rollouts_done, self.policy)
 
     def _sample(self, prompts: Sequence[Prompt], stage: Stage, share: Share, stopwatch: Stopwatch) -> tuple[Rollout, BranchScores]:
         """Sample and score this process's part of a rollout."""

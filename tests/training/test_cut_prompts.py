@@ -10,8 +10,9 @@ import pytest
 import yaml
 from families import load_infinity, load_switti, load_tokenflow
 from text_encoders.tiny_encoders import write_clip, write_t5
-from tiny import TinyPolicy, tiny_module
+from tiny import TinyPolicy, tiny_module, tiny_trainer
 from torch import nn
+from torch.utils.data import DataLoader
 
 from varrl_lightning.__main__ import main
 from varrl_lightning.errors import SpecError
@@ -87,6 +88,16 @@ def test_every_command_says_it(reading: Reading, capsys: pytest.CaptureFixture[s
     assert status == 1 if command != "doctor" else status
     assert "prompt 'long 0' loses 'river' and is read up to" in capsys.readouterr().err
     assert not Path("runs").exists()
+
+
+@pytest.mark.filterwarnings("ignore:You defined a `validation_step`")
+def test_a_foreign_loader_is_told_once(reading: Reading) -> None:
+    loader = DataLoader(
+        [{"prompt": SHORT, "row": 0}] * 2 + [{"prompt": f"{LONG}{' ' * i}", "row": i} for i in range(4)], batch_size=2
+    )  # type: ignore[arg-type]
+    with pytest.warns(UserWarning, match="cuts off 2 of 2 texts, and with them words to be written of 2: .* loses 'river'") as told:
+        tiny_trainer(max_steps=3, limit_val_batches=0).fit(tiny_module(reading, group_size=2), loader)
+    assert sum("cuts off" in str(warning.message) for warning in told) == 1
 
 
 # --- the families -----------------------------------------------------------------------------------------------------------

@@ -55,7 +55,7 @@ def _is_turned(part: Any, rows: int) -> bool:
     """Whether an entry of a column is a column itself: the default collate makes tuples of texts, and tensors of numbers."""
     if isinstance(part, tuple):
         return len(part) == rows and all(isinstance(text, str) for text in part)
-    shape = getattr(part, "shape", ())
+    shape: Sequence[int] = getattr(part, "shape", ())
     return len(shape) in (1, 2) and shape[0] == rows
 
 

@@ -40,6 +40,7 @@ class EncodedTexts(TextEncoder):
     def __init__(self, source: str | Path | Mapping[str, Mapping[str, Tensor]]) -> None:
         super().__init__()
         self.label = "the given mapping" if isinstance(source, Mapping) else str(source)
+        encoded: dict[str, Mapping[str, Tensor]]
         encoded, self.kept = (dict(source), {}) if isinstance(source, Mapping) else _read(Path(source).expanduser())
         names = {tuple(sorted(tensors)) for tensors in encoded.values()}
         if len(names) != 1:
@@ -108,7 +109,8 @@ def _named(text: str) -> str:
     return repr(text if len(text) <= NAMED else text[:NAMED] + "...")
 
 
-def _read(path: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, str]]:
+def _read(path: Path) -> tuple[dict[str, Mapping[str, Tensor]], dict[str, str]]:
+    """The tensors of each text, and what was read of those that were cut off."""
     if not path.is_file():
         raise FileNotFoundError(f"no such file of encoded texts: {path}; write one by EncodedTexts.save(encoder, texts, path)")
     try:
@@ -121,4 +123,4 @@ def _read(path: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, str]]:
                 encoded[texts[int(index)]][name] = file.get_tensor(key)
     except (SafetensorError, KeyError, ValueError, IndexError) as error:
         raise ValueError(f"{path} was not written by EncodedTexts.save ({first_line(error)})") from error
-    return encoded, kept
+    return dict(encoded), kept

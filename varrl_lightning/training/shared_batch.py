@@ -8,23 +8,30 @@ from varrl_lightning.errors import RunStoppedError
 from varrl_lightning.grpo.credit import BranchScores
 from varrl_lightning.grpo.rollout import Share
 from varrl_lightning.mask_sources.base import MaskSource
+from varrl_lightning.policies.base import VARPolicy
 from varrl_lightning.prompts.batches import as_prompts
 from varrl_lightning.strategies import Parallel
+from varrl_lightning.training.cut_prompts import warn_of_cut_batch
 from varrl_lightning.types import Prompt, Stage
 
 
-def prompts_of_all(batch: Any, parallel: Parallel, same_everywhere: bool, rollouts_done: int = 0) -> list[Prompt]:
+def prompts_of_all(
+    batch: Any, parallel: Parallel, same_everywhere: bool, rollouts_done: int = 0, policy: VARPolicy | None = None
+) -> list[Prompt]:
     """The batch that all processes were given; where they were given different batches, these joined.
 
     Args:
         batch: of any form that `as_prompts` reads.
         same_everywhere: whether the loader gives every process the same batch.
         rollouts_done: number of the rollout, for the error message.
+        policy: what samples the prompts of other loaders: prompts that it does not read to their ends are warned of.
 
     Raises:
         RunStoppedError: when such a loader has given the processes different prompts.
     """
     prompts, of_all = parallel.run_on_all(lambda: (as_prompts(batch),) * 2)
+    if policy is not None and not same_everywhere:
+        warn_of_cut_batch(prompts, policy)
     if all(theirs == of_all[0] for theirs in of_all):
         return prompts
     if same_everywhere:
