@@ -57,7 +57,7 @@ def examine(config: ParsedConfig) -> Iterator[Finding]:
         data.setup("fit")
         prompts = next(iter(data.train_dataloader()))[:PROMPTS]
         model.check_prompts(prompts)
-        if checkpoint := config.get("ckpt_path"):
+        if checkpoint := config.checkpoint():
             load_checkpoint(checkpoint, model, model.saved_tensors())
     with torch.no_grad():
         rollouts = sample_stages(model.policy, model.grpo, prompts, model.seed, model.images_at_once)

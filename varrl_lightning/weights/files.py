@@ -45,6 +45,23 @@ def find_weights(path: str, filename: str | None = None) -> tuple[Place, str]:
     return place, name if name.endswith((INDEX, *ENDINGS)) else _only_file(place, name)
 
 
+def find_folder(path: str | Path) -> Place:
+    """A local folder, or a repository on the hub.
+
+    Raises:
+        FileNotFoundError: when there is neither.
+    """
+    local = Path(path).expanduser()
+    if local.is_dir():
+        return _folder(local)
+    if local.exists():
+        raise FileNotFoundError(f"{path} is a file; expected a folder, or a repository of the hub")
+    repo, inside = hub_id(str(path))
+    if inside:
+        raise FileNotFoundError(f"no such folder: {path}; a repository of the hub would be owner/name")
+    return Place(repo, partial(list_files, repo), partial(download, repo))
+
+
 def read_index(place: Place, index: str) -> dict[str, set[str]]:
     """The shards that an index names, each with the names of its tensors.
 
