@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import pydoc
 import re
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from jsonargparse import ArgumentParser
@@ -15,7 +15,7 @@ _MANY_CLASSES = re.compile(r",\s+known\s+subclasses:[^)]{300,}\)")
 """All of torch's modules, where an argument may be any of them."""
 
 
-def function_help(arguments: Sequence[str], known: Callable[[], Container[str]]) -> str | None:
+def function_help(arguments: Sequence[str], known: Callable[[], Iterable[str]]) -> str | None:
     """The help that a command line asks for of a function or a method; None where it asks for none.
 
     jsonargparse has the help of classes alone, although it also builds objects by functions and class methods.
@@ -26,7 +26,7 @@ def function_help(arguments: Sequence[str], known: Callable[[], Container[str]])
     """
     for key, name in _asked(arguments):
         target = _located(name)
-        if _builds(target) and key in known():
+        if _builds(target) and key in set(known()):
             parser = ArgumentParser(prog="varrl fit", add_help=False)
             _add(parser, target, key)
             return f"Help for --{key}.help={name}\n\n{_MANY_CLASSES.sub(')', parser.format_help())}"

@@ -21,12 +21,14 @@ from varrl_lightning.weights.hub import first_line
 PICKLE = b"\x80"
 """First byte of a pickle that is no archive of torch.save."""
 _NUMBERS = (np.float64, np.float32, np.float16, np.int64, np.int32, np.bool_)
+_NUMPY_NUMBER: Any = np.float64(0).__reduce__()[0]
+"""What makes a number of numpy again from its bytes; it has no public name."""
 # What trainers keep beside their tensors. Making these objects calls nothing that a file could choose: they only hold values.
 _HARMLESS: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
     argparse.Namespace,
     types.SimpleNamespace,
     *((pathlib.PosixPath, f"{module}.PosixPath") for module in ("pathlib", "pathlib._local")),
-    *((np._core.multiarray.scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
+    *((_NUMPY_NUMBER, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
     np.dtype,
     *(type(np.dtype(number)) for number in _NUMBERS),
 ]
