@@ -166,11 +166,14 @@ def test_merged_tensors_in_a_plain_policy_are_the_adapted_policy(name: str) -> N
     assert all(torch.equal(x, before[key]) for key, x in policy.state_dict().items())
 
 
-def test_merged_tensors_have_the_dtype_of_the_weights() -> None:
+def test_merged_tensors_have_the_digits_of_the_adapter_unless_a_dtype_is_asked_for() -> None:
     policy = plain("tiny")
     policy.transformer.bfloat16()
-    merged = merged_tensors(disturbed(add_lora(policy)))
-    assert {x.dtype for x in merged.values()} == {torch.bfloat16}
+    disturbed(add_lora(policy, targets=["qkv"]))
+    adapted = {f"{name}.weight" for name in ("blocks.0.qkv", "blocks.1.qkv")}
+    dtypes = {name: x.dtype for name, x in merged_tensors(policy).items()}
+    assert {name for name, dtype in dtypes.items() if dtype == torch.float32} == adapted
+    assert {x.dtype for x in merged_tensors(policy, torch.bfloat16).values()} == {torch.bfloat16}
 
 
 def test_base_tensors_are_those_before() -> None:

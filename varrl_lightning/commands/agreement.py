@@ -81,7 +81,7 @@ def _measure(options: argparse.Namespace, config: ParsedConfig) -> int:
             model.reference.to(model.policy.device)
         data.setup("fit")
         data.train_dataloader()  # says what to set where there are no training prompts
-        if checkpoint := config.get("ckpt_path"):
+        if checkpoint := config.checkpoint():
             load_checkpoint(checkpoint, model, model.saved_tensors())
     with reraise_as(ConfigError, ValueError):
         meter = _meter(model, described, options)

@@ -24,6 +24,7 @@ from varrl_lightning.commands.cycle_costs import cost_table, cycle_costs
 from varrl_lightning.commands.user_errors import BUILD_ERRORS, reraise_as, run_command
 from varrl_lightning.configuration.explain import explain
 from varrl_lightning.configuration.files import refuse_keys, refuse_old_names, resolve_configs
+from varrl_lightning.configuration.function_help import function_help
 from varrl_lightning.configuration.plugin_options import changed_spec, split_plugin_options, whole_spec
 from varrl_lightning.data import EvaluationBatches, PromptDataModule
 from varrl_lightning.errors import ConfigError, StartError
@@ -82,6 +83,9 @@ class VarrlCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse the arguments; an error names the closest known name."""
+        if (text := function_help(args, lambda: self._subcommand_parsers.get(args[0], parser).get_defaults().keys())) is not None:
+            print(text)
+            raise SystemExit(0)
         try:
             self.config = parser.parse_args([*args, *self._whole_plugins(parser, args)])
         except argparse.ArgumentError as error:

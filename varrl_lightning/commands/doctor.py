@@ -59,7 +59,7 @@ def examine(config: ParsedConfig) -> Iterator[Finding]:
         prompts = next(iter(data.train_dataloader()))[:PROMPTS]
         check_cut_prompts([p for of_file in data.prompts.values() for p in of_file], model.policy, model.guards.cut_prompts)
         model.check_prompts(prompts)
-        if checkpoint := config.get("ckpt_path"):
+        if checkpoint := config.checkpoint():
             load_checkpoint(checkpoint, model, model.saved_tensors())
     with torch.no_grad():
         rollouts = sample_stages(model.policy, model.grpo, prompts, model.seed, model.images_at_once)

@@ -6,10 +6,11 @@ from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 
+from varrl_lightning.callbacks.requeue import checkpoint_to_load
 from varrl_lightning.commands.cli import VarrlCLI
 from varrl_lightning.commands.user_errors import BUILD_ERRORS, reraise_as
 from varrl_lightning.data import PromptDataModule
-from varrl_lightning.errors import ConfigError
+from varrl_lightning.errors import ConfigError, StartError
 from varrl_lightning.module import VARGRPO
 from varrl_lightning.policies.base import VARPolicy
 
@@ -26,6 +27,15 @@ class ParsedConfig(VarrlCLI):
     def get(self, key: str) -> Any:
         """The value of a dotted key of the configuration."""
         return self.config.fit[key]
+
+    def checkpoint(self) -> str | None:
+        """The checkpoint that was given, where `last` and `best` are those of the configuration's run folder.
+
+        Raises:
+            StartError: when that run has no such checkpoint; names those that exist.
+        """
+        with reraise_as(StartError, OSError):
+            return checkpoint_to_load(self.get("ckpt_path"), self.get("trainer.default_root_dir"), fitting=False)
 
     def build_policy(self) -> VARPolicy:
         """Build the policy alone."""

@@ -24,6 +24,8 @@ from varrl_lightning.types import Prompt, Sampling
 from varrl_lightning.weights.loading import load_strictly, read_tensors
 from varrl_lightning.weights.sizes import dtype_named
 
+MARKS = ("word_embed.weight", "cfg_uncond")
+"""Tensors by which a transformer of this family is known among others in a file."""
 COMPUTED = (
     "*zero_k_bias",
     "*ln_wo_grad.weight",
@@ -116,7 +118,7 @@ class InfinityPolicy(VARPolicy):
         """
         _check_choices(pixels, rope_normalisation)
         weights = dtype_named(dtype)
-        tensors, source = read_tensors(path), str(path)
+        tensors, source = read_tensors(path, marks=MARKS), str(path)
         with torch.device("meta"):
             transformer = InfinityTransformer(Sizes.of(tensors, source, num_heads), level_embedding, gradient_checkpointing)
         load_strictly(transformer, tensors, source, ignore=COMPUTED, dtype=weights)

@@ -20,8 +20,12 @@ from varrl_lightning.schedule import NEXTFLOW_1024, Schedule, square
 from varrl_lightning.tokenizers.tokenflow_vq import NESTED, TokenFlowVQ
 from varrl_lightning.tokenizers.vqvae import VQVAE
 from varrl_lightning.types import Prompt, Sampling
+from varrl_lightning.weights.files import split_key
 from varrl_lightning.weights.loading import load_strictly, read_tensors
 from varrl_lightning.weights.sizes import dtype_named
+
+MARKS = ("boi",)
+"""Tensors by which a transformer of this family is known among others in a file."""
 
 
 class LLMPrefixPolicy(VARPolicy):
@@ -96,7 +100,7 @@ class LLMPrefixPolicy(VARPolicy):
         from transformers import AutoModel
 
         config = _config(path if backbone is None else backbone)
-        tensors, vq = read_tensors(path), visual_tokenizer(tokenizer)
+        tensors, vq = read_tensors(path, marks=MARKS), visual_tokenizer(tokenizer)
         longest = as_schedule(schedule, vq)
         with torch.device("meta"):
             decoder = AutoModel.from_config(config)  # type: ignore[no-untyped-call]
@@ -259,7 +263,7 @@ def visual_tokenizer(source: str | Path | nn.Module) -> nn.Module:
     """A visual tokenizer: the given module, or one read from a file."""
     if isinstance(source, nn.Module):
         return source
-    names = read_tensors(source, nested=NESTED)
+    names = read_tensors(source, nested=NESTED, marks=("quantize.embedding*weight",))
     return (TokenFlowVQ if "quantize.embedding_vqgan.weight" in names else VQVAE).from_pretrained(source)
 
 
@@ -276,6 +280,7 @@ def _config(source: Any) -> Any:
     """The config of a language model: the given one, or one from a folder or hub id."""
     if not isinstance(source, (str, Path)):
         return source
+    source = split_key(str(source))[0]
     if Path(source).is_file() and Path(source).suffix != ".json":
         raise ValueError(
             f"{source} is a file and has no config of the backbone; give backbone: a config, or a folder or hub id with one"

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from varrl_lightning.policies.base import VARPolicy
+from varrl_lightning.policies.lora_targets import layers_of, settings_of, targeted
+from varrl_lightning.policies.peft_folder import base_mark, exactly, read_adapter, write_adapter
 from varrl_lightning.policies.state import Cond
 from varrl_lightning.schedule import Schedule
 from varrl_lightning.types import Score
@@ -23,31 +26,42 @@ _ADAPTER, _BASE = re.compile(rf"\.(lora_[AB])\.{_NAME}\."), ".base_layer."
 
 
 def add_lora(
-    policy: VARPolicy, rank: int = 16, alpha: float = 32.0, targets: Sequence[str] | None = None, dropout: float = 0.0
+    policy: VARPolicy,
+    rank: int | None = None,
+    alpha: float | None = None,
+    targets: Sequence[str] | None = None,
+    dropout: float = 0.0,
+    adapter: str | Path | None = None,
 ) -> VARPolicy:
     """Freeze a policy's transformer and give its linear layers trained low-rank adapters, in place (arXiv 2106.09685).
 
         W x  becomes  W x + alpha / rank * B A x,   A (rank, in) random, B (out, rank) zero, both in fp32
 
     Args:
-        rank: of the product B A, >= 1.
-        alpha: > 0; alpha / rank scales the product.
-        targets: names of linear layers, their ends after a dot, or patterns of these (`*`, `?`); None for all linear layers.
+        rank: of the product B A, >= 1; None for that of `adapter`, else 16.
+        alpha: > 0; alpha / rank scales the product; None for that of `adapter`, else 32.
+        targets: names of linear layers, their ends after a dot, or patterns of these (`*`, `?`); None for those of `adapter`, else
+            for all linear layers.
         dropout: 0, since with any other the ratio of an untouched policy would differ from 1.
+        adapter: a folder or hub id of PEFT's (`adapter_config.json`, `adapter_model.safetensors`) whose A and B to begin with. The
+            policy with its adapter off, the reference of a KL, is still the base alone.
 
     Raises:
-        ValueError: on a value out of its range, a target that is no linear layer, or a policy that has an adapter; the
-            policy is unchanged then.
+        FileNotFoundError: when there is no such folder.
+        ValueError: on a value out of its range, a target that is no linear layer, a policy that has an adapter, or a folder of
+            another rank, alpha, targets or base; the policy is unchanged then.
     """
     from peft import LoraConfig, inject_adapter_in_model
 
+    start = None if adapter is None else read_adapter(adapter)
+    rank, alpha = settings_of(start, rank, alpha)
     _check_adaptable(policy, rank, alpha, dropout)
-    names = "|".join(re.escape(name) for name in _targeted(policy.transformer, targets))
+    layers = targeted(policy.transformer, targets) if start is None else layers_of(start, policy.transformer, targets)
     # peft's annotation of alpha is narrower than what it computes.
     config = LoraConfig(
         r=rank,
         lora_alpha=alpha,  # type: ignore[arg-type]
-        target_modules=f"({names})",
+        target_modules=exactly(layers),
         lora_dropout=0.0,
         bias="none",
     )
@@ -57,6 +71,8 @@ def add_lora(
         if is_adapter(name):
             parameter.data = parameter.data.float()
             parameter.requires_grad_(True)
+    if start is not None:
+        load_adapter(policy, start.tensors)
     policy.eval()  # new adapter layers are in training mode
     return policy
 
@@ -148,22 +164,100 @@ def load_adapter(policy: VARPolicy, tensors: Mapping[str, Tensor]) -> None:
             x.copy_(tensors[name])
 
 
+def save_adapter(
+    policy: VARPolicy, folder: str | Path, dtype: torch.dtype | None = None, weights: Mapping[str, Tensor] | None = None
+) -> Path:
+    """Write the adapter in PEFT's own form, which `peft.PeftModel.from_pretrained(policy.transformer, folder)` loads.
+
+    Args:
+        folder: a new or an empty folder.
+        dtype: of A and B; None for float32.
+        weights: as of `merged_tensors`.
+
+    Raises:
+        ValueError: when the policy has no adapter, or the folder exists and is not empty.
+    """
+    settings = adapter_settings(policy)
+    if settings is None:
+        raise ValueError("the policy has no adapter to write; apply add_lora first, or export the weights themselves")
+    held = policy.transformer.state_dict() | dict(weights or {})
+    tensors = {_ADAPTER.sub(r".\1.", name): x.to(dtype or torch.float32) for name, x in held.items() if is_adapter(name)}
+    source = getattr(policy.transformer, "source", None)
+    return write_adapter(folder, settings, tensors, base_mark(base_tensors(policy)), source)
+
+
 def base_tensors(policy: VARPolicy) -> dict[str, Tensor]:
     """The transformer's tensors without the adapter, named as before `add_lora`."""
     tensors = policy.transformer.state_dict()
     return {name.replace(_BASE, "."): x for name, x in tensors.items() if not is_adapter(name)}
 
 
+def merged_tensors(
+    policy: VARPolicy, dtype: torch.dtype | None = None, weights: Mapping[str, Tensor] | None = None
+) -> dict[str, Tensor]:
+    """The transformer's tensors with W + alpha / rank * B A for W, named as before `add_lora`; the policy stays as it is.
+
+    The sum is taken in fp32 whatever W is, and cast once. Steps of RL are small: in the bf16 of a large base most of them are less
+    than half of W's last digit, and would be lost (`cast_loss`).
+
+    Args:
+        dtype: of the floating-point tensors; None for float32 where something was merged, and for what they are elsewhere.
+        weights: values to take in place of some of the policy's, by the names of the transformer's state dict: of an average.
+    """
+    held = policy.transformer.state_dict() | dict(weights or {})
+    tensors = {name.replace(_BASE, "."): _cast(x, dtype) for name, x in held.items() if not is_adapter(name)}
+    for name, weight, update in _updates(policy, held):
+        tensors[f"{name}.weight"] = _cast(weight + update, dtype)
+    return tensors
+
+
+@dataclass(frozen=True)
+class CastLoss:
+    """What a cast to fewer digits takes from an adapter's update of the weights.
+
+    Args:
+        error: ||cast(W + BA) - (W + BA)|| / ||BA||, over all adapted layers.
+        unchanged: share of the adapted layers' weights with cast(W + BA) = cast(W).
+    """
+
+    error: float
+    unchanged: float
+
+    def __str__(self) -> str:
+        return f"an error of {self.error:.2%} of the adapter's update, and {self.unchanged:.2%} of the adapted weights unchanged"
+
+
+def cast_loss(policy: VARPolicy, dtype: torch.dtype, weights: Mapping[str, Tensor] | None = None) -> CastLoss | None:
+    """What merging and casting to `dtype` takes from the adapter's update; None where there is no update.
+
+    Args:
+        weights: as of `merged_tensors`.
+    """
+    lost, moved, same, count = 0.0, 0.0, 0, 0
+    for _, weight, update in _updates(policy, policy.transformer.state_dict() | dict(weights or {})):
+        merged = weight + update
+        rounded = merged.to(dtype)
+        lost += float((rounded.double() - merged.double()).square().sum())
+        moved += float(update.double().square().sum())
+        same += int((rounded == weight.to(dtype)).sum())
+        count += merged.numel()
+    return CastLoss(math.sqrt(lost / moved), same / count) if moved else None
+
+
 @torch.no_grad()
-def merged_tensors(policy: VARPolicy) -> dict[str, Tensor]:
-    """The transformer's tensors with W + alpha / rank * B A for W, named as before `add_lora`; the policy stays as it is."""
-    tensors = base_tensors(policy)
+def _updates(policy: VARPolicy, held: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """Each adapted layer's name, W and alpha / rank * B A, both in fp32 even under autocast."""
     for name, layer in policy.transformer.named_modules():
         if _is_adapted(layer):
-            weight, down, up = layer.base_layer.weight, layer.lora_A[_NAME].weight, layer.lora_B[_NAME].weight
-            merged = weight.float() + layer.scaling[_NAME] * (up.float() @ down.float())
-            tensors[f"{name}.weight"] = merged.to(weight.dtype)
-    return tensors
+            weight, down, up = (
+                held[f"{name}.{part}.weight"].detach() for part in ("base_layer", f"lora_A.{_NAME}", f"lora_B.{_NAME}")
+            )
+            with torch.autocast(weight.device.type, enabled=False):
+                yield name, weight.float(), layer.scaling[_NAME] * (up.float() @ down.float())
+
+
+def _cast(x: Tensor, dtype: torch.dtype | None) -> Tensor:
+    return x.to(dtype) if dtype is not None and x.is_floating_point() else x
 
 
 def _is_adapted(module: Any) -> bool:
@@ -172,20 +266,3 @@ def _is_adapted(module: Any) -> bool:
 
 def _adapted(transformer: nn.Module) -> list[Any]:
     return [module for module in transformer.modules() if _is_adapted(module)]
-
-
-def _targeted(transformer: nn.Module, targets: Sequence[str] | None) -> list[str]:
-    """Names of the linear layers that the targets match."""
-    linear = [name for name, module in transformer.named_modules() if isinstance(module, nn.Linear)]
-    for target in targets or ():
-        if not any(_matches(name, target) for name in linear):
-            layers = dict.fromkeys(re.sub(r"(?<![^.])\d+(?![^.])", "*", name) for name in linear)
-            raise ValueError(f"the target {target!r} is no linear layer of {type(transformer).__name__}: {', '.join(layers)}")
-    chosen = [name for name in linear if targets is None or any(_matches(name, target) for target in targets)]
-    if not chosen:
-        raise ValueError(f"{type(transformer).__name__} has no linear layers to adapt; targets: {targets}")
-    return chosen
-
-
-def _matches(name: str, target: str) -> bool:
-    return fnmatchcase(name, target) or fnmatchcase(name, f"*.{target}")

@@ -31,6 +31,8 @@ SIDES_512 = (1, 2, 3, 4, 6, 9, 13, 18, 24, 32)
 SIDES_1024 = (1, 2, 3, 4, 5, 7, 9, 12, 16, 21, 27, 36, 48, 64)
 PUBLISHED = {len(sides): sides for sides in (SIDES_512, SIDES_1024)}
 """Sides of the published checkpoints' grids, by their number."""
+MARKS = ("word_embed.weight", "text_pooler.weight")
+"""Tensors by which a transformer of this family is known among others in a file."""
 COMPUTED = ("lvl_1L", "attn_bias_for_masking")
 """Tensors that the public code stores, and that are computed from the schedule."""
 
@@ -157,7 +159,7 @@ class SwittiPolicy(VARPolicy):
         Raises:
             ValueError: when tensors are missing, unexpected or misshaped (the message lists them), or do not fit what is given.
         """
-        tensors, source = read_tensors(path), str(path)
+        tensors, source = read_tensors(path, marks=MARKS), str(path)
         arguments = sizes(tensors, source)
         autoregressive = _scales_attend(tensors, autoregressive, source)
         sides = _sides(tensors, sides, arguments, source)

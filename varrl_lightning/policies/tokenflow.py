@@ -26,6 +26,8 @@ NEGATIVE = (
 )
 """The text of the unconditional half of guidance, as published."""
 BEGIN_OF_IMAGE, FIRST_CODE = "<img>", "<vq_token_0>"
+MARKS = ("model.embed_tokens.weight",)
+"""Tensors by which a transformer of this family is known among others in a file."""
 COMPUTED = ("image_token_start", "image_token_end", "*.rotary_emb.inv_freq")
 """Tensors that a checkpoint may hold besides weights."""
 
@@ -136,7 +138,7 @@ class TokenFlowPolicy(LLMPrefixPolicy):
         """
         from varrl_lightning.policies.tokenflow_llama import tokenflow_llama
 
-        tensors, text_encoder, vq = read_tensors(path), text_tokenizer(text_encoder), visual_tokenizer(tokenizer)
+        tensors, text_encoder, vq = read_tensors(path, marks=MARKS), text_tokenizer(text_encoder), visual_tokenizer(tokenizer)
         scales, visual, channels = as_schedule(schedule, vq), int(vq.vocab_size), int(vq.channels)  # type: ignore[arg-type]
         config = llama_config(tensors, str(path), rope_theta, rms_norm_eps)
         start = _first_visual(tensors, text_encoder, image_token_start, visual, config.vocab_size)

@@ -25,6 +25,8 @@ from varrl_lightning.weights.sizes import dtype_named, numbered, require
 
 IMAGENET = Path(__file__).parent.parent / "assets" / "imagenet" / "classes.txt"
 """One name a line, in the order of the class ids 0-999."""
+MARKS = ("word_embed.weight", "class_emb.weight")
+"""Tensors by which a transformer of this family is known among others in a file."""
 COMPUTED = ("lvl_1L", "attn_bias_for_masking", "blocks.*.attn.zero_k_bias")
 """Tensors that the public code stores, and that are computed from the sizes."""
 EPSILON = 1e-6
@@ -214,7 +216,7 @@ class ImageNetVARPolicy(VARPolicy):
         Raises:
             ValueError: when tensors are missing, unexpected or misshaped (the message lists them), or do not fit the tokenizer.
         """
-        tensors = read_tensors(path)
+        tensors = read_tensors(path, marks=MARKS)
         vae = tokenizer if isinstance(tokenizer, VQVAE) else VQVAE.from_pretrained(tokenizer)
         sizes = _sizes(tensors, str(path), num_heads)
         sides = tuple(sides or _sides(tensors, str(path)))

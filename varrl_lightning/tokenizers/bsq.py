@@ -17,6 +17,8 @@ from varrl_lightning.weights.loading import load_strictly, read_tensors
 from varrl_lightning.weights.sizes import numbered, require
 
 NESTED = ("vae",)
+MARKS = ("encoder.conv_in.*weight", "decoder.conv_in.*weight")
+"""Tensors by which a tokenizer of this family is known among others in a file."""
 COMPUTED = ("quantizer.lfq.mask", "quantize.lfq.mask")
 """Tensors that the public code stores: constant powers of two."""
 _WRAPPED = re.compile(r"\b(conv\w*|nin_shortcut|norm\w*)\.(conv|norm)\.(weight|bias)$")
@@ -63,7 +65,7 @@ class BSQTokenizer(nn.Module):
         Raises:
             ValueError: when tensors are missing, unexpected or misshaped; the message lists them.
         """
-        tensors = plain_names(read_tensors(path, nested=NESTED))
+        tensors = plain_names(read_tensors(path, nested=NESTED, marks=MARKS))
         with torch.device("meta"):
             tokenizer = cls(**sizes(tensors, str(path)))  # type: ignore[arg-type]
         load_strictly(tokenizer, tensors, source=str(path), ignore=COMPUTED, dtype=torch.float32)

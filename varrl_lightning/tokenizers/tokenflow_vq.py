@@ -18,6 +18,8 @@ from varrl_lightning.weights.sizes import numbered, require
 TOKENFLOW_256 = square((1, 2, 4, 6, 8, 10, 12, 14, 16))
 """The nine scales of TokenFlow-t2i: 817 tokens."""
 NESTED = ("ema", "model", "state_dict")
+MARKS = ("quantize.embedding_vqgan.weight",)
+"""Tensors by which a tokenizer of this family is known among others in a file."""
 UNUSED = ("decoder_vqkd.*", "decode_task_layer.*", "quantize.codebook_used")
 """Tensors that are not loaded: the decoder of CLIP features, which no image needs, and a training statistic."""
 
@@ -77,7 +79,7 @@ class TokenFlowVQ(nn.Module):
         Raises:
             ValueError: when tensors are missing, unexpected or misshaped; the message lists them.
         """
-        tensors = read_tensors(path, nested=NESTED)
+        tensors = read_tensors(path, nested=NESTED, marks=MARKS)
         with torch.device("meta"):
             tokenizer = cls(**sizes(tensors, str(path)))  # type: ignore[arg-type]
         load_strictly(tokenizer, tensors, source=str(path), ignore=UNUSED, dtype=torch.float32)

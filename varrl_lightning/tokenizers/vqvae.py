@@ -17,6 +17,8 @@ from varrl_lightning.tokenizers.vqvae_layers import Decoder, Encoder
 from varrl_lightning.weights.loading import load_strictly, read_tensors
 from varrl_lightning.weights.sizes import numbered, require
 
+MARKS = ("quantize.embedding.weight",)
+"""Tensors by which a tokenizer of this family is known among others in a file."""
 COMPUTED = ("quantize.ema_vocab_hit_SV",)
 """Tensors that the public code stores, and that only its training used."""
 
@@ -126,7 +128,7 @@ class VQVAE(nn.Module):
         Raises:
             ValueError: when tensors are missing, unexpected or misshaped; the message lists them.
         """
-        tensors = read_tensors(path)
+        tensors = read_tensors(path, marks=MARKS)
         with torch.device("meta"):
             tokenizer = cls(**sizes(tensors, str(path)), ratio=ratio, normalised=normalised)  # type: ignore[arg-type]
         load_strictly(tokenizer, tensors, source=str(path), ignore=COMPUTED, dtype=torch.float32)

@@ -1,1 +1,1 @@
-"""Published files to tensors, strictly: hubs, folders, shards, sizes."""
+"""Published files and trainers' checkpoints to tensors, strictly: hubs, folders, shards, sizes."""

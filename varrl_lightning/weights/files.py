@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
 
@@ -15,6 +16,10 @@ ENDINGS = (".safetensors", *TORCH_ENDINGS)
 INDEX = ".index.json"
 DEFAULTS = ("model.safetensors.index.json", "model.safetensors", "pytorch_model.bin.index.json", "pytorch_model.bin")
 """File names that transformers writes; of a folder the first of these that exists is read."""
+NO_WEIGHTS = ("metadata*.pt", "optimizer*", "scheduler*", "scaler*", "rng_state*", "random_states*", "training_args.bin")
+"""Names of files that trainers write beside weights."""
+KEY = "::"
+"""Between a file and the place of a state dict in it: `global_step_1000.pth::trainer/gpt_ema_fsdp`."""
 SHOWN = 20
 """Number of names in a message."""
 
@@ -34,6 +39,12 @@ class Place:
     fetch: Callable[[str], Path]
 
 
+def split_key(path: str) -> tuple[str, str]:
+    """A path without the place of a state dict after `::`, and this place; empty without one."""
+    file, mark, key = path.rpartition(KEY)
+    return (file, key.strip("/")) if mark and not Path(path).expanduser().exists() else (path, "")
+
+
 def find_weights(path: str, filename: str | None = None) -> tuple[Place, str]:
     """Find the weights: their place, and the name of the file or of the index of shards in it.
 
@@ -43,6 +54,23 @@ def find_weights(path: str, filename: str | None = None) -> tuple[Place, str]:
     """
     place, name = _locate(path, filename)
     return place, name if name.endswith((INDEX, *ENDINGS)) else _only_file(place, name)
+
+
+def find_folder(path: str | Path) -> Place:
+    """A local folder, or a repository on the hub.
+
+    Raises:
+        FileNotFoundError: when there is neither.
+    """
+    local = Path(path).expanduser()
+    if local.is_dir():
+        return _folder(local)
+    if local.exists():
+        raise FileNotFoundError(f"{path} is a file; expected a folder, or a repository of the hub")
+    repo, inside = hub_id(str(path))
+    if inside:
+        raise FileNotFoundError(f"no such folder: {path}; a repository of the hub would be owner/name")
+    return Place(repo, partial(list_files, repo), partial(download, repo))
 
 
 def read_index(place: Place, index: str) -> dict[str, set[str]]:
@@ -94,7 +122,8 @@ def _only_file(place: Place, inside: str) -> str:
     """The one file that a folder is to be read from, or a folder inside it."""
     prefix = f"{inside.rstrip('/')}/" if inside else ""
     names = place.names()
-    candidates = [n for n in names if n.startswith(prefix) and "/" not in n[len(prefix) :] and n.endswith((INDEX, *ENDINGS))]
+    inner = [n for n in names if n.startswith(prefix) and "/" not in n[len(prefix) :] and n.endswith((INDEX, *ENDINGS))]
+    candidates = [n for n in inner if not any(fnmatchcase(n[len(prefix) :], other) for other in NO_WEIGHTS)]
     for default in DEFAULTS:
         if prefix + default in candidates:
             return prefix + default

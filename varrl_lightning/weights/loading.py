@@ -2,53 +2,88 @@
 
 from __future__ import annotations
 
-import pickle
-import re
-import warnings
-import zipfile
+import sys
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
+from lightning_utilities.core.rank_zero import rank_zero_only
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from varrl_lightning.weights.files import INDEX, SHOWN, find_weights, read_index, shortened
-from varrl_lightning.weights.hub import first_line
+from varrl_lightning.weights.files import INDEX, KEY, SHOWN, Place, find_weights, read_index, shortened, split_key
+from varrl_lightning.weights.state_dicts import position, wanted_tensors
+from varrl_lightning.weights.torch_files import damaged, read_torch_file
+from varrl_lightning.weights.wrappers import under_names_of, without_wrappers
 
-PICKLE = b"\x80"
-"""First byte of a pickle that is no archive of torch.save."""
 
-
-def read_tensors(path: str | Path, filename: str | None = None, nested: Sequence[str] = ()) -> dict[str, Tensor]:
+def read_tensors(
+    path: str | Path, filename: str | None = None, nested: Sequence[str] = (), marks: Sequence[str] = ()
+) -> dict[str, Tensor]:
     """Read named tensors onto the CPU, without running any code that a file may hold.
 
-    The network is used only when `path` is nothing local and has the form of a hub id.
+    The network is used only when `path` is nothing local and has the form of a hub id. Where a torch file has its tensors in an
+    inner dict, as trainers write it, or wrappers have put something before all names, one line on stderr says what was taken.
 
     Args:
         path: a file (.safetensors, .pth, .pt, .bin, .ckpt), a folder, or a hub id `owner/name` or `owner/name/file.pth`. A folder
-            or repository holds one weights file, or an index of shards as transformers writes it.
+            or repository holds one weights file, or an index of shards as transformers writes it. `::` and a place may follow,
+            where a file holds several state dicts: `global_step_1000.pth::trainer/gpt_ema_fsdp`.
         filename: the file, index or inner folder to read of a folder or repository.
         nested: names under which a torch file may keep its tensors, such as `("ema", "model")`; the first that exists is taken.
+        marks: names of tensors (`*` for any characters) by which the wanted state dict is known among others in the file, and
+            which show what a wrapper has put before the names; without marks only `module.`, `model.` and the like are taken off.
 
     Raises:
         FileNotFoundError: when there is no such file, here or on the hub; the message names what was tried and how to download it.
-        ValueError: for a file that is damaged or holds more than tensors, and when several files could be meant.
+        ValueError: for a file that is damaged or has no tensors; where several files or state dicts could be meant: lists them.
     """
-    place, name = find_weights(str(path), filename)
+    given, key = split_key(str(path))
+    place, name = find_weights(given, filename)
     if not name.endswith(INDEX):
-        return _read_file(place.fetch(name), nested)
+        content = _content(file := place.fetch(name))
+        shown = given if filename is None and given.endswith(file.name) else str(file)
+        tensors, taken = wanted_tensors(content, shown, key, nested, marks)
+        about = position(content, taken)
+    else:
+        if key:
+            raise ValueError(f"{path}: shards hold one state dict; leave {KEY}{key} out")
+        tensors, shown, taken, about = _read_shards(place, name, nested), given, "", ""
+    try:
+        plain, parts = without_wrappers(tensors, marks)
+    except ValueError as error:
+        raise ValueError(f"{shown}: {error}") from error
+    if taken or parts:
+        _say(shown, taken, parts, about)
+    return plain
+
+
+@cache
+def _say_once(line: str) -> None:
+    if getattr(rank_zero_only, "rank", None) in (None, 0):
+        print(line, file=sys.stderr, flush=True)
+
+
+def _say(file: str, taken: str, parts: Sequence[str], about: str) -> None:
+    """One line about what was taken of a file; said once where it is read for several models."""
+    where = f" of {taken}" if taken else ""
+    without = f", names without {' and '.join(parts)}" if parts else ""
+    _say_once(f"{file}: took the tensors{where}{f' ({about})' if about else ''}{without}")
+
+
+def _read_shards(place: Place, index: str, nested: Sequence[str]) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     shard_of: dict[str, str] = {}
-    for shard, listed in read_index(place, name).items():
-        part = _read_file(place.fetch(shard), nested)
+    for shard, listed in read_index(place, index).items():
+        part, _ = wanted_tensors(_content(file := place.fetch(shard)), str(file), nested=nested)
         if duplicates := sorted(part.keys() & tensors.keys()):
             raise ValueError(f"{place.label}: the tensor {duplicates[0]} is in two shards, {shard_of[duplicates[0]]} and {shard}")
         if absent := sorted(listed - part.keys()):
-            raise ValueError(f"{place.label}: by {name}, {shard} holds {shortened(absent)}, but it does not; download both again")
+            raise ValueError(f"{place.label}: by {index}, {shard} holds {shortened(absent)}, but it does not; download both again")
         tensors |= part
         shard_of |= dict.fromkeys(part, shard)
     return tensors
@@ -81,8 +116,9 @@ def load_strictly(
     Raises:
         ValueError: when a tensor is missing, unexpected, misshaped or of another kind (integer, float); lists them.
     """
-    kept = {name: x for name, x in tensors.items() if not any(fnmatchcase(name, pattern) for pattern in ignore)}
     wanted = module.state_dict()
+    tensors = under_names_of(wanted, tensors)
+    kept = {name: x for name, x in tensors.items() if not any(fnmatchcase(name, pattern) for pattern in ignore)}
     problems = differences(kept, wanted) or [
         f"{name} is {kept[name].dtype} in the file, {x.dtype} in the model"
         for name, x in wanted.items()
@@ -115,59 +151,14 @@ def _owned(tensor: Tensor, place: Tensor, dtype: torch.dtype | None) -> Tensor:
     return tensor.to(dtype=dtype, copy=True, memory_format=torch.contiguous_format)
 
 
-def _read_file(path: Path, nested: Sequence[str]) -> dict[str, Tensor]:
+def _content(path: Path) -> Any:
+    """What a weights file holds: named tensors, or a torch file's content."""
     with path.open("rb") as file:
         if file.read(19) == b"version https://git":
             raise ValueError(f"{path} holds not the weights but a Git LFS pointer to them; run `git lfs pull` in its folder")
     if path.suffix != ".safetensors":
-        return _named_tensors(_unpickle(path), path, nested)
+        return read_torch_file(path)
     try:
-        tensors: dict[str, Tensor] = load_file(path)
+        return load_file(path)
     except SafetensorError as error:
-        raise _damaged(path, error) from error
-    return tensors
-
-
-def _unpickle(path: Path) -> Any:
-    """The content of a torch file, as far as it is tensors and plain values."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # a warning about pickle protocols precedes the error that is raised anyway
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except pickle.UnpicklingError as error:
-        unsafe = re.search(r"GLOBAL (\S+)", str(error))
-        if unsafe is None and _first_byte(path) != PICKLE:
-            raise _damaged(path, error) from error
-        what = f"would call {unsafe[1]} when read" if unsafe else "was not written by torch.save"
-        raise ValueError(
-            f"{path} is a pickle that holds more than tensors, and {what}. A pickle can run any code, so "
-            "this one is refused. Where you trust its author, load it once with torch.load(..., weights_only=False) and write its "
-            "dict of tensors with safetensors.torch.save_file"
-        ) from error
-    except Exception as error:  # a damaged file can raise anything
-        raise _damaged(path, error) from error
-
-
-def _first_byte(path: Path) -> bytes:
-    with path.open("rb") as file:
-        return file.read(1)
-
-
-def _damaged(path: Path, error: Exception) -> ValueError:
-    size = path.stat().st_size
-    return ValueError(f"{path} ({size} bytes) is damaged, cut short or no weights file ({first_line(error)}); download it again")
-
-
-def _named_tensors(content: Any, path: Path, nested: Sequence[str]) -> dict[str, Tensor]:
-    """The tensors of a state dict, or of the first of the `nested` ones."""
-    if not isinstance(content, Mapping):
-        raise ValueError(f"{path} holds a {type(content).__name__}; expected a dict of tensors")
-    under = next((name for name in nested if isinstance(content.get(name), Mapping)), None)
-    values = content if under is None else content[under]
-    others = [f"{name} ({type(x).__name__})" for name, x in values.items() if not (isinstance(x, Tensor) and isinstance(name, str))]
-    if others:
-        where = f", under {under!r}," if under else f" (looked for {', '.join(nested)})" if nested else ""
-        raise ValueError(
-            f"{path}{where} holds more than named tensors: {shortened(others)}; all its names: {shortened(list(values))}"
-        )
-    return dict(values)
+        raise damaged(path, error) from error
