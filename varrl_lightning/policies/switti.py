@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from varrl_lightning.policies.base import VARPolicy
 from varrl_lightning.policies.cache import Cache
 from varrl_lightning.policies.layers import outside_autocast
+from varrl_lightning.policies.published_names import SIDES_512, SIDES_1024, warn_of_contradictions
 from varrl_lightning.policies.state import Cond
 from varrl_lightning.policies.switti_transformer import CropFrequencies, SwittiTransformer, sizes
 from varrl_lightning.schedule import Schedule, square
@@ -27,8 +28,6 @@ from varrl_lightning.types import Prompt, Sampling
 from varrl_lightning.weights.loading import load_strictly, read_tensors
 from varrl_lightning.weights.sizes import dtype_named
 
-SIDES_512 = (1, 2, 3, 4, 6, 9, 13, 18, 24, 32)
-SIDES_1024 = (1, 2, 3, 4, 5, 7, 9, 12, 16, 21, 27, 36, 48, 64)
 PUBLISHED = {len(sides): sides for sides in (SIDES_512, SIDES_1024)}
 """Sides of the published checkpoints' grids, by their number."""
 COMPUTED = ("lvl_1L", "attn_bias_for_masking")
@@ -157,6 +156,16 @@ class SwittiPolicy(VARPolicy):
         Raises:
             ValueError: when tensors are missing, unexpected or misshaped (the message lists them), or do not fit what is given.
         """
+        warn_of_contradictions(
+            "SwittiPolicy",
+            path,
+            tokenizer,
+            sides=sides,
+            autoregressive=autoregressive,
+            num_heads=num_heads,
+            rope_theta=rope_theta,
+            rope_size=rope_size,
+        )
         tensors, source = read_tensors(path), str(path)
         arguments = sizes(tensors, source)
         autoregressive = _scales_attend(tensors, autoregressive, source)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from varrl_lightning.policies.language_model import PrefixTransformer
 from varrl_lightning.policies.layers import outside_autocast
 from varrl_lightning.policies.llm_prefix import LLMPrefixPolicy, as_schedule, text_tokenizer, visual_tokenizer
+from varrl_lightning.policies.published_names import warn_of_contradictions
 from varrl_lightning.schedule import Schedule
 from varrl_lightning.tokenizers.tokenflow_vq import TOKENFLOW_256
 from varrl_lightning.types import Sampling
@@ -135,6 +136,7 @@ class TokenFlowPolicy(LLMPrefixPolicy):
         """
         from varrl_lightning.policies.tokenflow_llama import tokenflow_llama
 
+        warn_of_contradictions("TokenFlowPolicy", path, tokenizer, schedule=schedule)
         tensors, text_encoder, vq = read_tensors(path), text_tokenizer(text_encoder), visual_tokenizer(tokenizer)
         scales, visual, channels = as_schedule(schedule, vq), int(vq.vocab_size), int(vq.channels)  # type: ignore[arg-type]
         config = llama_config(tensors, str(path), rope_theta, rms_norm_eps)

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from varrl_lightning.policies.base import VARPolicy
 from varrl_lightning.policies.cache import Cache, LayerCache
 from varrl_lightning.policies.layers import FeedForward, checkpointed, outside_autocast, scalewise_attention
+from varrl_lightning.policies.published_names import warn_of_contradictions
 from varrl_lightning.policies.state import Cond
 from varrl_lightning.schedule import VAR_256, VAR_512, Schedule, square
 from varrl_lightning.tokenizers.vqvae import VQVAE
@@ -214,6 +215,7 @@ class ImageNetVARPolicy(VARPolicy):
         Raises:
             ValueError: when tensors are missing, unexpected or misshaped (the message lists them), or do not fit the tokenizer.
         """
+        warn_of_contradictions("ImageNetVARPolicy", path, tokenizer, sides=sides)
         tensors = read_tensors(path)
         vae = tokenizer if isinstance(tokenizer, VQVAE) else VQVAE.from_pretrained(tokenizer)
         sizes = _sizes(tensors, str(path), num_heads)
