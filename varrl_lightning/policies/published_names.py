@@ -115,7 +115,7 @@ def warn_of_contradictions(family: str, path: object, tokenizer: object, **setti
     if wrong:
         warnings.warn(
             f"by their name, {path} are the weights {published.name} of {family}: {'; '.join(wrong)}. Nothing fails where all "
-            "shapes fit, but the pictures are noise. Give what belongs together, or rename the file if these are weights of your own",
+            "shapes fit, but the pictures are noise. Give what belongs together, or rename the file if the weights are your own",
             stacklevel=3,
         )
 
