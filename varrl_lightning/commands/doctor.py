@@ -23,9 +23,10 @@ from varrl_lightning.commands.doctor_checks import (
 )
 from varrl_lightning.commands.doctor_memory import report_memory
 from varrl_lightning.commands.doctor_tokens import loads_weights, tokens_are_predicted
+from varrl_lightning.commands.early_checks import check_devices
 from varrl_lightning.commands.fit_config import ParsedConfig
 from varrl_lightning.commands.fit_options import options_parser, run_with_config
-from varrl_lightning.commands.user_errors import reraise_as
+from varrl_lightning.commands.user_errors import BUILD_ERRORS, reraise_as
 from varrl_lightning.errors import FAILED, ConfigError, StartError
 from varrl_lightning.policies.known_picture import KnownPicture
 from varrl_lightning.types import Prompt
@@ -102,6 +103,8 @@ def main(arguments: Sequence[str]) -> int:
 def _diagnose(options: argparse.Namespace, config: ParsedConfig) -> int:
     if options.memory or options.memory_limit is not None:
         return report_memory(config, options.memory_limit, options.json)
+    with reraise_as(ConfigError, *BUILD_ERRORS):
+        check_devices(config.config.fit.trainer)
     return _report(examine(config, _given_picture(options.picture, options.caption)), as_json=options.json)
 
 

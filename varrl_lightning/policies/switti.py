@@ -166,6 +166,7 @@ class SwittiPolicy(VARPolicy):
             rope_theta=rope_theta,
             rope_size=rope_size,
         )
+        weights = dtype_named(dtype)
         tensors, source = read_tensors(path), str(path)
         arguments = sizes(tensors, source)
         autoregressive = _scales_attend(tensors, autoregressive, source)
@@ -176,7 +177,7 @@ class SwittiPolicy(VARPolicy):
                 **arguments, heads=heads, theta=rope_theta, span=rope_size, gradient_checkpointing=gradient_checkpointing
             )
         ignore = (*COMPUTED, CROP) if arguments["crop"] else COMPUTED
-        load_strictly(transformer, tensors, source, ignore=ignore, dtype=dtype_named(dtype))
+        load_strictly(transformer, tensors, source, ignore=ignore, dtype=weights)
         crop = _crop_frequencies(tensors, arguments["width"], source) if arguments["crop"] else None
         if not isinstance(tokenizer, VQVAE):
             tokenizer = VQVAE.from_pretrained(tokenizer)

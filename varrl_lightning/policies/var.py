@@ -216,13 +216,14 @@ class ImageNetVARPolicy(VARPolicy):
             ValueError: when tensors are missing, unexpected or misshaped (the message lists them), or do not fit the tokenizer.
         """
         warn_of_contradictions("ImageNetVARPolicy", path, tokenizer, sides=sides)
+        weights = dtype_named(dtype)
         tensors = read_tensors(path)
         vae = tokenizer if isinstance(tokenizer, VQVAE) else VQVAE.from_pretrained(tokenizer)
         sizes = _sizes(tensors, str(path), num_heads)
         sides = tuple(sides or _sides(tensors, str(path)))
         with torch.device("meta"):
             transformer = VARTransformer(**sizes, sides=sides, gradient_checkpointing=gradient_checkpointing)  # type: ignore[arg-type]
-        load_strictly(transformer, tensors, source=str(path), ignore=COMPUTED, dtype=dtype_named(dtype))
+        load_strictly(transformer, tensors, source=str(path), ignore=COMPUTED, dtype=weights)
         _check_codes(transformer, vae, str(path))
         return cls(transformer, vae, sides, class_names)
 
