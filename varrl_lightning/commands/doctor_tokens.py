@@ -97,8 +97,8 @@ def predict(policy: VARPolicy, tokens: list[Tensor], cond: Cond) -> Prediction:
         for feature, token, moved in zip(*parts, strict=True):
             logits = policy.logits(feature).float().log_softmax(dim=-1)
             entropy = -(logits.exp() * logits).sum(dim=-1)
-            chosen = (logits.gather(-1, index[..., None]).squeeze(-1) for index in (token, moved))
-            columns.append((*chosen, entropy))
+            chosen, instead = (logits.gather(-1, index[..., None]).squeeze(-1) for index in (token, moved))
+            columns.append((chosen, instead, entropy))
     log_prob, permuted, entropy = (torch.cat([x.flatten() for x in column]) for column in zip(*columns, strict=True))
     return Prediction(log_prob, permuted, entropy, math.log(policy.vocab_size))
 

@@ -78,11 +78,13 @@ def check_devices(trainer: Namespace) -> None:
     Raises:
         MisconfigurationException: says what is missing and which argument to change.
     """
-    named = {"strategy": trainer.strategy} if isinstance(trainer.strategy, str) else {}
-    off: dict[str, Any] = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
+    asked: dict[str, Any] = {name: trainer[name] for name in ("accelerator", "devices", "num_nodes")}
+    if isinstance(trainer.strategy, str):
+        asked["strategy"] = trainer.strategy
+    asked |= dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
     try:
         with _silent():  # the Trainer of the run says it all again
-            L.Trainer(accelerator=trainer.accelerator, devices=trainer.devices, num_nodes=trainer.num_nodes, **named, **off)
+            L.Trainer(**asked)
     except (*BUILD_ERRORS, RuntimeError) as error:
         given = ", ".join(f"{name} {trainer[name]}" for name in ("accelerator", "devices", "num_nodes", "strategy"))
         raise MisconfigurationException(

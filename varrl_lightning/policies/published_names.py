@@ -73,7 +73,7 @@ PUBLISHED: dict[str, tuple[Published, ...]] = {
     ),
     "InfinityPolicy": (
         _infinity("infinity_125M_256x256", "infinity_vae_d16", "0.06M"),
-        _infinity("infinity_2b", "infinity_vae_d32", "1M"),
+        _infinity("infinity_2b", "infinity_vae_d32", "1M"),  # published with `_reg` alone: the name says that it is another
         _infinity("infinity_2b_reg", "infinity_vae_d32reg", "1M"),
         _infinity("infinity_8b_weights", "infinity_vae_d56_f8_14_patchify", "1M"),
         _infinity("infinity_8b_512x512_weights", "infinity_vae_d56_f8_14_patchify", "0.25M"),
@@ -111,7 +111,7 @@ def warn_of_contradictions(family: str, path: object, tokenizer: object, **setti
     ]
     other = _named(tokenizer, TOKENIZERS)
     if other not in (None, published.tokenizer):
-        wrong.append(f"the tokenizer is {other}, and they were trained with {published.tokenizer}")
+        wrong.append(f"the tokenizer is {other}, and theirs is {published.tokenizer}")
     if wrong:
         warnings.warn(
             f"by their name, {path} are the weights {published.name} of {family}: {'; '.join(wrong)}. Nothing fails where all "
@@ -129,7 +129,7 @@ def recognised(family: str, path: object) -> Published | None:
 
 def known_schedule(family: str, arguments: Mapping[str, Any]) -> Schedule | None:
     """The schedule that a policy will have, as far as the arguments of its `from_pretrained` show it; None where weights decide."""
-    given = arguments.get("schedule")
+    given: Any = arguments.get("schedule")
     if family == "LLMPrefixPolicy" and hasattr(given, "grids"):  # of any model, as no weights are published
         return Schedule(tuple((int(h), int(w)) for h, w in given.grids), (int(given.stride[0]), int(given.stride[1])))
     published = recognised(family, arguments.get("path"))
