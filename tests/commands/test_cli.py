@@ -144,7 +144,7 @@ def test_an_unknown_key_is_explained_however_it_was_given(key: str, said: str) -
         ({"model.reward": "brightnes"}, "no reward named 'brightnes'."),
         ({"model.mask_source": "boxs"}, "no mask source named 'boxs'. Did you mean 'boxes'?"),
         ({"model.alpha": "high"}, "model.alpha"),
-        ({"model.m": 0}, "m must be within [1, 4]"),
+        ({"model.m": 0}, "m must be at least 1"),
         ({"model.m": 8}, "m must be within [1, 4]"),
         ({"model.group_size": 1}, "group_size must be at least 2"),
         ({"model.eta": 0.0}, "eta must be > 0"),

@@ -21,6 +21,7 @@ from varrl_lightning.checkpoints.checking import check_checkpoint, load_checkpoi
 from varrl_lightning.checkpoints.saving import set_aside
 from varrl_lightning.commands.benchmark_report import draw_pairs, report_test
 from varrl_lightning.commands.cycle_costs import cost_table, cycle_costs
+from varrl_lightning.commands.early_checks import check_devices, check_model, check_plugins
 from varrl_lightning.commands.user_errors import BUILD_ERRORS, reraise_as, run_command
 from varrl_lightning.configuration.explain import explain
 from varrl_lightning.configuration.files import refuse_keys, refuse_old_names, resolve_configs
@@ -111,7 +112,12 @@ class VarrlCLI(LightningCLI):
     # --- building -----------------------------------------------------------------------------------------------------------
 
     def before_instantiate_classes(self) -> None:
-        """Choose the run folder for `fit`; switch off writing for the other commands, which would overwrite a run."""
+        """Check what needs no weights; choose the run folder for `fit`; switch off writing for all other commands.
+
+        They would overwrite a run.
+        """
+        with reraise_as(ConfigError, *BUILD_ERRORS):
+            check_model(self.config[self.subcommand].model)
         config = self.config[self.subcommand].trainer
         for name, instead in OWN_AFFAIR.items():
             if config[name] not in (None, 1 if name == "accumulate_grad_batches" else 0):
@@ -128,7 +134,10 @@ class VarrlCLI(LightningCLI):
 
     def instantiate_classes(self) -> None:
         """Build everything; errors are reported as mistakes in the configuration."""
+        config = self.config[self.subcommand]
         with reraise_as(ConfigError, *BUILD_ERRORS):
+            check_devices(config.trainer)
+            check_plugins(config.model)
             super().instantiate_classes()
         self.datamodule.compare_words = self.model.rewards.reads_words
 

@@ -37,7 +37,7 @@ class Finding:
         check: name of the check.
         passed: whether the check passed; False also when it could not be made.
         figure: the measurement, in words.
-        advice: what to do; empty when the check passed.
+        advice: what to do; empty when nothing is to be done. A check that passed with advice is a warning.
     """
 
     check: str

@@ -36,8 +36,7 @@ class WeightAverage(nn.Module):
 
     def __init__(self, policy: nn.Module, decay: float) -> None:
         super().__init__()
-        if not 0 < decay < 1:
-            raise ValueError(f"ema_decay must be in (0, 1), or null for no average, got {decay}")
+        check_decay(decay)
         self.decay = decay
         self._set_aside: list[tuple[Tensor, Tensor]] = []
         for name, parameter in _trained(policy).items():
@@ -125,6 +124,16 @@ class WeightAverage(nn.Module):
 
         super()._apply(moved, recurse)  # type: ignore[no-untyped-call]
         return self
+
+
+def check_decay(decay: float) -> None:
+    """Check the decay of an average.
+
+    Raises:
+        ValueError: when it is out of its range.
+    """
+    if not 0 < decay < 1:
+        raise ValueError(f"ema_decay must be in (0, 1), or null for no average, got {decay}")
 
 
 def check_average(saved: float | None, decay: float | None, source: str = "the checkpoint") -> None:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from varrl_lightning.algorithms.sampling import guided_logits, truncate
 from varrl_lightning.policies.cache import Cache
+from varrl_lightning.policies.known_picture import CAT, KnownPicture
 from varrl_lightning.policies.scoring import by_chunks, sample_tokens, split_halves, token_scores
 from varrl_lightning.policies.state import Anchor, Cond, State
 from varrl_lightning.schedule import Schedule
@@ -47,6 +48,8 @@ class VARPolicy(nn.Module, ABC):
     """False where scales depend on each other by the latent alone: teacher forcing then runs `[start, stop)` only."""
     guidance: Literal["ramp", "constant"] = "ramp"
     default_sampling: Sampling = Sampling()
+    known_picture: KnownPicture = CAT
+    """A picture of the kind that the weights were trained on, with its caption."""
 
     def __init__(self, transformer: nn.Module, frozen: dict[str, nn.Module] | None = None, chunk_tokens: int = 8192):
         super().__init__()
@@ -116,6 +119,15 @@ class VARPolicy(nn.Module, ABC):
         """RGB in [0, 1] of a latent of any depth; differentiable."""
         image: Tensor = self.tokenizer.decode_latent(latent)
         return image
+
+    def encode(self, images: Float[Tensor, "R 3 H W"], schedule: Schedule) -> list[Int[Tensor, "R _n ..."]]:
+        """The tokens of each scale of images, the inverse of `decode`: by default those of the frozen part `tokenizer`.
+
+        Args:
+            images: RGB in [0, 1], of the schedule's size.
+        """
+        tokens: list[Tensor] = self.tokenizer.encode(images, schedule)
+        return tokens
 
     def published(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """The transformer's tensors as the family's published checkpoints hold them, constants that its code stores included."""

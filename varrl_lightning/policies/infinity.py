@@ -16,6 +16,7 @@ from varrl_lightning.policies.cache import Cache
 from varrl_lightning.policies.infinity_schedules import PIXELS, published_schedule, rotary_angles
 from varrl_lightning.policies.infinity_sizes import Sizes
 from varrl_lightning.policies.infinity_transformer import InfinityTransformer
+from varrl_lightning.policies.published_names import warn_of_contradictions
 from varrl_lightning.policies.state import Cond
 from varrl_lightning.schedule import Schedule
 from varrl_lightning.text_encoders import Given, T5Text, text_encoder_of
@@ -99,14 +100,15 @@ class InfinityPolicy(VARPolicy):
     ) -> InfinityPolicy:
         """Load `infinity_2b_reg.pth`, the shards of `infinity_8b_weights`, or any weights of their layout.
 
-        Sizes are read from the tensors. The defaults of the other keywords are those of the published models.
+        Sizes are read from the tensors. The defaults of the other keywords are those of the published models. What fits by shape
+        and not by name is warned of before anything is read, as the published `infinity_8b_512x512_weights` at 1M pixels.
 
         Args:
             path: a file, a folder or a hub id.
             tokenizer: the same, of the VAE that belongs to it; or the loaded tokenizer.
             text_encoder: Flan-T5-XL's folder or hub id (`google/flan-t5-xl`), a `.safetensors` file of encoded texts, or a module
                 that gives `text` and `mask` of texts; None where no prompt will have to be encoded.
-            pixels: the default resolution in megapixels: `0.06M`, `0.25M`, `0.60M` or `1M`.
+            pixels: the default resolution in megapixels, that of the weights: `0.06M`, `0.25M`, `0.60M` or `1M`.
             num_heads: only where attention is not normalised; elsewhere it is read from a tensor.
             rope_normalisation: 0, 1 or 2, which the public code calls `rope2d_normalized_by_hw`.
             level_embedding: whether it is added in front of the `first` chunk of blocks only, or of `every` one.
@@ -118,6 +120,14 @@ class InfinityPolicy(VARPolicy):
         """
         _check_choices(pixels, rope_normalisation)
         weights = dtype_named(dtype)
+        warn_of_contradictions(
+            "InfinityPolicy",
+            path,
+            tokenizer,
+            pixels=pixels,
+            rope_normalisation=rope_normalisation,
+            level_embedding=level_embedding,
+        )
         tensors, source = read_tensors(path, marks=MARKS), str(path)
         with torch.device("meta"):
             transformer = InfinityTransformer(Sizes.of(tensors, source, num_heads), level_embedding, gradient_checkpointing)

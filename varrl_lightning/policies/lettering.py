@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from varrl_lightning.policies.base import VARPolicy
 from varrl_lightning.policies.cache import Cache, LayerCache
+from varrl_lightning.policies.known_picture import SIGN
 from varrl_lightning.policies.layers import scalewise_attention
 from varrl_lightning.policies.lettering_sign import COLOURS, COLUMNS, FIRST_COLUMN, HEIGHT, LINES, LINES_OF, MATERIALS, WIDTH, Sign
 from varrl_lightning.policies.state import Cond
@@ -164,6 +165,7 @@ class LetteringPolicy(VARPolicy):
     tokenizer: MultiScaleVQ
     guidance = "constant"
     default_sampling = Sampling(top_k=2)
+    known_picture = SIGN
 
     def __init__(self, transformer: LetteringTransformer | None = None, tokenizer: MultiScaleVQ | None = None) -> None:
         super().__init__(transformer or LetteringTransformer(), {"tokenizer": tokenizer or lettering_tokenizer()})
@@ -243,3 +245,7 @@ class LetteringPolicy(VARPolicy):
     def decode_latent(self, latent: Tensor) -> Float[Tensor, "R 3 H W"]:
         """RGB in [0, 1] of a latent of any depth."""
         return self.tokenizer.decode_latent(latent)
+
+    def encode(self, images: Float[Tensor, "R 3 H W"], schedule: Schedule) -> list[Int[Tensor, "R _n"]]:
+        """The tokens of each scale; the scales of content code the images themselves, for want of a plain picture."""
+        return self.tokenizer.encode(images)

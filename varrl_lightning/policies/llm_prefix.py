@@ -99,13 +99,14 @@ class LLMPrefixPolicy(VARPolicy):
         """
         from transformers import AutoModel
 
+        weights = dtype_named(dtype)
         config = _config(path if backbone is None else backbone)
         tensors, vq = read_tensors(path, marks=MARKS), visual_tokenizer(tokenizer)
         longest = as_schedule(schedule, vq)
         with torch.device("meta"):
             decoder = AutoModel.from_config(config)  # type: ignore[no-untyped-call]
             transformer = VisualLanguageModel(decoder, *_sizes(vq, longest), len(longest), gradient_checkpointing)
-        load_strictly(transformer, tensors, str(path), dtype=dtype_named(dtype))
+        load_strictly(transformer, tensors, str(path), dtype=weights)
         return cls(transformer, vq, text_tokenizer(text_encoder), longest, negative, max_text_tokens)
 
     @classmethod

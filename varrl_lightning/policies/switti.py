@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from varrl_lightning.policies.base import VARPolicy
 from varrl_lightning.policies.cache import Cache
 from varrl_lightning.policies.layers import outside_autocast
+from varrl_lightning.policies.published_names import SIDES_512, SIDES_1024, warn_of_contradictions
 from varrl_lightning.policies.state import Cond
 from varrl_lightning.policies.switti_transformer import CropFrequencies, SwittiTransformer, sizes
 from varrl_lightning.schedule import Schedule, square
@@ -27,8 +28,6 @@ from varrl_lightning.types import Prompt, Sampling
 from varrl_lightning.weights.loading import load_strictly, read_tensors
 from varrl_lightning.weights.sizes import dtype_named
 
-SIDES_512 = (1, 2, 3, 4, 6, 9, 13, 18, 24, 32)
-SIDES_1024 = (1, 2, 3, 4, 5, 7, 9, 12, 16, 21, 27, 36, 48, 64)
 PUBLISHED = {len(sides): sides for sides in (SIDES_512, SIDES_1024)}
 """Sides of the published checkpoints' grids, by their number."""
 MARKS = ("word_embed.weight", "text_pooler.weight")
@@ -159,6 +158,17 @@ class SwittiPolicy(VARPolicy):
         Raises:
             ValueError: when tensors are missing, unexpected or misshaped (the message lists them), or do not fit what is given.
         """
+        warn_of_contradictions(
+            "SwittiPolicy",
+            path,
+            tokenizer,
+            sides=sides,
+            autoregressive=autoregressive,
+            num_heads=num_heads,
+            rope_theta=rope_theta,
+            rope_size=rope_size,
+        )
+        weights = dtype_named(dtype)
         tensors, source = read_tensors(path, marks=MARKS), str(path)
         arguments = sizes(tensors, source)
         autoregressive = _scales_attend(tensors, autoregressive, source)
@@ -169,7 +179,7 @@ class SwittiPolicy(VARPolicy):
                 **arguments, heads=heads, theta=rope_theta, span=rope_size, gradient_checkpointing=gradient_checkpointing
             )
         ignore = (*COMPUTED, CROP) if arguments["crop"] else COMPUTED
-        load_strictly(transformer, tensors, source, ignore=ignore, dtype=dtype_named(dtype))
+        load_strictly(transformer, tensors, source, ignore=ignore, dtype=weights)
         crop = _crop_frequencies(tensors, arguments["width"], source) if arguments["crop"] else None
         if not isinstance(tokenizer, VQVAE):
             tokenizer = VQVAE.from_pretrained(tokenizer)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from varrl_lightning.policies.language_model import PrefixTransformer
 from varrl_lightning.policies.layers import outside_autocast
 from varrl_lightning.policies.llm_prefix import LLMPrefixPolicy, as_schedule, text_tokenizer, visual_tokenizer
+from varrl_lightning.policies.published_names import warn_of_contradictions
 from varrl_lightning.schedule import Schedule
 from varrl_lightning.text_encoders.cuts import kept_texts
 from varrl_lightning.tokenizers.tokenflow_vq import TOKENFLOW_256
@@ -138,6 +139,8 @@ class TokenFlowPolicy(LLMPrefixPolicy):
         """
         from varrl_lightning.policies.tokenflow_llama import tokenflow_llama
 
+        warn_of_contradictions("TokenFlowPolicy", path, tokenizer, schedule=schedule)
+        weights = dtype_named(dtype)
         tensors, text_encoder, vq = read_tensors(path, marks=MARKS), text_tokenizer(text_encoder), visual_tokenizer(tokenizer)
         scales, visual, channels = as_schedule(schedule, vq), int(vq.vocab_size), int(vq.channels)  # type: ignore[arg-type]
         config = llama_config(tensors, str(path), rope_theta, rms_norm_eps)
@@ -147,7 +150,7 @@ class TokenFlowPolicy(LLMPrefixPolicy):
         with torch.device("meta"):
             llama = tokenflow_llama(config, channels, projections, len(scales), scales.offsets[-1])
             transformer = TokenFlowTransformer(llama, start, visual, gradient_checkpointing)
-        load_strictly(transformer, tensors, str(path), ignore=COMPUTED, dtype=dtype_named(dtype))
+        load_strictly(transformer, tensors, str(path), ignore=COMPUTED, dtype=weights)
         return cls(transformer, vq, text_encoder, scales, negative, max_text_tokens)
 
     def schedule(self, size: tuple[int, int] | None = None) -> Schedule:

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from varrl_lightning.policies.base import VARPolicy
 from varrl_lightning.policies.cache import Cache, LayerCache
 from varrl_lightning.policies.layers import FeedForward, checkpointed, outside_autocast, scalewise_attention
+from varrl_lightning.policies.published_names import warn_of_contradictions
 from varrl_lightning.policies.state import Cond
 from varrl_lightning.schedule import VAR_256, VAR_512, Schedule, square
 from varrl_lightning.tokenizers.vqvae import VQVAE
@@ -216,13 +217,15 @@ class ImageNetVARPolicy(VARPolicy):
         Raises:
             ValueError: when tensors are missing, unexpected or misshaped (the message lists them), or do not fit the tokenizer.
         """
+        warn_of_contradictions("ImageNetVARPolicy", path, tokenizer, sides=sides)
+        weights = dtype_named(dtype)
         tensors = read_tensors(path, marks=MARKS)
         vae = tokenizer if isinstance(tokenizer, VQVAE) else VQVAE.from_pretrained(tokenizer)
         sizes = _sizes(tensors, str(path), num_heads)
         sides = tuple(sides or _sides(tensors, str(path)))
         with torch.device("meta"):
             transformer = VARTransformer(**sizes, sides=sides, gradient_checkpointing=gradient_checkpointing)  # type: ignore[arg-type]
-        load_strictly(transformer, tensors, source=str(path), ignore=COMPUTED, dtype=dtype_named(dtype))
+        load_strictly(transformer, tensors, source=str(path), ignore=COMPUTED, dtype=weights)
         _check_codes(transformer, vae, str(path))
         return cls(transformer, vae, sides, class_names)
 

@@ -33,6 +33,18 @@ def paper_optimizer(params: Iterable[Any]) -> Optimizer:
     return AdamW(params, lr=1e-6, betas=(0.9, 0.95), weight_decay=0.05)
 
 
+def check_update(updates_per_rollout: int, max_grad_norm: float | None) -> None:
+    """Check how a rollout is trained on; the arguments are those of `VARGRPO`.
+
+    Raises:
+        ValueError: names the argument, its range and what was given.
+    """
+    if updates_per_rollout < 1:
+        raise ValueError(f"updates_per_rollout must be at least 1, got {updates_per_rollout}")
+    if max_grad_norm is not None and not max_grad_norm > 0:
+        raise ValueError(f"max_grad_norm must be > 0, got {max_grad_norm}")
+
+
 class Updater:
     """Makes optimizer steps on a rollout and its credit; a step that is not finite is dropped and counted.
 
@@ -58,10 +70,7 @@ class Updater:
         max_grad_norm: float | None,
         guards: Guards,
     ) -> None:
-        if updates_per_rollout < 1:
-            raise ValueError(f"updates_per_rollout must be at least 1, got {updates_per_rollout}")
-        if max_grad_norm is not None and not max_grad_norm > 0:
-            raise ValueError(f"max_grad_norm must be > 0, got {max_grad_norm}")
+        check_update(updates_per_rollout, max_grad_norm)
         self.policy, self.reference, self.grpo, self.counters = policy, reference, grpo, counters
         self.average = average
         self.updates_per_rollout, self.max_grad_norm, self.guards = updates_per_rollout, max_grad_norm, guards
