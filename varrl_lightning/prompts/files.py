@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from varrl_lightning.prompts.columns import prompt_values
+from varrl_lightning.prompts.quotes import warn_of_file
 from varrl_lightning.types import Prompt
 
 _BUILTIN = "builtin:"
@@ -50,6 +51,7 @@ def load_prompts(path: str | Path) -> list[Prompt]:
     prompts = _text_lines(lines) if _is_plain(path, lines) else _json_lines(lines, path)
     if not prompts:
         raise PromptFileError(f"the prompt file {path} holds no prompt; {_expected(path)}")
+    warn_of_file(prompts, path)
     return prompts
 
 

@@ -69,6 +69,9 @@ def normal_form(text: str, case: Case = "lower") -> str:
         >>> normal_form("½ ΟΔΌΣ"), normal_form("οδόσ"), normal_form("STRASSE") == normal_form("Straße")
         ('1/2 οδόσ', 'οδόσ', False)
     """
+    if text.isascii():
+        form = text.replace("`", "'").replace("''", '"')
+        return form if case == "keep" else form.lower()
     # NFKC again at the end: what is dropped may have stood between a letter and its accent.
     alike = unicodedata.normalize("NFKC", text).translate(_ALIKE)
     form = _ACCENT_ALONE.sub("'", unicodedata.normalize("NFKC", alike)).replace("''", '"')
