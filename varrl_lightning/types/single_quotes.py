@@ -80,15 +80,16 @@ def read_singles(text: str, marks: Sequence[Mark]) -> tuple[Reading, bool]:
 
 
 def _opened(readings: Sequence[Reading], roles: Mapping[Role, int]) -> list[Reading]:
-    return [r._replace(cost=r.cost + roles["opens"], unsure=r.unsure or "apostrophe" in roles) for r in readings]
+    unsure = "apostrophe" in roles
+    return [Reading(r.cost + roles["opens"], r.length, r.spans, r.stray, r.unsure or unsure) for r in readings]
 
 
 def _passed(readings: Sequence[Reading], place: int, roles: Mapping[Role, int], within: bool = False) -> list[Reading]:
     """The readings in which the mark is an apostrophe, or else a stray one."""
     if "apostrophe" in roles:
         unsure = within and "closes" in roles
-        return [r._replace(cost=r.cost + roles["apostrophe"], unsure=r.unsure or unsure) for r in readings]
-    return [r._replace(cost=r.cost + _STRAY, stray=place if r.stray < 0 else r.stray) for r in readings]
+        return [Reading(r.cost + roles["apostrophe"], r.length, r.spans, r.stray, r.unsure or unsure) for r in readings]
+    return [Reading(r.cost + _STRAY, r.length, r.spans, place if r.stray < 0 else r.stray, r.unsure) for r in readings]
 
 
 def _closed(
