@@ -14,8 +14,8 @@ from varrl_lightning.data import PromptDataModule
 from varrl_lightning.prompts import quotes
 from varrl_lightning.prompts.batches import as_prompts
 from varrl_lightning.prompts.benchmarks import load_benchmark
-from varrl_lightning.prompts.files import load_prompts
-from varrl_lightning.prompts.sets import write_prompts
+from varrl_lightning.prompts.files import OverlapError, check_disjoint, load_prompts
+from varrl_lightning.prompts.sets import check_words_disjoint, write_prompts
 from varrl_lightning.rewards.ocr import OCRReward
 from varrl_lightning.rewards.weighted import WeightedReward, WeightedRewards
 from varrl_lightning.types import Prompt
@@ -125,3 +125,11 @@ def test_words_that_were_listed_stay_listed_in_a_file(tmp_path: Path) -> None:
     assert listed == Prompt(text)
     write_prompts(tmp_path / "p.jsonl", [listed])
     assert load_prompts(tmp_path / "p.jsonl") == [listed]
+
+
+@pytest.mark.parametrize(("one", "other"), [("ＯＰＥＮ", "OPEN"), ("DON’T", "don't"), ("CAFE\u0301", "Café"), ("I ❤️ NY", "I ❤ NY")])
+def test_sets_that_ask_for_the_same_in_other_characters_overlap(one: str, other: str) -> None:
+    first, second = ([Prompt(f'a sign "{words}"', id=words)] for words in (one, other))
+    for check in (check_disjoint, check_words_disjoint):
+        with pytest.raises(OverlapError):
+            check(first, second)

@@ -12,6 +12,7 @@ from typing import Any
 from varrl_lightning.prompts.columns import prompt_values
 from varrl_lightning.prompts.quotes import warn_of_file
 from varrl_lightning.types import Prompt
+from varrl_lightning.types.normal_form import normal_form
 
 _BUILTIN = "builtin:"
 _ASSETS = Path(__file__).parent.parent / "assets"
@@ -179,4 +180,4 @@ def check_disjoint(
 
 
 def _asked(prompt: Prompt, compare_words: bool) -> tuple[str, ...]:
-    return tuple(part.casefold().strip() for part in (compare_words and prompt.words) or (prompt.text,))
+    return tuple(normal_form(part).strip() for part in (compare_words and prompt.words) or (prompt.text,))

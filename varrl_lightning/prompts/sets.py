@@ -20,6 +20,7 @@ from typing import Any
 
 from varrl_lightning.prompts.files import OverlapError, check_disjoint, load_prompts
 from varrl_lightning.types import Prompt
+from varrl_lightning.types.normal_form import normal_form
 from varrl_lightning.types.quoting import quoted_words, read_quotes
 
 APPENDIX_C: dict[int, float] = {2: 0.2, 3: 0.3, 4: 0.3, 5: 0.2}
@@ -147,7 +148,7 @@ def single_words(prompts: Sequence[Prompt]) -> set[str]:
 
 def words_in(text: str) -> list[str]:
     """The words and numbers of a text, without case and punctuation: `Wouldn't` is one word, `M-BOX` two."""
-    return re.findall(r"\w+(?:['’]\w+)*", text.casefold())
+    return re.findall(r"\w+(?:'\w+)*", normal_form(text))
 
 
 def check_words_disjoint(first: Sequence[Prompt], second: Sequence[Prompt], names: tuple[str, str] = ("train", "test")) -> None:
