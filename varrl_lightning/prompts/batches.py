@@ -11,6 +11,7 @@ from torch import Tensor
 
 from varrl_lightning.prompts.batch_extras import extra_column, extra_values
 from varrl_lightning.prompts.columns import FIELDS, NEGATIVE, TEXT, prompt_values
+from varrl_lightning.prompts.quotes import warn_of_batch, warn_of_prompts
 from varrl_lightning.types import Prompt
 
 TEXTS = (*TEXT, "texts", "prompts", "captions")
@@ -42,6 +43,8 @@ def as_prompts(batch: Any) -> list[Prompt]:
     prompts = _read(batch)
     if not prompts:
         raise TypeError(f"cannot read a batch of {_description(batch)} as prompts. A batch may be: {FORMS}")
+    built_already = isinstance(batch, (list, tuple)) and all(isinstance(item, Prompt) for item in batch)
+    (warn_of_prompts if built_already else warn_of_batch)(prompts)
     return prompts
 
 

@@ -13,6 +13,7 @@ from varrl_lightning.metrics.paper import HPSV3_CATEGORIES
 from varrl_lightning.metrics.scores import canonical_category
 from varrl_lightning.prompts.columns import TEXT
 from varrl_lightning.prompts.files import PromptFileError, load_prompts, read_prompt, warn_of, with_ids
+from varrl_lightning.prompts.quotes import warn_of_file
 from varrl_lightning.types import Prompt
 
 Benchmark = Literal["CVTG-2K", "HPSv3"]
@@ -37,7 +38,9 @@ def load_benchmark(path: str | Path) -> list[Prompt]:
         return load_prompts(path)
     if place.is_file() and _is_jsonl(place):
         return load_prompts(path)
-    return [prompt for file, name in _files(place) for prompt in _read(file, name, of_folder=place.is_dir())]
+    prompts = [prompt for file, name in _files(place) for prompt in _read(file, name, of_folder=place.is_dir())]
+    warn_of_file(prompts, path)
+    return prompts
 
 
 def _is_jsonl(file: Path) -> bool:

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from varrl_lightning.prompts.columns import prompt_values
+from varrl_lightning.prompts.quotes import warn_of_file
 from varrl_lightning.types import Prompt
+from varrl_lightning.types.normal_form import normal_form
 
 _BUILTIN = "builtin:"
 _ASSETS = Path(__file__).parent.parent / "assets"
@@ -50,6 +52,7 @@ def load_prompts(path: str | Path) -> list[Prompt]:
     prompts = _text_lines(lines) if _is_plain(path, lines) else _json_lines(lines, path)
     if not prompts:
         raise PromptFileError(f"the prompt file {path} holds no prompt; {_expected(path)}")
+    warn_of_file(prompts, path)
     return prompts
 
 
@@ -177,4 +180,4 @@ def check_disjoint(
 
 
 def _asked(prompt: Prompt, compare_words: bool) -> tuple[str, ...]:
-    return tuple(part.casefold().strip() for part in (compare_words and prompt.words) or (prompt.text,))
+    return tuple(normal_form(part).strip() for part in (compare_words and prompt.words) or (prompt.text,))

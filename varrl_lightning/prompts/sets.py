@@ -20,7 +20,8 @@ from typing import Any
 
 from varrl_lightning.prompts.files import OverlapError, check_disjoint, load_prompts
 from varrl_lightning.types import Prompt
-from varrl_lightning.types.quoting import quoted_words
+from varrl_lightning.types.normal_form import normal_form
+from varrl_lightning.types.quoting import quoted_words, read_quotes
 
 APPENDIX_C: dict[int, float] = {2: 0.2, 3: 0.3, 4: 0.3, 5: 0.2}
 """Shares of prompts by number of regions: in the paper's evaluation, and in its filtered training set."""
@@ -35,7 +36,9 @@ def prompt_line(prompt: Prompt) -> dict[str, Any]:
     line = {key: value for key, value in asdict(prompt).items() if value not in (None, (), "", {})}
     if prompt.regions:
         line["regions"] = [[box.x0, box.y0, box.x1, box.y1] for box in prompt.regions]
-    defaults = {"id": prompt.text, "words": quoted_words(prompt.text)}
+    quotes = read_quotes(prompt.text)
+    # Where quotes are unclear, listing the words makes them clear, even if they are the same.
+    defaults = {"id": prompt.text, "words": () if quotes.unclear != prompt.unclear_quotes else quotes.strings}
     return {key: value for key, value in line.items() if defaults.get(key) != value}
 
 
@@ -145,7 +148,7 @@ def single_words(prompts: Sequence[Prompt]) -> set[str]:
 
 def words_in(text: str) -> list[str]:
     """The words and numbers of a text, without case and punctuation: `Wouldn't` is one word, `M-BOX` two."""
-    return re.findall(r"\w+(?:['’]\w+)*", text.casefold())
+    return re.findall(r"\w+(?:'\w+)*", normal_form(text))
 
 
 def check_words_disjoint(first: Sequence[Prompt], second: Sequence[Prompt], names: tuple[str, str] = ("train", "test")) -> None:

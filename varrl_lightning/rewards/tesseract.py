@@ -14,10 +14,10 @@ from typing import Any
 
 from PIL import Image
 
-from varrl_lightning.rewards.ocr import Bag, Case, Duplicates, Match, OCRReward, WithoutWords
+from varrl_lightning.rewards.ocr import Bag, Duplicates, Match, OCRReward, WithoutWords
 from varrl_lightning.rewards.ocr_engines import Word
 from varrl_lightning.rewards.ocr_lines import Picture
-from varrl_lightning.types import Box
+from varrl_lightning.types import Box, Case
 
 _SPARSE_TEXT, _SINGLE_LINE = 11, 7  # page segmentation modes; 8, a single word, reads the picture's edge as a bar
 _MAX_SCALE = 3

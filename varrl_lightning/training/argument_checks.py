@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from varrl_lightning.policies.base import VARPolicy
+from varrl_lightning.prompts.quotes import warn_of_prompts
 from varrl_lightning.rewards.weighted import WeightedRewards
 from varrl_lightning.training.cut_prompts import check_cut_prompts
 from varrl_lightning.training.guards import Guards
@@ -49,11 +50,12 @@ def check_scales(prompts: Sequence[Prompt], policy: VARPolicy) -> None:
 
 
 def check_prompts(prompts: Sequence[Prompt], policy: VARPolicy, rewards: WeightedRewards, guards: Guards) -> None:
-    """Check that the policy can sample these prompts and the rewards can score them.
+    """Check that the policy can sample these prompts and the rewards can score them; warn of those with unclear quotes.
 
     Raises:
         ValueError: names the prompt and the reason.
     """
+    warn_of_prompts(prompts)
     rewards.check_prompts(prompts)
     check_scales(prompts, policy)
     check_cut_prompts(prompts, policy, guards.cut_prompts)

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import FrozenInstanceError, dataclass, field, fields
-from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -23,11 +23,13 @@ from torch import Tensor
 from varrl_lightning.errors import did_you_mean
 from varrl_lightning.schedule import Schedule
 from varrl_lightning.types.frozen import FrozenDict, FrozenList, frozen_json
-from varrl_lightning.types.quoting import quoted_words
+from varrl_lightning.types.normal_form import Case
+from varrl_lightning.types.quoting import quoted_words, read_quotes
 from varrl_lightning.types.sampling import Sampling, SamplingChanges, Score
 
 __all__ = [
     "Box",
+    "Case",
     "FrozenDict",
     "FrozenList",
     "Immutable",
@@ -78,7 +80,7 @@ class Prompt(Immutable):
     Args:
         id: names the prompt in logs and seeds its noise; defaults to the text.
         text: what the generator reads.
-        words: the strings to be rendered; default to what is quoted in the text.
+        words: the strings to be rendered; default to what is quoted in the text (`read_quotes`).
         regions: where the words belong, if known.
         category: for evaluation by category.
         label: class index of a class-conditional model.
@@ -99,13 +101,17 @@ class Prompt(Immutable):
     negative: str | None = None
     size: tuple[int, int] | None = None
     extra: Mapping[str, Any] = field(default_factory=FrozenDict)
+    unclear_quotes: ClassVar[str] = ""
+    """Of a prompt whose words were taken from its quotes: why they may not be those that are meant, or empty."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "extra", _extra(self.extra))
         if not self.id:
             object.__setattr__(self, "id", self.text)
         if not self.words:
-            object.__setattr__(self, "words", quoted_words(self.text))
+            quotes = read_quotes(self.text)
+            object.__setattr__(self, "words", quotes.strings)
+            object.__setattr__(self, "unclear_quotes", quotes.unclear)
 
     @classmethod
     def from_mapping(cls, line: Mapping[str, Any]) -> Prompt:
@@ -264,6 +270,7 @@ class Scores:
         regions: the boxes that decided the value, one list per image, for mask sources; None when the reward knows no regions.
         valid: False where an image could not be scored; its value is then ignored.
         texts: the words that were read in each image, for pictures and metrics; None when the reward does not read.
+        case: the case in which these are compared with the wanted words; see `normal_form`.
         parts: the scores of each reward of a weighted sum, by name; empty for a single reward.
     """
 
@@ -272,6 +279,7 @@ class Scores:
     regions: Sequence[Sequence[Box]] | None = None
     valid: Bool[Tensor, " N"] | None = None
     texts: Sequence[Sequence[str]] | None = None
+    case: Case = "lower"
     parts: Mapping[str, Scores] = field(default_factory=dict)
 
     @property
@@ -293,6 +301,7 @@ class Scores:
             regions=_joined(parts, [part.regions for part in parts]),
             valid=torch.cat([part.usable for part in parts]),
             texts=_joined(parts, [part.texts for part in parts]),
+            case=next((part.case for part in parts if part.texts is not None), "lower"),
         )
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from varrl_lightning.rewards.ocr import Bag, Case, Duplicates, Match, OCRReward, WithoutWords
-from varrl_lightning.types import Prompt
+from varrl_lightning.rewards.ocr import Bag, Duplicates, Match, OCRReward, WithoutWords
+from varrl_lightning.types import Case, Prompt
 from varrl_paddleocr.engine import PaddleOCREngine
 from varrl_paddleocr.models import Runtime
 
