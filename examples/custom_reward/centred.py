@@ -13,6 +13,8 @@ It need not be differentiable, it may call a service, and it gets the prompt of 
     constructor arguments      set as `init_args`; a value is checked against the annotation, where there is one
     check_prompts(prompts)     called before training; raises a ValueError for prompts that the reward cannot score
     prepare()                  called by a reward service before the first request; loads large models
+    read_back(images, prompts) what a reward that reads text reads in images of single words, so that a broken reader is found
+    unreadable(words)          the words that its reader can never read, with the characters that it does not know
     differentiable(images, prompts)   values with a gradient to the images, for the mask source `saliency`
 
 Try this one from its own folder. On its own:

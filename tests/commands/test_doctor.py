@@ -1,4 +1,4 @@
-"""The doctor finds each of the six illnesses, in patients that have one."""
+"""The doctor finds each of the seven illnesses, in patients that have one."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from varrl_lightning.commands.doctor_checks import (
 from varrl_lightning.module import VARGRPO
 from varrl_lightning.types import Prompt, Rollout, Score
 
-NAMES = ["plugins", "weights", "ratio", "sampler", "dropout", "reward"]
+NAMES = ["plugins", "weights", "ratio", "sampler", "dropout", "reader", "reward"]
 
 
 class Restless(TinyPolicy):
@@ -76,7 +76,7 @@ def _doctor(config: dict[str, Any], *arguments: str) -> int:
     return main(["doctor", "--config", "x.yaml", *arguments])
 
 
-def test_a_healthy_config_passes_all_six(config: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_healthy_config_passes_all_seven(config: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
     assert _doctor(config, "--json", "--model.score=sampler") == 0
     found = json.loads(capsys.readouterr().out)
     assert [finding["check"] for finding in found] == NAMES
@@ -95,7 +95,7 @@ def test_without_its_plugin_nothing_else_is_checked(config: dict[str, Any], caps
     assert _doctor(config, "--json") == 1
     found = json.loads(capsys.readouterr().out)
     assert "no reward named 'brightnes'" in found[0]["advice"]
-    assert [finding["figure"] for finding in found[2:]] == ["not checked"] * 4
+    assert [finding["figure"] for finding in found[2:]] == ["not checked"] * 5
 
 
 def test_a_policy_that_cannot_be_loaded_fails_the_weights(config: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:

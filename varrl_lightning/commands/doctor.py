@@ -1,4 +1,4 @@
-"""`varrl doctor`: checks, on a real rollout and before any training, six things that otherwise go wrong silently."""
+"""`varrl doctor`: checks, on a real rollout and before any training, seven things that otherwise go wrong silently."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from varrl_lightning.commands.doctor_checks import (
     dropout_is_off,
     plugins_load,
     ratio_is_one,
+    reader_reads,
     reward_runs,
     sample_stages,
     sampler_is_teacher_forcing,
@@ -25,8 +26,9 @@ from varrl_lightning.commands.fit_config import ParsedConfig
 from varrl_lightning.commands.fit_options import options_parser, run_with_config
 from varrl_lightning.commands.user_errors import reraise_as
 from varrl_lightning.errors import FAILED, StartError
+from varrl_lightning.training.argument_checks import check_policy_prompts
 
-CHECKS = ("plugins", "weights", "ratio", "sampler", "dropout", "reward")
+CHECKS = ("plugins", "weights", "ratio", "sampler", "dropout", "reader", "reward")
 PROMPTS = 2
 HELP = """usage: varrl doctor --config FILE [--json] [--ckpt_path FILE] [--memory [--memory-limit GIB]] [--model.ARGUMENT VALUE ...]
 
@@ -36,6 +38,7 @@ Checks what 'varrl fit' with the same arguments would train, without training:
   ratio    before the first step the probability ratio is 1
   sampler  the sampler and teacher forcing agree, scale by scale
   dropout  the policy computes nothing at random
+  reader   a reward that reads text reads words of the training prompts, drawn plainly
   reward   the reward scores a real rollout, and how long it takes
 With --memory, it predicts instead how much of a device's memory each phase of a training step needs, without a GPU and, for public
 models, without their weights; and names the setting to change if it does not fit this machine's GPU, or --memory-limit GiB.
@@ -43,7 +46,7 @@ The exit status is 0 when all checks pass, 1 when one fails, 2 when the configur
 
 
 def examine(config: ParsedConfig) -> Iterator[Finding]:
-    """The findings of the six checks, in order; checks that an earlier failure makes impossible are reported as not checked.
+    """The findings of the seven checks, in order; checks that an earlier failure makes impossible are reported as not checked.
 
     Policy and rewards are built more than once, since the first two checks are about building them.
     """
@@ -56,7 +59,8 @@ def examine(config: ParsedConfig) -> Iterator[Finding]:
     with reraise_as(StartError, ValueError, OSError):
         data.setup("fit")
         prompts = next(iter(data.train_dataloader()))[:PROMPTS]
-        model.check_prompts(prompts)
+        model.rewards.check_prompts([prompt for of_file in data.prompts.values() for prompt in of_file])
+        check_policy_prompts(prompts, model.policy)  # of more, a text encoder would take minutes
         if checkpoint := config.get("ckpt_path"):
             load_checkpoint(checkpoint, model, model.saved_tensors())
     with torch.no_grad():
@@ -64,6 +68,7 @@ def examine(config: ParsedConfig) -> Iterator[Finding]:
         yield ratio_is_one(model.policy, model.grpo, rollouts, model.micro_batches.number)
         yield sampler_is_teacher_forcing(model.policy, model.grpo, rollouts)
         yield dropout_is_off(model.policy, model.grpo, rollouts[0])
+        yield _finding("reader", lambda: reader_reads(model.rewards, model.judge, data.prompts["train"], model.guards))
         yield reward_runs(model.rewards, rollouts[0])
 
 

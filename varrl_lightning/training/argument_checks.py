@@ -48,6 +48,15 @@ def check_prompts(prompts: Sequence[Prompt], policy: VARPolicy, rewards: Weighte
         ValueError: names the prompt and the reason.
     """
     rewards.check_prompts(prompts)
+    check_policy_prompts(prompts, policy)
+
+
+def check_policy_prompts(prompts: Sequence[Prompt], policy: VARPolicy) -> None:
+    """Check that the policy can sample these prompts.
+
+    Raises:
+        ValueError: names the prompt and the reason.
+    """
     check_scales(prompts, policy)
     for size in dict.fromkeys(p.size for p in prompts):
         policy.encode_prompts([p for p in prompts if p.size == size])

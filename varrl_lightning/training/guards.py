@@ -1,10 +1,13 @@
-"""Options that decide when a failing run stops."""
+"""Options that decide when a run that fails, or cannot succeed, stops."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 from varrl_lightning.configuration.specs import OptionGroup
+
+ReaderMode = Literal["error", "warn", "ignore"]
 
 
 @dataclass(frozen=True)
@@ -15,6 +18,9 @@ class Guards(OptionGroup):
         max_bad_steps: the run stops after this many steps in a row whose loss or gradient is not finite, >= 1.
         check_ranks_every_n_steps: several processes compare weights, counters, configuration and prompts at the start, and again
             after every so many training steps; 0 for the start alone.
+        reader_check: before training, rewards that read text are given words of the training prompts, drawn plainly. Where one that
+            trains reads less than half of them right, it is an `error`, or a mere warning (`warn`); `ignore` does not try.
+        font: a TrueType or OpenType file for these words; DejaVu Sans draws what it has no glyphs for, and all of them when None.
 
     Raises:
         ValueError: on a value out of its range.
@@ -22,6 +28,8 @@ class Guards(OptionGroup):
 
     max_bad_steps: int = 5
     check_ranks_every_n_steps: int = 50
+    reader_check: ReaderMode = "error"
+    font: str | None = None
 
     def __post_init__(self) -> None:
         if self.max_bad_steps < 1:
@@ -30,3 +38,5 @@ class Guards(OptionGroup):
             raise ValueError(
                 f"guards.check_ranks_every_n_steps must be 0 (at the start alone) or more, got {self.check_ranks_every_n_steps}"
             )
+        if self.reader_check not in get_args(ReaderMode):
+            raise ValueError(f"guards.reader_check must be one of {get_args(ReaderMode)}, got {self.reader_check!r}")
