@@ -154,10 +154,18 @@ def test_the_unconditional_half_hides_letters_and_styles(policy: LetteringPolicy
         ('a blue sign that says "RED"', Sign(("RED",), "blue")),
         ('a blue sign, not a red one, that says "FOX"', Sign(("FOX",), "blue")),
         ('a tired, papery sign that says "FOX"', Sign(("FOX",))),
+        ('a sign that says "ＯＰＥＮ ﬁsh"', Sign(("OPEN", "FISH"))),
     ],
 )
 def test_colour_and_material_are_read_outside_of_the_quotes(text: str, sign: Sign) -> None:
     assert sign_of(Prompt(text)) == sign
+
+
+@pytest.mark.parametrize("word", ["LIġHT", "LIGHT" + chr(0x131), "Spaß", "ſﬁß", "CAFÉ", "lıght"])
+def test_letters_that_are_others_in_capitals_are_refused(word: str) -> None:
+    """The reward would look for `lıght` and never find it in LIGHT."""
+    with pytest.raises(ValueError, match="writes one to three words of 3-5 letters A-Z"):
+        sign_of(Prompt("a sign", words=(word,)))
 
 
 def test_four_of_seven_scales_hold_an_eighth_of_the_tokens() -> None:

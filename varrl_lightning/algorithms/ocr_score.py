@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import Levenshtein
+
+from varrl_lightning.types.normal_form import Case, normal_words
 
 _EPSILON = 1e-5
 _ROUNDING = 1e-6
@@ -158,19 +159,20 @@ def ocr_score(
     match: Literal["ld", "ld*conf"] = "ld",
     bag: Literal["symmetric", "max"] = "symmetric",
     duplicates: Literal["set", "multiset"] = "set",
-    case: Literal["lower", "keep"] = "lower",
+    case: Case = "lower",
 ) -> OCRScore:
     """Compute the paper's text-rendering reward (Eq. 15).
 
         Reward = Comp + Sim - Pen
 
-    It is 2 for a perfect image, -lam for one without text. Both sides are NFKC-normalised, lower-cased and split on whitespace; a
-    word inherits the confidence of its line. Punctuation stays. Pen joins the characters without spaces.
+    It is 2 for a perfect image, -lam for one without text. Both sides are put in their normal form (`normal_form`) and split on
+    whitespace; a word inherits the confidence of its line. Punctuation stays. Pen joins the characters without spaces.
 
     Args:
         ground_truth: the strings to be rendered.
         predicted: (text, confidence in [0, 1]) of each line or word read.
         lam: the penalty's weight, >= 0.
+        case: `lower` ignores upper and lower case, `keep` does not.
 
     Raises:
         ValueError: when there is no word to be rendered, a confidence is out of range, or lam is negative.
@@ -186,10 +188,10 @@ def ocr_score(
     """
     if not lam >= 0:
         raise ValueError(f"lam must be >= 0, got {lam}")
-    wanted = [word for text in ground_truth for word in _words(text, case)]
+    wanted = normal_words(ground_truth, case)
     if not wanted:
         raise ValueError(f"the OCR reward needs at least one word to be rendered, got {list(ground_truth)!r}")
-    read = [(word, _confidence(c)) for text, c in predicted for word in _words(text, case)]
+    read = [(word, _confidence(c)) for text, c in predicted for word in normal_words([text], case)]
     comp = completeness(wanted, read, duplicates)
     sim = similarity(wanted, read, match, duplicates)
     pen = penalty(wanted, read, lam, bag)
@@ -202,12 +204,6 @@ def ocr_score(
         extra_ratio=(actual - target).total() / target.total(),
         in_order=_common_subsequence(wanted, [word for word, _ in read]) / len(wanted),
     )
-
-
-def _words(text: str, case: Literal["lower", "keep"]) -> list[str]:
-    # Normalised before the split: NFKC turns non-breaking and ideographic spaces into plain ones.
-    normal = unicodedata.normalize("NFKC", text)
-    return (normal.lower() if case == "lower" else normal).split()
 
 
 def _confidence(value: float) -> float:

@@ -1,4 +1,4 @@
-"""Word accuracy and normalised edit distance of one image, as the CVTG-2K benchmark defines them."""
+"""Word accuracy and normalised edit distance of one image, and the words of a text, as the CVTG-2K benchmark defines them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,9 @@ def cvtg_words(text: str) -> tuple[str, ...]:
 
 
 def split_words(lines: Iterable[str]) -> list[str]:
-    """Return the lower-cased words of several lines, split on whitespace.
+    """Return the words of several lines as CVTG-2K compares them: lower-cased, split on whitespace, and nothing else.
+
+    Everything but that benchmark's own numbers compares the `normal_words` of `types/normal_form.py`.
 
     Examples:
         >>> split_words(["Hot Tea", "OPEN"])

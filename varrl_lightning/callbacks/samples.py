@@ -13,7 +13,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from varrl_lightning.algorithms.word_metrics import split_words, words_found
+from varrl_lightning.algorithms.word_metrics import words_found
 from varrl_lightning.callbacks.evaluation_prompts import evaluation_prompts
 from varrl_lightning.callbacks.run_folder import dry, run_folder
 from varrl_lightning.callbacks.trained_module import vargrpo
@@ -22,6 +22,7 @@ from varrl_lightning.figures.pictures import sample_grid, save_figure
 from varrl_lightning.figures.samples import Sample, remove_samples, save_samples
 from varrl_lightning.module import VARGRPO
 from varrl_lightning.types import Prompt
+from varrl_lightning.types.normal_form import normal_words
 
 
 class SampleGrids(Callback):
@@ -100,7 +101,8 @@ def as_samples(evaluation: Evaluation) -> list[Sample]:
     samples = []
     for i, (image, prompt) in enumerate(zip(images, evaluation.prompts, strict=True)):
         read = None if evaluation.texts is None else tuple(evaluation.texts[i])
-        correct = None if read is None or not prompt.words else _all_read(prompt, read)
+        wanted = normal_words(prompt.words, evaluation.case)
+        correct = None if read is None or not wanted else words_found(wanted, normal_words(read, evaluation.case)) == len(wanted)
         value = float(evaluation.values[i])
         samples.append(Sample(image, prompt.text, prompt.words, read, correct, value if math.isfinite(value) else math.nan))
     return samples
@@ -108,8 +110,3 @@ def as_samples(evaluation: Evaluation) -> list[Sample]:
 
 def _title(step: int) -> str:
     return "before training" if step == 0 else f"after {step} training steps"
-
-
-def _all_read(prompt: Prompt, read: tuple[str, ...]) -> bool:
-    wanted = split_words(prompt.words)
-    return words_found(wanted, split_words(read)) == len(wanted)

@@ -12,7 +12,7 @@ import lightning as L
 from lightning.pytorch.callbacks import Callback
 from torch import nn
 
-from varrl_lightning.algorithms.word_metrics import split_words, word_closeness, words_found
+from varrl_lightning.algorithms.word_metrics import word_closeness, words_found
 from varrl_lightning.callbacks.trained_module import vargrpo
 from varrl_lightning.commands.fit_config import ParsedConfig
 from varrl_lightning.commands.user_errors import reraise_as
@@ -21,7 +21,8 @@ from varrl_lightning.errors import StartError
 from varrl_lightning.module import VARGRPO
 from varrl_lightning.policies.base import VARPolicy
 from varrl_lightning.rewards.base import Reward, score_images
-from varrl_lightning.types import Prompt, Sampling
+from varrl_lightning.types import Case, Prompt, Sampling
+from varrl_lightning.types.normal_form import normal_words
 from varrl_lightning.weights.fingerprint import fingerprint
 
 PARTS = ("rollout", "reward", "update")
@@ -145,21 +146,21 @@ def together(*readings: tuple[str, Reading]) -> Reading:
 
 def _each(module: VARGRPO, prompts: Sequence[Prompt], sampling: Sampling, judge: Reward | None) -> dict[str, Any]:
     evaluation = module.evaluate(prompts, sampling)
-    values = {"reward": evaluation.values.tolist()} | _words(prompts, evaluation.texts)
+    values = {"reward": evaluation.values.tolist()} | _words(prompts, evaluation.texts, evaluation.case)
     if judge is not None:
         scores = score_images(judge, evaluation.images, prompts, "judge")
-        judged = _words(prompts, scores.texts)
+        judged = _words(prompts, scores.texts, scores.case)
         values |= {f"judge_{name}": of_prompts for name, of_prompts in judged.items()}
     rounded = {name: [round(x, 5) for x in of_prompts] for name, of_prompts in values.items()}
     return {"means": {name: sum(x) / len(x) for name, x in values.items()}, "prompts": rounded}
 
 
-def _words(prompts: Sequence[Prompt], texts: Sequence[Sequence[str]] | None) -> dict[str, list[float]]:
+def _words(prompts: Sequence[Prompt], texts: Sequence[Sequence[str]] | None, case: Case) -> dict[str, list[float]]:
     """Word accuracy and NED of each prompt, weighted by its number of words over the mean number: their mean is over all words."""
     if texts is None:
         return {}
-    wanted = [split_words(prompt.words) for prompt in prompts]
-    read = [split_words(words) for words in texts]
+    wanted = [normal_words(prompt.words, case) for prompt in prompts]
+    read = [normal_words(words, case) for words in texts]
     mean = sum(map(len, wanted)) / len(wanted)
     pairs = list(zip(wanted, read, strict=True))
     return {

@@ -13,11 +13,11 @@ from torch import Tensor
 from varrl_lightning.evaluation.tables import Results
 from varrl_lightning.grpo.rollout import prompt_keys
 from varrl_lightning.metrics.scores import CategoryMean, MeanScore
-from varrl_lightning.metrics.text import NormalizedEditDistance, WordAccuracy
+from varrl_lightning.metrics.text import Form, NormalizedEditDistance, WordAccuracy
 from varrl_lightning.policies.base import VARPolicy
-from varrl_lightning.prompts.benchmarks import categories_of
+from varrl_lightning.prompts.benchmarks import benchmark_of, categories_of
 from varrl_lightning.rewards.weighted import WeightedRewards
-from varrl_lightning.types import Prompt, Sampling, Scores
+from varrl_lightning.types import Case, Prompt, Sampling, Scores
 
 ALONE: dict[str, Any] = {"sync_on_compute": False}
 """The evaluations of all processes are already merged here, perhaps by one process alone: metrics must not wait for others."""
@@ -35,6 +35,7 @@ class Evaluation:
         scores: scores of each reward, by its name.
         texts: the words that a reward read in each image; None when no reward reads.
         readable: images that this reward scored; others count neither as right nor as wrong. None for all images.
+        case: the case in which this reward compares words, and so do word accuracy and NED.
     """
 
     prompts: Sequence[Prompt]
@@ -43,6 +44,7 @@ class Evaluation:
     scores: dict[str, Scores]
     texts: Sequence[Sequence[str]] | None
     readable: Bool[Tensor, " N"] | None = None
+    case: Case = "lower"
 
     def without_images(self) -> Evaluation:
         """The same scores, with the images dropped to save memory."""
@@ -62,6 +64,7 @@ class Evaluation:
             scores=scores,
             texts=None if self.texts is None else self.texts[:n],
             readable=None if self.readable is None else self.readable[:n],
+            case=self.case,
         )
 
     @staticmethod
@@ -75,6 +78,7 @@ class Evaluation:
             scores={name: Scores.join([p.scores[name] for p in parts]) for name in parts[0].scores},
             texts=[words for p in parts for words in (p.texts or [()] * len(p.prompts))] if read else None,
             readable=torch.cat([p.was_read() for p in parts]) if read else None,
+            case=next((p.case for p in parts if p.texts is not None), "lower"),
         )
 
     def was_read(self) -> Bool[Tensor, " N"]:
@@ -84,30 +88,41 @@ class Evaluation:
         return torch.ones_like(self.values, dtype=torch.bool) if self.readable is None else self.readable
 
     def metrics(self) -> dict[str, float]:
-        """Means over the images: the total reward, each of several rewards; if one reads, word accuracy and NED as in CVTG-2K."""
+        """Means over the images: the total reward, each of several rewards; if one reads, word accuracy and NED."""
         metrics = {"reward": _mean(self.values)}
         if self.texts is not None:
-            rows = self.was_read().nonzero().flatten().tolist()
-            wanted, read = [list(self.prompts[i].words) for i in rows], [self.texts[i] for i in rows]
-            for name, metric in (("word_accuracy", WordAccuracy(**ALONE)), ("ned", NormalizedEditDistance(**ALONE))):
-                metric.update(wanted, read)
-                metrics[name] = float(metric.compute())
-            if len(rows) < len(self.prompts):
-                metrics["unread"] = float(len(self.prompts) - len(rows))
+            metrics |= self._words_read(self.case)
+            unread = int((~self.was_read()).sum())
+            if unread:
+                metrics["unread"] = float(unread)
         if len(self.scores) > 1 or "clip_score" in self.scores:
             means = {name: _mean(_known(s)) for name, s in self.scores.items()}
             metrics |= {name if name == "clip_score" else f"rewards/{name}": mean for name, mean in means.items()}
         return metrics
 
+    def _words_read(self, form: Form) -> dict[str, float]:
+        """Word accuracy and NED of the images that were read."""
+        rows = self.was_read().nonzero().flatten().tolist()
+        wanted, read = [list(self.prompts[i].words) for i in rows], [(self.texts or ())[i] for i in rows]
+        metrics = {"word_accuracy": WordAccuracy(form, **ALONE), "ned": NormalizedEditDistance(form=form, **ALONE)}
+        for metric in metrics.values():
+            metric.update(wanted, read)
+        return {name: float(metric.compute()) for name, metric in metrics.items()}
+
     def results(self) -> Results:
-        """The metrics, and means by category of the reward `hpsv3`, or of the weighted sum where there is no such reward."""
+        """The metrics, and means by category of the reward `hpsv3`, or of the weighted sum where there is no such reward.
+
+        For CVTG-2K's prompts also word accuracy and NED by the benchmark's own definition, for the paper's table.
+        """
         categories, by_category = categories_of(self.prompts), {}
         if categories:
             score = self.scores.get("hpsv3")
             metric = CategoryMean(categories, **ALONE)
             metric.update(self.values if score is None else _known(score, "mu"), [p.category for p in self.prompts])
             by_category = {name: float(mean) for name, mean in metric.compute().items()}
-        return Results(self.metrics(), by_category, hpsv3="hpsv3" in self.scores)
+        strict = self.texts is not None and benchmark_of(self.prompts) == "CVTG-2K"
+        cvtg = {f"cvtg_{name}": value for name, value in self._words_read("cvtg").items()} if strict else {}
+        return Results(self.metrics() | cvtg, by_category, hpsv3="hpsv3" in self.scores)
 
 
 def _known(scores: Scores, component: str | None = None) -> Float[Tensor, " N"]:
@@ -167,5 +182,7 @@ def evaluate(
     prompts = prompts if share is None else [prompts[i] for i in share]
     scores = rewards.score_all(images, prompts)
     reader = next((s for s in scores.values() if s.texts is not None), None)
-    texts, readable = (None, None) if reader is None else (reader.texts, reader.usable)
-    return Evaluation(prompts, images, rewards.total(scores).values, scores, texts, readable)
+    values = rewards.total(scores).values
+    if reader is None:
+        return Evaluation(prompts, images, values, scores, None)
+    return Evaluation(prompts, images, values, scores, reader.texts, reader.usable, reader.case)

@@ -135,7 +135,8 @@ class Evaluator:
         evaluations = [evaluation.without_images()]
         if self.judge is not None:
             scores = score_images(self.judge, evaluation.images, evaluation.prompts, "judge")
-            evaluations.append(replace(evaluations[0], values=scores.values, texts=scores.texts, scores={}, readable=scores.usable))
+            judged = replace(evaluations[0], values=scores.values, scores={}, texts=scores.texts, readable=scores.usable)
+            evaluations.append(replace(judged, case=scores.case))
         return evaluations
 
     def _collect(self, name: str, evaluation: Evaluation) -> None:

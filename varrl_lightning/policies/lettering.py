@@ -19,6 +19,7 @@ from varrl_lightning.policies.state import Cond
 from varrl_lightning.schedule import Schedule
 from varrl_lightning.tokenizers.multiscale_vq import MultiScaleVQ
 from varrl_lightning.types import Prompt, Sampling
+from varrl_lightning.types.normal_form import normal_words
 from varrl_lightning.weights.loading import load_strictly, read_tensors
 
 LETTERING = Schedule(((1, 1), (3, 1), (3, 5), (3, 10), (6, 10), (6, 15), (12, 15)), stride=(4, 4))
@@ -43,8 +44,10 @@ def sign_of(prompt: Prompt) -> Sign:
     Raises:
         ValueError: unless there are one to three words, each of three to five letters A-Z.
     """
-    words = tuple(word for text in prompt.words for word in text.upper().split())
-    if not 1 <= len(words) <= LINES or not all(_WORD.fullmatch(word) for word in words):
+    # In the form in which rewards compare them, and only then in capitals, which make other letters of some: an I of a dotless ı.
+    asked = normal_words(prompt.words)
+    words = tuple(word.upper() for word in asked if word.isascii())
+    if not 1 <= len(words) == len(asked) <= LINES or not all(_WORD.fullmatch(word) for word in words):
         raise ValueError(
             f"prompt {prompt.id!r}: the lettering model writes one to three words of 3-5 letters A-Z, got words "
             f"{list(prompt.words)} from text {prompt.text!r}; quote them, as in 'a red wooden sign that says \"OPEN LATE\"'"

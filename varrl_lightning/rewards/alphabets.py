@@ -6,10 +6,10 @@ import unicodedata
 import warnings
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import lru_cache
-from typing import Literal, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
-from varrl_lightning.algorithms.word_metrics import split_words
 from varrl_lightning.types import Prompt
+from varrl_lightning.types.normal_form import Case, normal_form
 
 _SHOWN = 5
 
@@ -38,33 +38,31 @@ def alphabet_of(engine: object) -> frozenset[str] | None:
     return given if isinstance(given, frozenset) else frozenset(given)
 
 
-def unreadable_words(engine: object, words: Iterable[str], case: Literal["lower", "keep"] = "lower") -> dict[str, str]:
+def unreadable_words(engine: object, words: Iterable[str], case: Case = "lower") -> dict[str, str]:
     """Those of these words that hold characters which the engine cannot write, each with these characters.
 
-    A character counts as written if the reward takes it for one of the alphabet: compatible forms of Unicode are one, and capitals
-    and small letters are with `case="lower"`.
+    A character counts as written if the reward takes it for one of the alphabet, that is, in their `normal_form`.
     """
     alphabet = alphabet_of(engine)
     if alphabet is None:
         return {}
     known = _compared_alphabet(alphabet, case)
     lacking = {
-        word: "".join(c for c in dict.fromkeys(unicodedata.normalize("NFKC", word)) if not known.issuperset(_compared(c, case)))
+        word: "".join(c for c in dict.fromkeys(normal_form(word, "keep")) if not known.issuperset(_compared(c, case)))
         for word in words
     }
     return {word: characters for word, characters in lacking.items() if characters}
 
 
 @lru_cache(maxsize=8)
-def _compared_alphabet(alphabet: frozenset[str], case: Literal["lower", "keep"]) -> frozenset[str]:
+def _compared_alphabet(alphabet: frozenset[str], case: Case) -> frozenset[str]:
     """All characters that the entries of an alphabet are compared as."""
     return frozenset(part for entry in alphabet for part in _compared(entry, case))
 
 
-def _compared(character: str, case: Literal["lower", "keep"]) -> str:
+def _compared(character: str, case: Case) -> str:
     """A character, or an entry of an alphabet, as it is compared; nothing for a space, which separates words."""
-    normal = unicodedata.normalize("NFKC", character)
-    return "".join(split_words([normal]) if case == "lower" else normal.split())
+    return "".join(normal_form(character, case).split())
 
 
 def warn_of_unreadable(

@@ -16,12 +16,13 @@ from varrl_lightning.rewards.base import BaseReward, Reading
 from varrl_lightning.rewards.ocr_engines import OCREngine, RapidOCREngine, one_of
 from varrl_lightning.rewards.ocr_reading import read_words
 from varrl_lightning.types import Prompt, Scores
+from varrl_lightning.types.normal_form import normal_words
 
 WithoutWords = Literal["error", "skip"]
 
 
 def flow_grpo_score(target: str, read: str) -> float:
-    """How nearly a string can be read, upper and lower case and whitespace aside.
+    """How nearly a string can be read, both in their normal form (`normal_form`), whitespace aside.
 
         R = 1                              if the target is part of what was read
         R = 1 - min(Lev(read, t), |t|) / |t|   otherwise
@@ -31,7 +32,7 @@ def flow_grpo_score(target: str, read: str) -> float:
     Raises:
         ValueError: when the target is blank.
     """
-    target, read = ("".join(text.lower().split()) for text in (target, read))
+    target, read = ("".join(normal_words([text])) for text in (target, read))
     if not target:
         raise ValueError("the target is blank; expected text to look for")
     if target in read:
@@ -42,7 +43,8 @@ def flow_grpo_score(target: str, read: str) -> float:
 class FlowGRPOOCR(BaseReward):
     """`flow_grpo_score` of the first quoted string of the prompt (the first of its `words`) and all text that is read.
 
-    As the peers define it, but for one thing: an image that the engine fails on has no score, where theirs has 0.
+    As the peers define it, but for two things: an image that the engine fails on has no score, where theirs has 0; and texts are
+    compared in their normal form, where theirs are lower-cased only.
 
     Args:
         detect: look for the text first. False when each image is one line, or each of its prompt's regions is.
@@ -65,7 +67,7 @@ class FlowGRPOOCR(BaseReward):
 
     def check_prompts(self, prompts: Sequence[Prompt]) -> None:
         """Raise a ValueError that names the prompts without words; warn of those with characters that the reader cannot write."""
-        missing = [p.id for p in prompts if not p.words]
+        missing = [p.id for p in prompts if not _has_target(p)]
         if missing and self.without_words == "error":
             named = ", ".join(map(repr, missing[:5])) + (", ..." if len(missing) > 5 else "")
             raise ValueError(
@@ -90,7 +92,7 @@ class FlowGRPOOCR(BaseReward):
         texts = [[word.text for word in of_image or ()] for of_image in words]
         values = torch.tensor(
             [
-                math.nan if of_image is None or not prompt.words else flow_grpo_score(prompt.words[0], "".join(read))
+                flow_grpo_score(prompt.words[0], " ".join(read)) if of_image is not None and _has_target(prompt) else math.nan
                 for of_image, prompt, read in zip(words, prompts, texts, strict=True)
             ]
         )
@@ -100,3 +102,7 @@ class FlowGRPOOCR(BaseReward):
             valid=values.isfinite(),
             texts=texts,
         )
+
+
+def _has_target(prompt: Prompt) -> bool:
+    return bool(normal_words(prompt.words[:1]))

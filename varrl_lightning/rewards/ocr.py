@@ -12,18 +12,18 @@ from jaxtyping import Float
 from torch import Tensor
 
 from varrl_lightning.algorithms.ocr_score import ocr_score
-from varrl_lightning.algorithms.word_metrics import split_words, word_closeness, words_found
+from varrl_lightning.algorithms.word_metrics import word_closeness, words_found
 from varrl_lightning.rewards.alphabets import unreadable_words, warn_of_unreadable
 from varrl_lightning.rewards.base import BaseReward, Reading
 from varrl_lightning.rewards.ocr_engines import OCREngine, RapidOCREngine, Word, one_of
 from varrl_lightning.rewards.ocr_lines import MAX_WIDTH
 from varrl_lightning.rewards.ocr_reading import read_words
 from varrl_lightning.types import Prompt, Scores
+from varrl_lightning.types.normal_form import Case, normal_words
 
 Match = Literal["ld", "ld*conf"]
 Bag = Literal["symmetric", "max"]
 Duplicates = Literal["set", "multiset"]
-Case = Literal["lower", "keep"]
 WithoutWords = Literal["error", "skip"]
 
 COMPONENTS = (
@@ -49,7 +49,8 @@ class OCRReward(BaseReward):
         max_line_width, min_confidence: see `RapidOCREngine`.
         engine: another `OCREngine`; it ignores all arguments before this one.
         lam: weight of the penalty, >= 0.
-        match, bag, duplicates, case: see `ocr_score`.
+        match, bag, duplicates: see `ocr_score`.
+        case: `lower` compares without upper and lower case, `keep` with: for the reward, word accuracy, NED and marks on pictures.
         without_words: prompts without words are an `error` before training; `skip` leaves them to other rewards.
     """
 
@@ -82,7 +83,7 @@ class OCRReward(BaseReward):
 
     def check_prompts(self, prompts: Sequence[Prompt]) -> None:
         """Raise a ValueError that names the prompts without words; warn of those with characters that the reader cannot write."""
-        missing = [p.id for p in prompts if not split_words(p.words)]
+        missing = [p.id for p in prompts if not normal_words(p.words)]
         if missing and self.without_words == "error":
             named = ", ".join(map(repr, missing[:5])) + (", ..." if len(missing) > 5 else "")
             raise ValueError(
@@ -120,10 +121,11 @@ class OCRReward(BaseReward):
             regions=[[word.box for word in of_image or ()] for of_image in words],
             valid=table[:, 0].isfinite(),
             texts=[[word.text for word in of_image or ()] for of_image in words],
+            case=self.case,
         )
 
     def _row(self, words: Sequence[Word] | None, prompt: Prompt) -> list[float]:
-        wanted = split_words(prompt.words)
+        wanted = normal_words(prompt.words, self.case)
         if words is None or not wanted:
             return [math.nan] * (1 + len(COMPONENTS))
         score = ocr_score(
@@ -135,7 +137,7 @@ class OCRReward(BaseReward):
             duplicates=self.duplicates,
             case=self.case,
         )
-        read = split_words(word.text for word in words)
+        read = normal_words((word.text for word in words), self.case)
         return [
             score.reward,
             score.completeness,

@@ -12,10 +12,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from varrl_lightning.algorithms.word_metrics import split_words
 from varrl_lightning.rewards.base import BaseReward, Reading, Reward
 from varrl_lightning.rewards.word_pictures import GROUND, WordPicture, draw_word, load_face, why_not_drawn
 from varrl_lightning.types import Prompt
+from varrl_lightning.types.normal_form import normal_words
 
 MOST_WORDS = 64
 SECONDS = 5.0
@@ -94,7 +94,7 @@ def distinct_words(prompts: Iterable[Prompt]) -> list[str]:
     words: dict[str, str] = {}
     for prompt in prompts:
         for word in (word for text in prompt.words for word in text.split()):
-            if compared := " ".join(split_words([word])):
+            if compared := " ".join(normal_words([word])):
                 words.setdefault(compared, word)
     return list(words.values())
 

@@ -102,11 +102,13 @@ class WeightedRewards(BaseReward):
             {name: s.usable[:, None, None] for name, s in scores.items()},
             {name: self.terms[name].weight for name in scores},
         )
+        reader = next((s for s in scores.values() if s.texts is not None), None)
         return Scores(
             values.flatten().masked_fill(~usable.flatten(), torch.nan),
             regions=next((s.regions for s in scores.values() if s.regions is not None), None),
             valid=usable.flatten(),
-            texts=next((s.texts for s in scores.values() if s.texts is not None), None),
+            texts=None if reader is None else reader.texts,
+            case="lower" if reader is None else reader.case,
             parts=dict(scores),
         )
 

@@ -21,11 +21,13 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from varrl_lightning.schedule import Schedule
+from varrl_lightning.types.normal_form import Case
 from varrl_lightning.types.quoting import quoted_words
 from varrl_lightning.types.sampling import Sampling, SamplingChanges, Score
 
 __all__ = [
     "Box",
+    "Case",
     "Immutable",
     "LogProbs",
     "Prompt",
@@ -247,6 +249,7 @@ class Scores:
         regions: the boxes that decided the value, one list per image, for mask sources; None when the reward knows no regions.
         valid: False where an image could not be scored; its value is then ignored.
         texts: the words that were read in each image, for pictures and metrics; None when the reward does not read.
+        case: the case in which these are compared with the wanted words; see `normal_form`.
         parts: the scores of each reward of a weighted sum, by name; empty for a single reward.
     """
 
@@ -255,6 +258,7 @@ class Scores:
     regions: Sequence[Sequence[Box]] | None = None
     valid: Bool[Tensor, " N"] | None = None
     texts: Sequence[Sequence[str]] | None = None
+    case: Case = "lower"
     parts: Mapping[str, Scores] = field(default_factory=dict)
 
     @property
@@ -276,6 +280,7 @@ class Scores:
             regions=_joined(parts, [part.regions for part in parts]),
             valid=torch.cat([part.usable for part in parts]),
             texts=_joined(parts, [part.texts for part in parts]),
+            case=next((part.case for part in parts if part.texts is not None), "lower"),
         )
 
 

@@ -147,7 +147,8 @@ def words_of_lines(texts: Iterable[str], scores: Iterable[float], outlines: Iter
     for text, score, outline in zip(texts, scores, outlines, strict=True):
         points = np.asarray(outline, dtype=np.float64)
         box = Box(*points.min(axis=0).tolist(), *points.max(axis=0).tolist())
-        words += [Word(word, float(score), box) for word in unicodedata.normalize("NFKC", text).split()]
+        # Split first: NFKC makes a lone accent, which may be an apostrophe, a space with a combining one.
+        words += [Word(unicodedata.normalize("NFKC", word), float(score), box) for word in text.split()]
     return words
 
 
