@@ -18,6 +18,7 @@ from varrl_lightning.grpo.grpo import GRPO, MicroBatch
 from varrl_lightning.module import VARGRPO
 from varrl_lightning.policies.lettering import LetteringPolicy, LetteringTransformer
 from varrl_lightning.policies.state import Cond
+from varrl_lightning.rewards.base import BaseReward, Reading
 from varrl_lightning.schedule import Schedule
 from varrl_lightning.tokenizers.multiscale_vq import MultiScaleVQ
 from varrl_lightning.types import Prompt, Sampling
@@ -38,6 +39,21 @@ class LeftBright:
     def __call__(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
         third = images.shape[-1] // 3
         return images[..., :third].mean((1, 2, 3)) - images[..., -third:].mean((1, 2, 3))
+
+
+class Reader(BaseReward):
+    """Says that it reads everything, and writes a line into a file for each time that it is asked to."""
+
+    def __init__(self, file: str) -> None:
+        self.file = file
+
+    def __call__(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
+        return images.mean((1, 2, 3))
+
+    def read_back(self, images: Tensor, prompts: Sequence[Prompt]) -> list[Reading | None]:
+        with open(self.file, "a", encoding="utf-8") as file:
+            file.write("asked\n")
+        return [Reading(p.words[0], True) for p in prompts]
 
 
 class TinyTransformer(LetteringTransformer):

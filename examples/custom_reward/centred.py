@@ -15,6 +15,8 @@ prompt file that are nobody's. Optional are:
     check_prompts(prompts)     called before training; raises a ValueError for prompts that the reward cannot score
     reads_words                True where it looks for the prompts' words: sets with the same words then overlap
     prepare()                  called by a reward service before the first request; loads large models
+    read_back(images, prompts) what a reward that reads text reads in images of single words, so that a broken reader is found
+    unreadable(words)          the words that its reader can never read, with the characters that it does not know
     differentiable(images, prompts)   values with a gradient to the images, for the mask source `saliency`
 
 Try this one from its own folder. On its own:

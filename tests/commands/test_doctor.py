@@ -26,7 +26,7 @@ from varrl_lightning.commands.doctor_checks import (
 from varrl_lightning.module import VARGRPO
 from varrl_lightning.types import Prompt, Rollout, Score
 
-NAMES = ["plugins", "weights", "tokens", "ratio", "sampler", "dropout", "reward"]
+NAMES = ["plugins", "weights", "tokens", "ratio", "sampler", "dropout", "reader", "reward"]
 
 
 class Restless(TinyPolicy):

@@ -27,7 +27,10 @@ def folder(tmp_path: Path) -> Path:
     config = {
         "model": {
             "policy": {"class_path": "tests.tiny.tiny_policy"},
-            "reward": "tests.tiny.LeftBright",
+            "reward": {
+                "light": {"reward": "tests.tiny.LeftBright"},
+                "text": {"reward": {"class_path": "tests.tiny.Reader", "init_args": {"file": "asked.txt"}}, "weight": 0},
+            },
             "mask_source": "full",
             "m": M,
             "group_size": 2,
@@ -69,14 +72,22 @@ def weights(run: Path) -> dict[str, Tensor]:
     return held
 
 
+def times_asked(folder: Path) -> int:
+    """How often the reward that reads text was asked to read drawn words: once for these few words."""
+    return len((folder / "asked.txt").read_text().splitlines())
+
+
 def test_every_way_to_start_comes_to_the_same(workers: Callable[[int], Workers], folder: Path) -> None:
     python, fit = [sys.executable, "-m"], ["fit", "--config", "config.yaml"]
     workers(1)("tests.distributed.jobs:command", folder=str(folder), arguments=fit)
     alone = weights(folder / "run")
+    assert times_asked(folder) == 1
     ddp = ["--trainer.strategy", "ddp"]
 
     itself = [*fit, *ddp, "--trainer.devices", "2", "--trainer.default_root_dir", "itself"]
     printed = run(folder, [*python, "varrl_lightning", *itself])[0]
+    assert times_asked(folder) == 2, "the first process alone tries the reader"
+    assert printed.count("reader: the reward 'text' reads 4 of 4 drawn words right") == 1
     assert "prefix: 4 branches over 2 ranks: 2 branches, 4 images on each (1 whole groups)." in " ".join(printed.split())
 
     nodes = ["--trainer.num_nodes", "2", "--trainer.devices", "1"]
@@ -85,6 +96,7 @@ def test_every_way_to_start_comes_to_the_same(workers: Callable[[int], Workers],
     torchrun = ["-m", "varrl_lightning", *fit, *ddp, *nodes, "--trainer.default_root_dir", "torchrun"]
     run(folder, *([*python, *rendezvous, f"--node-rank={node}", *torchrun] for node in range(2)))
 
+    assert times_asked(folder) == 3
     tasks = Workers(2, environment=slurm)
     try:
         options = [*ddp, *nodes, "--trainer.default_root_dir", "slurm"]
@@ -92,5 +104,6 @@ def test_every_way_to_start_comes_to_the_same(workers: Callable[[int], Workers],
     finally:
         tasks.stop()
 
+    assert times_asked(folder) == 4
     for way in ("itself", "torchrun", "slurm"):
         assert furthest(weights(folder / way), alone) <= 1e-6, way

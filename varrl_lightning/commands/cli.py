@@ -35,6 +35,7 @@ from varrl_lightning.module import VARGRPO
 from varrl_lightning.strategies import leave_group, parallel_of
 from varrl_lightning.strategies.zero_checkpoints import is_zero_folder
 from varrl_lightning.training.cut_prompts import check_cut_prompts
+from varrl_lightning.training.reader_guard import require_readers
 from varrl_lightning.types import Prompt
 
 OWN_AFFAIR = {"gradient_clip_val": "max_grad_norm", "accumulate_grad_batches": "micro_batch_size"}
@@ -162,6 +163,9 @@ class VarrlCLI(LightningCLI):
             self.datamodule.setup("fit")
             self._check_trainer(len(self.datamodule.train_dataloader()))
             self.model.check_prompts([p for prompts in self.datamodule.prompts.values() for p in prompts])
+            if self.trainer.is_global_zero:
+                for line in require_readers(self.model.rewards, self.datamodule.prompts["train"], self.model.guards):
+                    print(line)
         self._check_checkpoint()
         if self.config_init.fit.ckpt_path is None and self.trainer.is_global_zero and not dry(self.trainer):
             for name in ("last", "best"):  # now: if this run is restarted before its first save, it must not resume from another's

@@ -16,6 +16,7 @@ from varrl_lightning.commands.doctor_checks import (
     dropout_is_off,
     plugins_load,
     ratio_is_one,
+    reader_reads,
     reward_runs,
     sample_stages,
     sampler_is_teacher_forcing,
@@ -29,10 +30,9 @@ from varrl_lightning.commands.fit_options import options_parser, run_with_config
 from varrl_lightning.commands.user_errors import BUILD_ERRORS, reraise_as
 from varrl_lightning.errors import FAILED, ConfigError, StartError
 from varrl_lightning.policies.known_picture import KnownPicture
-from varrl_lightning.training.cut_prompts import check_cut_prompts
 from varrl_lightning.types import Prompt
 
-CHECKS = ("plugins", "weights", "tokens", "ratio", "sampler", "dropout", "reward")
+CHECKS = ("plugins", "weights", "tokens", "ratio", "sampler", "dropout", "reader", "reward")
 PROMPTS = 2
 HELP = """usage: varrl doctor --config FILE [--json] [--ckpt_path FILE] [--picture FILE --caption TEXT]
                     [--memory [--memory-limit GIB]] [--model.ARGUMENT VALUE ...]
@@ -44,6 +44,7 @@ Checks what 'varrl fit' with the same arguments would train, without training:
   ratio    before the first step the probability ratio is 1
   sampler  the sampler and teacher forcing agree, scale by scale
   dropout  the policy computes nothing at random
+  reader   a reward that reads text reads words of the training prompts, drawn plainly
   reward   the reward scores a real rollout, and how long it takes
 The known picture is a photograph of a cat, for the embedded model a sign. Where your model knows no such picture, give one that it
 knows by --picture and --caption (for VAR the name of a class).
@@ -69,8 +70,7 @@ def examine(config: ParsedConfig, picture: KnownPicture | None = None) -> Iterat
     with reraise_as(StartError, ValueError, OSError):
         data.setup("fit")
         prompts = next(iter(data.train_dataloader()))[:PROMPTS]
-        check_cut_prompts([p for of_file in data.prompts.values() for p in of_file], model.policy, model.guards.cut_prompts)
-        model.check_prompts(prompts)
+        model.check_prompts([prompt for of_file in data.prompts.values() for prompt in of_file])
         if checkpoint := config.checkpoint():
             load_checkpoint(checkpoint, model, model.saved_tensors())
     with torch.no_grad():
@@ -80,6 +80,7 @@ def examine(config: ParsedConfig, picture: KnownPicture | None = None) -> Iterat
         yield ratio_is_one(model.policy, model.grpo, rollouts, model.micro_batches.number)
         yield sampler_is_teacher_forcing(model.policy, model.grpo, rollouts)
         yield dropout_is_off(model.policy, model.grpo, rollouts[0])
+        yield _finding("reader", lambda: reader_reads(model.rewards, model.judge, data.prompts["train"], model.guards))
         yield reward_runs(model.rewards, rollouts[0])
 
 

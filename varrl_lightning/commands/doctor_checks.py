@@ -16,7 +16,10 @@ from varrl_lightning.grpo.rollout import prompt_keys, sample_tree
 from varrl_lightning.policies.base import VARPolicy
 from varrl_lightning.policies.lora import base_tensors
 from varrl_lightning.registry import MASK_SOURCES, build
+from varrl_lightning.rewards.base import Reward
 from varrl_lightning.rewards.weighted import WeightedRewards
+from varrl_lightning.training.guards import Guards
+from varrl_lightning.training.reader_guard import advice, checked_readers, stops
 from varrl_lightning.types import Prompt, Rollout, Score
 from varrl_lightning.weights.fingerprint import checksums
 
@@ -150,6 +153,16 @@ def dropout_is_off(policy: VARPolicy, grpo: GRPO, rollout: Rollout) -> Finding:
         if not training and same
         else f"In training mode: {', '.join(training[:4]) or 'none'}. Keep the policy in eval mode, without any kind of dropout.",
     )
+
+
+def reader_reads(rewards: WeightedRewards, judge: Reward | None, prompts: Sequence[Prompt], guards: Guards) -> Finding:
+    """Check that what reads text, the judge of tests too, can read the words of the prompts, drawn plainly."""
+    if guards.reader_check == "ignore":
+        return Finding("reader", True, "not checked: guards.reader_check is ignore")
+    checks = checked_readers(rewards, prompts, guards, judge)
+    figure = "\n      ".join(f"the {check}" for check in checks) or "no reward reads text"
+    passed = not any(stops(check, guards) for check in checks)
+    return Finding("reader", passed, figure, "\n".join(dict.fromkeys(filter(None, map(advice, checks)))))
 
 
 def reward_runs(rewards: WeightedRewards, rollout: Rollout) -> Finding:

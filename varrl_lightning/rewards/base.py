@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import torch
@@ -17,6 +17,14 @@ from varrl_lightning.types import Prompt, Scores
 RewardResult: TypeAlias = "Scores | Tensor | list[float | None]"
 RewardFunction: TypeAlias = "Callable[[Tensor, Sequence[Prompt]], RewardResult]"
 DifferentiableFunction: TypeAlias = "Callable[[Tensor, Sequence[Prompt]], Scores | Tensor]"
+
+
+@dataclass(frozen=True)
+class Reading:
+    """The text that a reward read in an image, and whether the prompt's words are in it, as the reward compares them."""
+
+    text: str
+    right: bool
 
 
 @runtime_checkable
@@ -52,6 +60,20 @@ class Reward(Protocol):
         """Load what is large; a service calls it before the first request. By default there is nothing to load."""
         ...
 
+    def unreadable(self, words: Iterable[str]) -> dict[str, str]:
+        """Those of these words that its reader can never read, each with the characters that the reader does not know.
+
+        By default none: the reward does not read text, or does not know its reader's alphabet.
+        """
+        ...
+
+    def read_back(self, images: Float[Tensor, "N 3 H W"], prompts: Sequence[Prompt]) -> list[Reading | None] | None:
+        """What it reads in images of its prompts' words, drawn plainly: a broken reader is found before training.
+
+        None for an image that it gave no answer about. None in all, the default: the reward does not read text.
+        """
+        ...
+
 
 class BaseReward:
     """The optional members of `Reward`, each with its default."""
@@ -64,6 +86,14 @@ class BaseReward:
 
     def prepare(self) -> None:
         """Load nothing."""
+
+    def unreadable(self, words: Iterable[str]) -> dict[str, str]:
+        """Know of no words that cannot be read."""
+        return {}
+
+    def read_back(self, images: Float[Tensor, "N 3 H W"], prompts: Sequence[Prompt]) -> list[Reading | None] | None:
+        """Read no text."""
+        return None
 
 
 @torch.no_grad()

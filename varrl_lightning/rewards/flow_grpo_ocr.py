@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Literal
 
 import torch
@@ -11,7 +11,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from varrl_lightning.algorithms.ocr_score import edit_distance
-from varrl_lightning.rewards.base import BaseReward
+from varrl_lightning.rewards.alphabets import unreadable_words, warn_of_unreadable
+from varrl_lightning.rewards.base import BaseReward, Reading
 from varrl_lightning.rewards.ocr_engines import OCREngine, RapidOCREngine, one_of
 from varrl_lightning.rewards.ocr_reading import read_words
 from varrl_lightning.types import Prompt, Scores
@@ -67,7 +68,7 @@ class FlowGRPOOCR(BaseReward):
         self.without_words = without_words
 
     def check_prompts(self, prompts: Sequence[Prompt]) -> None:
-        """Raise a ValueError that names the prompts without words."""
+        """Raise a ValueError that names the prompts without words; warn of those with characters that the reader cannot write."""
         missing = [p.id for p in prompts if not _has_target(p)]
         if missing and self.without_words == "error":
             named = ", ".join(map(repr, missing[:5])) + (", ..." if len(missing) > 5 else "")
@@ -75,6 +76,17 @@ class FlowGRPOOCR(BaseReward):
                 f"the flow_grpo_ocr reward needs a quoted string to look for, and {len(missing)} of {len(prompts)} prompts have "
                 f"none: {named}. Quote it in the text, list it under 'words', or set without_words to 'skip'."
             )
+        warn_of_unreadable(prompts, lambda prompt: prompt.words[:1], self.unreadable, self.engine)
+
+    def unreadable(self, words: Iterable[str]) -> dict[str, str]:
+        """The words with characters that the engine cannot write; see `unreadable_words`."""
+        return unreadable_words(self.engine, words)
+
+    def read_back(self, images: Float[Tensor, "N 3 H W"], prompts: Sequence[Prompt]) -> list[Reading | None]:
+        """What the engine reads, and whether the string that is looked for is part of it."""
+        scores = self(images, prompts)
+        texts = ["".join(of_image) for of_image in scores.texts or ()]
+        return [Reading(text, value == 1) for text, value in zip(texts, scores.values.tolist(), strict=True)]
 
     def __call__(self, images: Float[Tensor, "N 3 H W"], prompts: Sequence[Prompt]) -> Scores:
         """Score images, in [0, 1]; no score where the engine failed, or where the prompt has no words."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import http.client
 import math
 import os
@@ -18,8 +19,9 @@ from urllib.parse import urlsplit
 from jaxtyping import Float
 from torch import Tensor
 
+from varrl_lightning.algorithms.ocr_score import ocr_score
 from varrl_lightning.errors import RewardError
-from varrl_lightning.rewards.base import BaseReward
+from varrl_lightning.rewards.base import BaseReward, Reading
 from varrl_lightning.rewards.http_answer import Row, decode_answer, scores_of
 from varrl_lightning.rewards.http_request import HEALTH, INFO, KEY_HEADER, PATH, encode_request, knows_no_extra, shortened
 from varrl_lightning.types import Prompt, Scores
@@ -115,6 +117,24 @@ class HttpReward(BaseReward):
                 f"no reward service answers ({'; '.join(reasons)}). Start one with "
                 f"`python -m varrl_lightning serve NAME --port PORT`, and wait until its page {HEALTH} says ok."
             )
+
+    def read_back(self, images: Float[Tensor, "N 3 H W"], prompts: Sequence[Prompt]) -> list[Reading | None] | None:
+        """What the service reads, compared as the OCR reward does by default; None where it does not say what it reads.
+
+        The service is asked once, for at most `PROBE` seconds: one that is slow or away gives no answer here.
+        """
+        once = copy.copy(self)
+        once.timeout, once.retries, once.patience = min(self.timeout, PROBE), 0, 0.0
+        try:
+            scores = once(images, prompts)
+        except ServiceGoneError:
+            return [None] * len(images)
+        if scores.texts is None:
+            return None if bool(scores.usable.any()) else [None] * len(images)
+        return [
+            Reading(" ".join(read), ocr_score(prompt.words, [(text, 1.0) for text in read]).completeness == 1) if usable else None
+            for read, prompt, usable in zip(scores.texts, prompts, scores.usable.tolist(), strict=True)
+        ]
 
     def __call__(self, images: Float[Tensor, "N 3 H W"], prompts: Sequence[Prompt]) -> Scores:
         """Score images; NaN for those that are not finite and those that a service could not score.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Literal
 
 import torch
@@ -13,7 +13,8 @@ from torch import Tensor
 
 from varrl_lightning.algorithms.ocr_score import ocr_score
 from varrl_lightning.algorithms.word_metrics import word_closeness, words_found
-from varrl_lightning.rewards.base import BaseReward
+from varrl_lightning.rewards.alphabets import unreadable_words, warn_of_unreadable
+from varrl_lightning.rewards.base import BaseReward, Reading
 from varrl_lightning.rewards.ocr_engines import OCREngine, RapidOCREngine, Word, one_of
 from varrl_lightning.rewards.ocr_lines import MAX_WIDTH
 from varrl_lightning.rewards.ocr_reading import read_words
@@ -83,7 +84,7 @@ class OCRReward(BaseReward):
         self.without_words = without_words
 
     def check_prompts(self, prompts: Sequence[Prompt]) -> None:
-        """Raise a ValueError that names the prompts without words."""
+        """Raise a ValueError that names the prompts without words; warn of those with characters that the reader cannot write."""
         missing = [p.id for p in prompts if not normal_words(p.words)]
         if missing and self.without_words == "error":
             named = ", ".join(map(repr, missing[:5])) + (", ..." if len(missing) > 5 else "")
@@ -91,6 +92,18 @@ class OCRReward(BaseReward):
                 f"the OCR reward needs words to look for, and {len(missing)} of {len(prompts)} prompts have none: "
                 f"{named}. Quote them in the text, list them under 'words', or set without_words to 'skip'."
             )
+        warn_of_unreadable(prompts, lambda prompt: prompt.words, self.unreadable, self.engine)
+
+    def unreadable(self, words: Iterable[str]) -> dict[str, str]:
+        """The words with characters that the engine cannot write; see `unreadable_words`."""
+        return unreadable_words(self.engine, words, self.case)
+
+    def read_back(self, images: Float[Tensor, "N 3 H W"], prompts: Sequence[Prompt]) -> list[Reading | None]:
+        """What the engine reads, and whether it is the prompt's one word as `completeness` (Eq. 12) compares it."""
+        words = self.read(images, prompts)
+        complete = self.score(words, prompts).components["completeness"]
+        texts = [" ".join(word.text for word in of_image or ()) for of_image in words]
+        return [Reading(text, share > 0) for text, share in zip(texts, complete.tolist(), strict=True)]
 
     def __call__(self, images: Float[Tensor, "N 3 H W"], prompts: Sequence[Prompt]) -> Scores:
         """Score images, in [-lam, 2]; those that the engine failed on are invalid, not 0."""

@@ -30,6 +30,8 @@ class Word:
 class OCREngine(Protocol):
     """Reads the words of images.
 
+    It may also say which characters it can write, by the `alphabet` of `SaysAlphabet`; words with others are then warned of.
+
     Args:
         detect: whether it finds the text in an image; if not, an image must be one line of text.
     """
@@ -79,6 +81,10 @@ class RapidOCREngine:
         lines_of = [self._finder.find(image) if self.detect else [whole(image)] for image in images]
         characters = iter(self._reader.read([line.image for lines in lines_of for line in lines]))
         return [[word for line in lines for word in self._words(line, next(characters))] for lines in lines_of]
+
+    def alphabet(self) -> frozenset[str]:
+        """The characters that the recogniser can write: Latin, Greek, Chinese and Japanese ones, and signs."""
+        return self._reader.alphabet()
 
     def _words(self, line: Line, characters: Sequence[Character]) -> list[Word]:
         if not characters:

@@ -54,6 +54,7 @@ class LineReader:
     def __init__(self, threads: int, batch_size: int = 8, max_width: int = MAX_WIDTH) -> None:
         self.threads, self.batch_size, self.max_width = threads, batch_size, max_width
         self._opened: tuple[int, Any, list[str]] | None = None
+        self._alphabet: frozenset[str] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_opened": None}
@@ -76,6 +77,12 @@ class LineReader:
         order = [row for rows, _ in batches for row in rows]
         by_row = dict(zip(order, itertools.chain.from_iterable(by_batch), strict=True))
         return [by_row[row] for row in range(len(lines))]
+
+    def alphabet(self) -> frozenset[str]:
+        """The characters that the model can write, as its file lists them."""
+        if self._alphabet is None:
+            self._alphabet = frozenset(self._session()[1]) - {""}
+        return self._alphabet
 
     def _session(self) -> tuple[Any, list[str]]:
         if self._opened is None or self._opened[0] != os.getpid():

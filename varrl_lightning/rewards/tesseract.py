@@ -6,9 +6,11 @@ import importlib
 import importlib.util
 import math
 import os
+import struct
 import sys
 import unicodedata
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,10 @@ from varrl_lightning.types import Box, Case
 
 _SPARSE_TEXT, _SINGLE_LINE = 11, 7  # page segmentation modes; 8, a single word, reads the picture's edge as a bar
 _MAX_SCALE = 3
+_MOST_PARTS = 1000
+_CHARACTER_LISTS = (1, 21)
+"""Parts of a language's data: the characters of the old recogniser, and of the one that is a neural network."""
+_NO_CHARACTERS = ("NULL", "Joined", "|Broken|0|1")
 _USUAL_PLACES = (
     "/usr/share/tesseract-ocr/5/tessdata",
     "/usr/share/tesseract-ocr/4.00/tessdata",
@@ -78,6 +84,12 @@ class TesseractEngine:
     def read(self, images: Sequence[Picture]) -> list[list[Word]]:
         """The words of each image that are long and sure enough, in Tesseract's reading order."""
         return [self._words(image) for image in images]
+
+    def alphabet(self) -> frozenset[str] | None:
+        """The characters in the data of all its languages; None where a file does not list them."""
+        listed = [characters_of(self.tessdata / f"{name}.traineddata") for name in self.lang.split("+")]
+        known = [characters for characters in listed if characters is not None]
+        return frozenset[str]().union(*known) if len(known) == len(listed) else None
 
     def _words(self, image: Picture) -> list[Word]:
         api, iterate_level, word_level = self._api()
@@ -138,6 +150,26 @@ def find_tessdata(lang: str, tessdata: str | Path | None = None) -> Path:
         "'apt install tesseract-ocr-eng', or download them from github.com/tesseract-ocr/tessdata_fast and give their "
         "directory as tessdata or TESSDATA_PREFIX."
     )
+
+
+@lru_cache(maxsize=32)
+def characters_of(traineddata: Path) -> frozenset[str] | None:
+    """The characters that the data of a language can write; None where the file holds no list of them.
+
+    The file begins with the number of its parts and their offsets, -1 for one that is absent; a list of characters is text with
+    their number on the first line, and on each further one a character, a space and what is known of it. (tessdatamanager.cpp and
+    unicharset.cpp of Tesseract.)
+    """
+    data = traineddata.read_bytes()
+    (parts,) = struct.unpack_from("<i", data)
+    offsets = struct.unpack_from(f"<{parts}q", data, 4) if 0 < parts <= _MOST_PARTS else ()
+    lists = [
+        data[start : min((stop for stop in offsets if stop > start), default=len(data))]
+        for part, start in enumerate(offsets)
+        if part in _CHARACTER_LISTS and start > 0
+    ]
+    entries = [line.split(" ", 1)[0] for part in lists for line in part.decode("utf-8", "replace").splitlines()[1:]]
+    return frozenset(c for entry in entries if entry not in _NO_CHARACTERS for c in entry) if entries else None
 
 
 def why_not_installed(lang: str = "eng", tessdata: str | Path | None = None) -> str | None:

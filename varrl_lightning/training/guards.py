@@ -1,12 +1,15 @@
-"""Options that decide what stops a run."""
+"""Options that decide what stops a run, or keeps it from starting."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from varrl_lightning.configuration.specs import OptionGroup
 from varrl_lightning.text_encoders.cuts import CutPrompts
 from varrl_lightning.types import check_choices
+
+ReaderMode = Literal["error", "warn", "ignore"]
 
 
 @dataclass(frozen=True)
@@ -18,6 +21,9 @@ class Guards(OptionGroup):
         check_ranks_every_n_steps: several processes compare weights, counters, configuration and prompts at the start, and again
             after every so many training steps; 0 for the start alone.
         cut_prompts: `error` or `warn`, before training, where the policy's text encoder cuts off words to be written.
+        reader_check: before training, rewards that read text are given words of the training prompts, drawn plainly. Where one that
+            trains reads less than half of them right, it is an `error`, or a mere warning (`warn`); `ignore` does not try.
+        font: a TrueType or OpenType file for these words; DejaVu Sans draws what it has no glyphs for, and all of them when None.
 
     Raises:
         ValueError: on a value out of its range.
@@ -26,6 +32,8 @@ class Guards(OptionGroup):
     max_bad_steps: int = 5
     check_ranks_every_n_steps: int = 50
     cut_prompts: CutPrompts = "error"
+    reader_check: ReaderMode = "error"
+    font: str | None = None
 
     def __post_init__(self) -> None:
         check_choices(self)

@@ -17,6 +17,7 @@ import torch
 import yaml
 from varrl_paddleocr import PaddleOCREngine
 from varrl_paddleocr.engine import _bgr, _device, words_of_lines
+from varrl_paddleocr.models import Model, characters_of
 from wheel_models import drawn, ink
 
 from varrl_lightning.policies.lettering_sign import Sign
@@ -72,6 +73,21 @@ def test_words_are_read(engine: PaddleOCREngine, line_engine: PaddleOCREngine) -
         found = reader.read(images)
         assert texts(found) == [[word] for word in WORDS]
         assert all(0.5 < words[0].confidence <= 1 for words in found)
+
+
+def test_the_alphabet_is_that_of_the_model(engine: PaddleOCREngine, line_engine: PaddleOCREngine) -> None:
+    """The models are those of the rapidocr wheel."""
+    expected = RapidOCREngine(detect=False, threads=1).alphabet()
+    assert engine.alphabet() == line_engine.alphabet() == expected
+    assert {"0", "~", " ", "é", "字"} <= expected
+
+
+def test_a_model_need_not_list_its_alphabet(tmp_path: Path) -> None:
+    (tmp_path / "inference.yml").write_text("PostProcess: {name: CTCLabelDecode}", encoding="utf-8")
+    assert characters_of(Model("rec", tmp_path), "onnxruntime") is None
+    assert characters_of(Model("rec", tmp_path / "nowhere"), "onnxruntime") is None
+    (tmp_path / "inference.yml").write_text("PostProcess: {character_dict: [a, 1, no, '~']}", encoding="utf-8")
+    assert characters_of(Model("rec", tmp_path), "paddle") == {"a", "1", "no", "~", " "}
 
 
 def test_the_pictures_of_the_embedded_model_are_read(line_engine: PaddleOCREngine) -> None:

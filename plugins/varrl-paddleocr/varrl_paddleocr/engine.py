@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from varrl_lightning.rewards.ocr_engines import Word, one_of
 from varrl_lightning.types import Box
-from varrl_paddleocr.models import Model, Runtime, check_installed, local_model, official_models, offline_help
+from varrl_paddleocr.models import Model, Runtime, characters_of, check_installed, local_model, official_models, offline_help
 
 # PaddleX 3.7 raises a bare Exception with one of these in it.
 _OFFLINE = ("model hosting platforms", "model source is available", "when download model")
@@ -92,6 +92,16 @@ class PaddleOCREngine:
             return [words_of_lines(r["rec_texts"], r["rec_scores"], r["rec_polys"]) for r in results]
         corners = [[(0, 0), (image.shape[1], image.shape[0])] for image in images]
         return [words_of_lines([r["rec_text"]], [r["rec_score"]], [c]) for r, c in zip(results, corners, strict=True)]
+
+    def alphabet(self) -> frozenset[str] | None:
+        """The characters that the recogniser can write, as its `inference.yml` lists them; None where that does not.
+
+        Raises:
+            RuntimeError: see `open`, which downloads what is not here.
+        """
+        if self._rec is None:
+            self.open()
+        return characters_of(self._rec or official_models(self.ocr_version, self.lang)[1], self.engine)
 
     def open(self) -> Any:
         """The pipeline or recogniser of this process, loaded once.

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
@@ -50,6 +52,25 @@ def local_model(argument: str, folder: str | Path, engine: Runtime) -> Model:
     if not isinstance(name, str):
         raise ValueError(f"{description} names no model under Global: model_name; expected the file that PaddleOCR ships with it")
     return Model(name, folder)
+
+
+@lru_cache(maxsize=8)
+def characters_of(model: Model, engine: Runtime) -> frozenset[str] | None:
+    """The characters that a recogniser can write, a space among them; None where its directory, or the list in it, is missing."""
+    description = (model.folder or _downloaded(model.name, engine)) / "inference.yml"
+    if not description.is_file():
+        return None
+    # As strings alone: a digit is a character here. libyaml reads the thousands of entries in a tenth of the time.
+    content = yaml.load(description.read_text(encoding="utf-8"), getattr(yaml, "CBaseLoader", yaml.BaseLoader))
+    parts = content.get("PostProcess") if isinstance(content, dict) else None
+    listed = parts.get("character_dict") if isinstance(parts, dict) else None
+    return frozenset([*listed, " "]) if isinstance(listed, list) and listed else None
+
+
+def _downloaded(name: str, engine: Runtime) -> Path:
+    """Where PaddleX keeps what it has downloaded."""
+    home = os.environ.get("PADDLE_PDX_CACHE_HOME") or Path.home() / ".paddlex"
+    return Path(home, "official_models", f"{name}_onnx" if engine == "onnxruntime" else name)
 
 
 def official_models(ocr_version: str, lang: str) -> tuple[Model, Model]:
