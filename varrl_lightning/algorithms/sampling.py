@@ -9,6 +9,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from varrl_lightning.algorithms.precision import widened
+
 
 def guided_logits(
     cond: Float[Tensor, "*batch V"],
@@ -105,10 +107,9 @@ def inverse_cdf(probabilities: Float[Tensor, "*batch V"], uniform: Float[Tensor,
         >>> inverse_cdf(probabilities.expand(4, 3), torch.tensor([0.0, 0.25, 0.74, 0.75]))
         tensor([0, 1, 1, 2])
     """
-    # Sums over large vocabularies lose the tail in fp32. MPS has no fp64.
-    wide = torch.float32 if probabilities.device.type == "mps" else torch.float64
-    cumulative = probabilities.to(wide).cumsum(dim=-1)
-    target = uniform.to(wide)[..., None] * cumulative[..., -1:]
+    # Sums over large vocabularies lose the tail in fp32.
+    cumulative = widened(probabilities).cumsum(dim=-1)
+    target = widened(uniform)[..., None] * cumulative[..., -1:]
     token = torch.searchsorted(cumulative, target, right=True).clamp(max=probabilities.shape[-1] - 1)
     # A parallel scan may round a sum up across a token of probability 0, and u * sum may round up to the sum.
     possible = probabilities.gather(-1, token) > 0

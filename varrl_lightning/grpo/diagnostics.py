@@ -9,7 +9,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from varrl_lightning.algorithms.advantages import differ
 from varrl_lightning.algorithms.panw import scale_shares
+from varrl_lightning.algorithms.precision import widened
 from varrl_lightning.algorithms.vmr import vmr_bonus
 from varrl_lightning.grpo.credit import BranchScores, Credit
 from varrl_lightning.schedule import Schedule
@@ -117,4 +119,7 @@ def _mean(x: Tensor) -> float:
 
 
 def _std(x: Tensor) -> Tensor:
-    return x.std() if x.numel() > 1 else x.new_zeros(())
+    """Unbiased std; exactly 0 of equal numbers, which their rounded mean would hide."""
+    if x.numel() < 2 or not differ(x, torch.ones_like(x, dtype=torch.bool)):
+        return x.new_zeros(())
+    return widened(x).std().to(x.dtype)
