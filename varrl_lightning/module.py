@@ -165,7 +165,7 @@ class VARGRPO(L.LightningModule):
             credit=CreditOptions(eta, alpha, combine, mask_options, normalise_options),
             objective=Objective(built_score(score, self.sampling), clip_low, clip_high, ratio, kl_coef, kl_options),
         )
-        self.grpo.objective.check_policy(self.policy)
+        self.grpo.check_policy(self.policy)
         self.judge = built_judge(judge, self.rewards)
         self.optimizer_factory = built("optimizer", OptimizerFactory, optimizer) or paper_optimizer
         self.lr_scheduler_factory = built("lr_scheduler", LRSchedulerFactory, lr_scheduler)

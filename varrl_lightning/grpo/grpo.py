@@ -76,6 +76,16 @@ class GRPO:
         """The stage of the next rollout."""
         return self.cycle[rollouts_done % len(self.cycle)]
 
+    def check_policy(self, policy: VARPolicy) -> None:
+        """Check that the weights of tokens and the loss can be computed for a policy.
+
+        Raises:
+            ValueError: see `CreditOptions.check_stage` and `Objective.check_policy`.
+        """
+        self.objective.check_policy(policy)
+        for stage in dict.fromkeys(self.cycle):
+            self.credit.check_stage(stage, policy.schedule())
+
     def describe(self, rollouts_done: int) -> dict[str, object]:
         """The stage of the next rollout and all parts by name: what processes that train together must hold alike."""
         stages = {f"stages.{i}": stage for i, stage in enumerate(dict.fromkeys(self.cycle))}
