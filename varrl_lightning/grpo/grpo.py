@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -170,26 +170,37 @@ class GRPO:
         rows: Rows,
         size: int,
         old: dict[int, LogProbs],
+        last: bool = False,
     ) -> Iterator[MicroBatch]:
         """The loss of each micro-batch of a rollout.
+
+        Where the score truncates, later passes keep the support of the first: the ratio of two distributions, and their KL, mean
+        nothing on different ones.
 
         Args:
             reference: what the KL is taken to; None for no KL.
             rows: the credit of the rollout's branches.
             size: branches of a micro-batch.
             old: log-probabilities before the first update on this rollout, by first branch; filled by the first pass.
+            last: whether no pass follows on this rollout, so that the first need not keep anything.
         """
         lengths = rollout.schedule.lengths[rollout.stage.start : rollout.stage.stop]
         sampled = flat(rollout.log_probs)
-        for part, new in self.log_probs(policy, rollout, size, reference):
-            before = old.setdefault(part.start, detached(new))
+        for part, new in self.log_probs(policy, rollout, size, reference, old):
+            before = old.get(part.start) or detached(new)
+            if not last:
+                old[part.start] = before
             loss, tokens = self.objective(new, before, sampled[part], rows[part], lengths)
             yield MicroBatch(part.start, loss, tokens)
 
     def log_probs(
-        self, policy: VARPolicy, rollout: Rollout, size: int, reference: Anchor | None
+        self, policy: VARPolicy, rollout: Rollout, size: int, reference: Anchor | None, old: Mapping[int, LogProbs] | None = None
     ) -> Iterator[tuple[slice, LogProbs]]:
-        """Log-probabilities of the trained scales of a rollout by teacher forcing, `size` branches at a time."""
+        """Log-probabilities of the trained scales of a rollout by teacher forcing, `size` branches at a time.
+
+        Args:
+            old: those of the first pass on this rollout, by first branch, whose support is kept; None or empty in that pass.
+        """
         stage = rollout.stage
         owners = [branch // stage.branches for branch in rollout.branches]
         prompt_rows = sorted(set(owners))
@@ -198,8 +209,10 @@ class GRPO:
             part = slice(first, first + size)
             tokens = [t[part] for t in rollout.tokens]
             index = torch.tensor([prompt_rows.index(owner) for owner in owners[part]], device=policy.device)
-            score = self.objective.score
-            yield part, policy(tokens, cond.at(index), stage.start, stage.stop, score=score, reference=reference)
+            options: dict[str, Any] = {"score": self.objective.score, "reference": reference}
+            if old and first in old:
+                options["support"] = old[first].support
+            yield part, policy(tokens, cond.at(index), stage.start, stage.stop, **options)
 
 
 def _class(x: object) -> str:

@@ -142,6 +142,6 @@ def flat(scales: Sequence[Tensor]) -> Tensor:
 
 
 def detached(x: LogProbs) -> LogProbs:
-    """Log-probabilities without their graph, for later updates on the same rollout to compare with."""
+    """Log-probabilities without their graph, and their support, for later updates on the same rollout to compare with."""
     bits = None if x.bit_log_prob is None else [b.detach() for b in x.bit_log_prob]
-    return LogProbs([p.detach() for p in x.log_prob], entropy=[], bit_log_prob=bits)
+    return LogProbs([p.detach() for p in x.log_prob], entropy=[], bit_log_prob=bits, support=x.support)

@@ -89,13 +89,14 @@ class Updater:
         assert isinstance(optimizer, LightningOptimizer)
         old: dict[int, LogProbs] = {}
         size = micro_batch_size or len(rollout.branches)
-        for _ in range(self.updates_per_rollout):
+        for number in range(self.updates_per_rollout):
+            last = number == self.updates_per_rollout - 1
             stage = rollout.stage
             meter = TokenMeter(stage.start, rollout.schedule.lengths[stage.start : stage.stop])
             optimizer.zero_grad()
             total = torch.zeros((), device=self.policy.device)
             rows = credit.rows(rollout.branches, real_branches)
-            for first, loss, tokens in self.grpo.losses(self.policy, self.reference, rollout, rows, size, old):
+            for first, loss, tokens in self.grpo.losses(self.policy, self.reference, rollout, rows, size, old, last):
                 for name, values in tokens.items():
                     meter.add(name, values[: max(real_branches - first, 0)])
                 parallel.backward(module, loss, last=first + size >= len(rollout.branches))
