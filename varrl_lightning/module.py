@@ -39,9 +39,9 @@ from varrl_lightning.training.argument_checks import check_prompts, check_scales
 from varrl_lightning.training.counters import RunCounters
 from varrl_lightning.training.guards import Guards
 from varrl_lightning.training.judge_and_reference import built_judge, built_reference
-from varrl_lightning.training.shared_batch import prompts_of_all, share_of_branches, stop_if_nothing_was_scored
+from varrl_lightning.training.shared_batch import prompts_of_all, share_of_branches
 from varrl_lightning.training.step_log import StepLog, shown_metrics, time_metrics
-from varrl_lightning.training.trainer_checks import check_dtype, check_schedules, check_trainer, silence_expected_warnings
+from varrl_lightning.training.trainer_checks import check_dtype, check_trainer, check_training, silence_expected_warnings
 from varrl_lightning.training.updater import LRSchedulerFactory, OptimizerFactory, Updater, paper_optimizer
 from varrl_lightning.types import Prompt, Rollout, Sampling, SamplingChanges, Score, Stage
 
@@ -227,15 +227,14 @@ class VARGRPO(L.LightningModule):
         with self.parallel.sampling([self.policy]):
             rollout, parts = self.parallel.run_on_all(lambda: self._sample(prompts, stage, share, stopwatch))
         scores = BranchScores.join(parts, len(prompts) * stage.branches).to(self.policy.device)
-        stop_if_nothing_was_scored(scores, self.rollouts_done)
         credit = self.grpo.assign(rollout, scores)
         size = self.micro_batches.number
         with stopwatch("update"), explain_out_of_memory("micro_batch_size", size):
             metrics = self.updater.update(self, self.parallel, rollout, credit, real_branches=share.real, micro_batch_size=size)
         metrics |= reward_metrics(scores, credit, self.grpo.credit.eta)
         metrics |= credit_metrics(stage, rollout.schedule, credit, self.grpo.credit.alpha)
-        metrics |= time_metrics(rollout, len(scores), stopwatch.seconds)
-        metrics |= {"bad_steps": float(self.counters.bad_steps), "stage": float(self.cycle.index(stage))}
+        metrics |= time_metrics(rollout, len(scores), stopwatch.seconds, self.updater.skipped)
+        metrics |= {**self.counters.metrics(), "stage": float(self.cycle.index(stage))}
         self.log_dict(shown_metrics(metrics), prog_bar=True, batch_size=len(prompts))
         self.log_dict(self._step_log.complete(stage, metrics), batch_size=len(prompts))
         self.counters.rollouts_done += 1
@@ -348,7 +347,7 @@ class VARGRPO(L.LightningModule):
         Raises:
             RuntimeError: with an adapter in half precision.
         """
-        check_schedules(self.trainer)
+        check_training(self.trainer, self.rewards)
         check_dtype(self.trainer, self.policy, self.parallel.fp32_masters)
         if isinstance(self.reference, VARPolicy):
             self.parallel.place_reference(self.reference, self.policy)

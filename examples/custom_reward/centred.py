@@ -12,6 +12,7 @@ It need not be differentiable, it may call a service, and it gets the prompt of 
 
     constructor arguments      set as `init_args`; a value is checked against the annotation, where there is one
     check_prompts(prompts)     called before training; raises a ValueError for prompts that the reward cannot score
+    can_score(prompt)          False for a prompt that the reward leaves to others; one that none can score is refused
     prepare()                  called by a reward service before the first request; loads large models
     differentiable(images, prompts)   values with a gradient to the images, for the mask source `saliency`
 

@@ -147,6 +147,7 @@ class VarrlCLI(LightningCLI):
             self.datamodule.setup("fit")
             self._check_trainer(len(self.datamodule.train_dataloader()))
             self.model.check_prompts([p for prompts in self.datamodule.prompts.values() for p in prompts])
+            self.model.rewards.check_training_prompts(self.datamodule.prompts["train"])
         self._check_checkpoint()
         if self.config_init.fit.ckpt_path is None and self.trainer.is_global_zero and not dry(self.trainer):
             for name in ("last", "best"):  # now: if this run is restarted before its first save, it must not resume from another's

@@ -57,6 +57,7 @@ def examine(config: ParsedConfig) -> Iterator[Finding]:
         data.setup("fit")
         prompts = next(iter(data.train_dataloader()))[:PROMPTS]
         model.check_prompts(prompts)
+        model.rewards.check_training_prompts(data.prompts["train"])
         if checkpoint := config.get("ckpt_path"):
             load_checkpoint(checkpoint, model, model.saved_tensors())
     with torch.no_grad():

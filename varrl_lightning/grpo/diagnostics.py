@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -19,7 +20,10 @@ from varrl_lightning.types import Stage
 
 
 def reward_metrics(scores: BranchScores, credit: Credit, eta: float) -> dict[str, float]:
-    """Rewards of a batch: mean, spread within groups and over the batch, components, groups without variance, VMR bonus."""
+    """Rewards of a batch: mean, spread within groups and over the batch, components, groups without variance, VMR bonus.
+
+    What cannot be said of a batch, since nothing in it has a score, is absent.
+    """
     usable = credit.rewards[credit.valid]
     per_group = credit.rewards.masked_fill(~credit.valid, torch.nan).flatten(1)
     metrics = {
@@ -39,7 +43,7 @@ def reward_metrics(scores: BranchScores, credit: Credit, eta: float) -> dict[str
         metrics[f"rewards/{name}/std"] = float(_std(values[known]))
         for part, component in scores.components[name].items():
             metrics[f"rewards/{name}/{part}"] = _mean(component[known & torch.isfinite(component)])
-    return metrics
+    return {name: value for name, value in metrics.items() if not math.isnan(value)}
 
 
 def credit_metrics(stage: Stage, schedule: Schedule, credit: Credit, alpha: float) -> dict[str, float]:

@@ -162,6 +162,14 @@ class GRPO:
         masked_kl = self.objective.kl.masked
         return assign_credit(scores, rollout.schedule, rollout.stage, weights, self.credit, masked_kl)
 
+    def learns_from(self, credit: Credit) -> bool:
+        """Whether there is anything to learn from a batch, of which some image has a score.
+
+        There is where a token has a weight, or a KL pulls back to the reference. The KL to the rollout's own policy is not enough:
+        its gradient is 0 until something else has moved the policy.
+        """
+        return bool(credit.valid.any()) and (bool(credit.policy_weights.any()) or self.objective.kl_coef > 0)
+
     def losses(
         self,
         policy: VARPolicy,

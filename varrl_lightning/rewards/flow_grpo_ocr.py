@@ -72,6 +72,10 @@ class FlowGRPOOCR(BaseReward):
                 f"none: {named}. Quote it in the text, list it under 'words', or set without_words to 'skip'."
             )
 
+    def can_score(self, prompt: Prompt) -> bool:
+        """Whether there is a string to look for."""
+        return bool(prompt.words)
+
     def __call__(self, images: Float[Tensor, "N 3 H W"], prompts: Sequence[Prompt]) -> Scores:
         """Score images, in [0, 1]; no score where the engine failed, or where the prompt has no words."""
         words = read_words(self.engine, images, prompts)

@@ -89,6 +89,10 @@ class OCRReward(BaseReward):
                 f"{named}. Quote them in the text, list them under 'words', or set without_words to 'skip'."
             )
 
+    def can_score(self, prompt: Prompt) -> bool:
+        """Whether there are words to look for."""
+        return bool(split_words(prompt.words))
+
     def __call__(self, images: Float[Tensor, "N 3 H W"], prompts: Sequence[Prompt]) -> Scores:
         """Score images, in [-lam, 2]; those that the engine failed on are invalid, not 0."""
         return self.score(self.read(images, prompts), prompts)

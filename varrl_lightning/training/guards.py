@@ -12,7 +12,8 @@ class Guards(OptionGroup):
     """When a run stops because something is wrong with it.
 
     Args:
-        max_bad_steps: the run stops after this many steps in a row whose loss or gradient is not finite, >= 1.
+        max_bad_steps: the run stops after this many steps in a row whose loss or gradient is not finite, or this many rollouts in
+            a row of which no reward has scored an image; >= 1.
         check_ranks_every_n_steps: several processes compare weights, counters, configuration and prompts at the start, and again
             after every so many training steps; 0 for the start alone.
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from varrl_lightning.errors import RunStoppedError
-from varrl_lightning.grpo.credit import BranchScores
 from varrl_lightning.grpo.rollout import Share
 from varrl_lightning.mask_sources.base import MaskSource
 from varrl_lightning.prompts.batches import as_prompts
@@ -52,17 +51,3 @@ def share_of_branches(prompts: int, stage: Stage, mask_source: MaskSource, paral
             f"prompts are split over {parallel.world_size} processes. Make the prompts per update a multiple of that."
         )
     return share
-
-
-def stop_if_nothing_was_scored(scores: BranchScores, rollouts_done: int) -> None:
-    """End a run whose rewards give no scores.
-
-    Raises:
-        RunStoppedError: when no image of a rollout has a score from any reward.
-    """
-    if not any(bool(usable.any()) for usable in scores.usable.values()):
-        raise RunStoppedError(
-            f"no reward gave a score to any of the {next(iter(scores.values.values())).numel()} images of rollout "
-            f"{rollouts_done} ({', '.join(scores.values)}); the state before it is saved. Check the reward (doctor runs "
-            "it), then resume with --ckpt_path."
-        )
