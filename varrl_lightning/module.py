@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 from varrl_lightning.checkpoints.hparams import check_overrides, plain_arguments, readable_checkpoint
 from varrl_lightning.checkpoints.run_state import FrozenWeights, RunState, read_state, saved_tensors, write_state
 from varrl_lightning.configuration.specs import Specified, built
-from varrl_lightning.data import EvaluationBatches, TrainingBatches
+from varrl_lightning.data import EvaluationBatches
 from varrl_lightning.evaluation.evaluate import Evaluation
 from varrl_lightning.evaluation.evaluator import Evaluator
 from varrl_lightning.grpo.arguments import built_cycle, built_sampling, built_score
@@ -39,7 +39,7 @@ from varrl_lightning.training.argument_checks import check_prompts, check_scales
 from varrl_lightning.training.counters import RunCounters
 from varrl_lightning.training.guards import Guards
 from varrl_lightning.training.judge_and_reference import built_judge, built_reference
-from varrl_lightning.training.shared_batch import prompts_of_all, share_of_branches
+from varrl_lightning.training.shared_batch import batches_of, prompts_of_all, share_of_branches
 from varrl_lightning.training.step_log import StepLog, shown_metrics, time_metrics
 from varrl_lightning.training.trainer_checks import check_dtype, check_trainer, check_training, silence_expected_warnings
 from varrl_lightning.training.updater import LRSchedulerFactory, OptimizerFactory, Updater, paper_optimizer
@@ -101,7 +101,7 @@ class VARGRPO(L.LightningModule):
             the OCR reward is in use; None for none.
         ema_decay: validation, test, predict and all pictures use an exponential moving average of the trained weights with this
             decay, in (0, 1), for example 0.99; None for the weights themselves. See `WeightAverage`.
-        guards: when a failing run stops, see `Guards`: `max_bad_steps`, `check_ranks_every_n_steps`.
+        guards: when a failing run stops, see `Guards`: `max_bad_steps`, `equal_batches`, `check_ranks_every_n_steps`.
 
     Raises:
         ValueError: on a value out of its range.
@@ -241,9 +241,8 @@ class VARGRPO(L.LightningModule):
         self.updater.stop_if_steps_keep_failing()  # last, so that a complete step is saved
 
     def _prompts_of_all(self, batch: Any) -> list[Prompt]:
-        trainer = self._trainer
-        same_everywhere = trainer is not None and trainer.training and isinstance(trainer.train_dataloader, TrainingBatches)
-        return prompts_of_all(batch, self.parallel, same_everywhere, self.rollouts_done)
+        counters = self.counters if self._trainer is None or self._trainer.training else RunCounters()  # of a loader of evaluation
+        return prompts_of_all(batch, self.parallel, batches_of(self._trainer, self.guards.equal_batches), counters)
 
     def _sample(self, prompts: Sequence[Prompt], stage: Stage, share: Share, stopwatch: Stopwatch) -> tuple[Rollout, BranchScores]:
         """Sample and score this process's part of a rollout."""

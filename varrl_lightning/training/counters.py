@@ -17,6 +17,7 @@ class RunCounters:
         skipped_steps: optimizer steps that were not made, since nothing in the rollout had a gradient or none of it had a score.
         unjudged_rollouts: rollouts of which no reward has scored an image.
         unjudged_in_a_row: unjudged rollouts since the last that was judged.
+        separate_batches: 1 once the training loader has given the processes different prompts.
     """
 
     rollouts_done: int = 0
@@ -26,6 +27,7 @@ class RunCounters:
     skipped_steps: int = 0
     unjudged_rollouts: int = 0
     unjudged_in_a_row: int = 0
+    separate_batches: int = 0
 
     @property
     def updates_made(self) -> int:
@@ -42,6 +44,6 @@ class RunCounters:
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Restore the counters from `state_dict`; other entries are ignored, and what an older version did not count is 0."""
-        later = ("skipped_steps", "unjudged_rollouts", "unjudged_in_a_row")
+        later = ("skipped_steps", "unjudged_rollouts", "unjudged_in_a_row", "separate_batches")
         for name in asdict(self):
             setattr(self, name, state.get(name, 0) if name in later else state[name])

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from varrl_lightning.configuration.specs import OptionGroup
+from varrl_lightning.types import check_choices
 
 
 @dataclass(frozen=True)
@@ -14,6 +16,9 @@ class Guards(OptionGroup):
     Args:
         max_bad_steps: the run stops after this many steps in a row whose loss or gradient is not finite, or this many rollouts in
             a row of which no reward has scored an image; >= 1.
+        equal_batches: what it means when a loader of your own gives all processes the same prompts: one batch that they share
+            (`shared`), or batches of their own that happen to be equal (`separate`). `auto` asks the loader: the batches are
+            separate where it has a DistributedSampler, as Lightning adds one, or gave different prompts before; else shared.
         check_ranks_every_n_steps: several processes compare weights, counters, configuration and prompts at the start, and again
             after every so many training steps; 0 for the start alone.
 
@@ -22,9 +27,11 @@ class Guards(OptionGroup):
     """
 
     max_bad_steps: int = 5
+    equal_batches: Literal["auto", "shared", "separate"] = "auto"
     check_ranks_every_n_steps: int = 50
 
     def __post_init__(self) -> None:
+        check_choices(self)
         if self.max_bad_steps < 1:
             raise ValueError(f"guards.max_bad_steps must be at least 1, got {self.max_bad_steps}")
         if self.check_ranks_every_n_steps < 0:
