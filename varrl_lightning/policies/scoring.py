@@ -77,7 +77,8 @@ def packed(support: Bool[Tensor, "n *V"]) -> UInt8[Tensor, "n bytes"]:
     bits = support.flatten(1)
     bits = pad(bits, (0, -bits.shape[1] % 8)).unflatten(1, (-1, 8))
     places = torch.arange(8, dtype=torch.uint8, device=bits.device)
-    return (bits.to(torch.uint8) << places).sum(dim=-1, dtype=torch.uint8)
+    in_bytes: Tensor = (bits.to(torch.uint8) << places).sum(dim=-1, dtype=torch.uint8)
+    return in_bytes
 
 
 def unpacked(bits: UInt8[Tensor, "n bytes"], shape: torch.Size) -> Bool[Tensor, "n *V"]:
