@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 from varrl_lightning.checkpoints.hparams import check_overrides, plain_arguments, readable_checkpoint
 from varrl_lightning.checkpoints.run_state import FrozenWeights, RunState, read_state, saved_tensors, write_state
 from varrl_lightning.configuration.specs import Specified, built
-from varrl_lightning.data import EvaluationBatches, TrainingBatches
+from varrl_lightning.data import EvaluationBatches
 from varrl_lightning.evaluation.evaluate import Evaluation
 from varrl_lightning.evaluation.evaluator import Evaluator
 from varrl_lightning.grpo.arguments import built_cycle, built_sampling, built_score
@@ -39,9 +39,9 @@ from varrl_lightning.training.argument_checks import check_prompts, check_scales
 from varrl_lightning.training.counters import RunCounters
 from varrl_lightning.training.guards import Guards
 from varrl_lightning.training.judge_and_reference import built_judge, built_reference
-from varrl_lightning.training.shared_batch import prompts_of_all, share_of_branches, stop_if_nothing_was_scored
+from varrl_lightning.training.shared_batch import batches_of, prompts_of_all, share_of_branches
 from varrl_lightning.training.step_log import StepLog, shown_metrics, time_metrics
-from varrl_lightning.training.trainer_checks import check_dtype, check_schedules, check_trainer, silence_expected_warnings
+from varrl_lightning.training.trainer_checks import check_dtype, check_trainer, check_training, silence_expected_warnings
 from varrl_lightning.training.updater import LRSchedulerFactory, OptimizerFactory, Updater, paper_optimizer
 from varrl_lightning.types import Prompt, Rollout, Sampling, SamplingChanges, Score, Stage
 
@@ -101,7 +101,8 @@ class VARGRPO(L.LightningModule):
             the OCR reward is in use; None for none.
         ema_decay: validation, test, predict and all pictures use an exponential moving average of the trained weights with this
             decay, in (0, 1), for example 0.99; None for the weights themselves. See `WeightAverage`.
-        guards: what stops a run, see `Guards`: `max_bad_steps`, `check_ranks_every_n_steps`, `cut_prompts`.
+        guards: what stops a run, see `Guards`: `max_bad_steps`, `equal_batches`, `check_ranks_every_n_steps`, `cut_prompts`,
+            `reader_check`, `font`.
 
     Raises:
         ValueError: on a value out of its range.
@@ -165,7 +166,7 @@ class VARGRPO(L.LightningModule):
             credit=CreditOptions(eta, alpha, combine, mask_options, normalise_options),
             objective=Objective(built_score(score, self.sampling), clip_low, clip_high, ratio, kl_coef, kl_options),
         )
-        self.grpo.objective.check_policy(self.policy)
+        self.grpo.check_policy(self.policy)
         self.judge = built_judge(judge, self.rewards)
         self.optimizer_factory = built("optimizer", OptimizerFactory, optimizer) or paper_optimizer
         self.lr_scheduler_factory = built("lr_scheduler", LRSchedulerFactory, lr_scheduler)
@@ -227,24 +228,22 @@ class VARGRPO(L.LightningModule):
         with self.parallel.sampling([self.policy]):
             rollout, parts = self.parallel.run_on_all(lambda: self._sample(prompts, stage, share, stopwatch))
         scores = BranchScores.join(parts, len(prompts) * stage.branches).to(self.policy.device)
-        stop_if_nothing_was_scored(scores, self.rollouts_done)
         credit = self.grpo.assign(rollout, scores)
         size = self.micro_batches.number
         with stopwatch("update"), explain_out_of_memory("micro_batch_size", size):
             metrics = self.updater.update(self, self.parallel, rollout, credit, real_branches=share.real, micro_batch_size=size)
         metrics |= reward_metrics(scores, credit, self.grpo.credit.eta)
         metrics |= credit_metrics(stage, rollout.schedule, credit, self.grpo.credit.alpha)
-        metrics |= time_metrics(rollout, len(scores), stopwatch.seconds)
-        metrics |= {"bad_steps": float(self.counters.bad_steps), "stage": float(self.cycle.index(stage))}
+        metrics |= time_metrics(rollout, len(scores), stopwatch.seconds, self.updater.skipped)
+        metrics |= {**self.counters.metrics(), "stage": float(self.cycle.index(stage))}
         self.log_dict(shown_metrics(metrics), prog_bar=True, batch_size=len(prompts))
         self.log_dict(self._step_log.complete(stage, metrics), batch_size=len(prompts))
         self.counters.rollouts_done += 1
         self.updater.stop_if_steps_keep_failing()  # last, so that a complete step is saved
 
     def _prompts_of_all(self, batch: Any) -> list[Prompt]:
-        trainer = self._trainer
-        same_everywhere = trainer is not None and trainer.training and isinstance(trainer.train_dataloader, TrainingBatches)
-        return prompts_of_all(batch, self.parallel, same_everywhere, self.rollouts_done, self.policy)
+        counters = self.counters if self._trainer is None or self._trainer.training else RunCounters()  # of a loader of evaluation
+        return prompts_of_all(batch, self.parallel, batches_of(self._trainer, self.guards.equal_batches), counters, self.policy)
 
     def _sample(self, prompts: Sequence[Prompt], stage: Stage, share: Share, stopwatch: Stopwatch) -> tuple[Rollout, BranchScores]:
         """Sample and score this process's part of a rollout."""
@@ -348,7 +347,7 @@ class VARGRPO(L.LightningModule):
         Raises:
             RuntimeError: with an adapter in half precision.
         """
-        check_schedules(self.trainer)
+        check_training(self.trainer, self.rewards)
         check_dtype(self.trainer, self.policy, self.parallel.fp32_masters)
         if isinstance(self.reference, VARPolicy):
             self.parallel.place_reference(self.reference, self.policy)

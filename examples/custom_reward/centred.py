@@ -14,6 +14,7 @@ prompt file that are nobody's. Optional are:
     constructor arguments      set as `init_args`; a value is checked against the annotation, where there is one
     check_prompts(prompts)     called before training; raises a ValueError for prompts that the reward cannot score
     reads_words                True where it looks for the prompts' words: sets with the same words then overlap
+    can_score(prompt)          False for a prompt that the reward leaves to others; one that none can score is refused
     prepare()                  called by a reward service before the first request; loads large models
     read_back(images, prompts) what a reward that reads text reads in images of single words, so that a broken reader is found
     unreadable(words)          the words that its reader can never read, with the characters that it does not know

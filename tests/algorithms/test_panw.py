@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from varrl_lightning.algorithms.panw import panw_weights, row_weights, scale_shares
+from varrl_lightning.algorithms.panw import log_panw_weights, panw_weights, row_weights, row_weights_of_logs, scale_shares
 from varrl_lightning.schedule import NEXTFLOW_1024, Schedule, square
 
 SMALL = Schedule(((1, 1), (2, 1), (3, 2)))
@@ -78,3 +78,37 @@ def test_errors_name_value_and_range() -> None:
         row_weights(k, mask, active, "batch", 3.0)
     with pytest.raises(ValueError, match=r"constant must be > 0, got 0.0"):
         row_weights(k, mask, active, "constant", 0.0)
+
+
+LARGE = Schedule(((1, 1), (4, 4), (16, 16), (64, 64)))
+
+
+@pytest.mark.parametrize("alpha", [17.0, 40.0, 150.0, 1e4, 1e308])
+@pytest.mark.parametrize("normaliser", ["branch", "batch"])
+def test_no_alpha_takes_the_weight_of_a_suffix(alpha: float, normaliser: str) -> None:
+    """At 17 every weight of scales of 256 tokens and more was 0: only relative weights count, and the coarsest scale has them."""
+    L = 256 + 4096
+    mask, active = torch.ones(2, L), torch.ones(2, dtype=torch.bool)
+    mask[1, :256] = 0  # leaves the finest scale alone
+    W = row_weights_of_logs(log_panw_weights(LARGE, 2, 4, alpha), mask, active, normaliser)  # type: ignore[arg-type]
+    assert W.isfinite().all()
+    torch.testing.assert_close(W.sum(), torch.tensor(1.0))
+    of_coarse = 0.5 if normaliser == "branch" else 1.0
+    assert W[0, :256].sum().item() == pytest.approx(of_coarse, rel=1e-4)
+    assert W[1, 256:].sum().item() == pytest.approx(1 - of_coarse, rel=1e-4, abs=1e-6)
+    shares = scale_shares(LARGE, 2, 4, alpha)
+    assert shares == pytest.approx([1.0, 0.0], abs=1e-4)
+    k = panw_weights(LARGE, 2, 4, alpha)
+    assert k.isfinite().all()
+    assert k[0] == 1
+
+
+def test_moderate_weights_are_what_they_were() -> None:
+    for alpha in (0.0, 0.6, 1.0, 3.0):
+        k, logs = panw_weights(LARGE, 0, 4, alpha), log_panw_weights(LARGE, 0, 4, alpha)
+        expected = torch.cat([torch.full((n,), float(n) ** -alpha) for n in LARGE.lengths])
+        torch.testing.assert_close(k, expected, rtol=1e-7, atol=0)
+        mask, active = torch.rand(3, len(k)), torch.tensor([True, False, True])
+        for normaliser, constant in NORMALISERS:
+            of_logs = row_weights_of_logs(logs, mask, active, normaliser, constant)  # type: ignore[arg-type]
+            assert torch.equal(of_logs, row_weights(k, mask, active, normaliser, constant))  # type: ignore[arg-type]

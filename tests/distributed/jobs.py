@@ -40,7 +40,7 @@ def module(lora: bool = False, **options: Any) -> VARGRPO:
     if lora:
         torch.manual_seed(1)
         add_lora(policy, rank=4)
-    return tiny_module(policy, kl_coef=0.01, **options)
+    return tiny_module(policy, **({"kl_coef": 0.01} | options))
 
 
 def train(

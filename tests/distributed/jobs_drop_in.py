@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,10 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from tests.distributed.jobs import full_weights, module, quiet
 from tests.tiny import WORDS, M, tiny_trainer, weights
+from varrl_lightning.data import TrainingBatches
 from varrl_lightning.module import VARGRPO
 from varrl_lightning.prompts.batches import as_prompts
+from varrl_lightning.types import Prompt
 
 ROWS = [{"caption": f'"{word}"', "row": number} for number, word in enumerate(WORDS)]
 
@@ -52,6 +55,42 @@ def fit(stream: bool = False, steps: int = 4) -> tuple[Tensor, list[list[str]], 
     loader = DataLoader(Endless(), batch_size=2) if stream else columns()
     trainer.fit(trained, loader, columns(ROWS[:4]))
     return weights(trained), given.captions, float(trainer.callback_metrics["val/reward"])
+
+
+class Repeated(IterableDataset[Any]):
+    """Rows of each process's own, which are the same in every other batch."""
+
+    def __iter__(self) -> Iterator[Any]:
+        rank = torch.distributed.get_rank()
+        while True:
+            yield ROWS[rank]
+            yield ROWS[2]
+
+
+def equal(kind: str, steps: int = 2, equal_batches: str = "auto") -> dict[str, Any]:
+    """Prompts of each update, weights, and what was warned of, of a run whose processes are given equal prompts."""
+    quiet()
+    trained = module(guards={"equal_batches": equal_batches})
+    updates: list[list[str]] = []
+    sample = trained._sample
+
+    def record(prompts: Any, *rest: Any) -> Any:
+        updates.append([prompt.text for prompt in prompts])
+        return sample(prompts, *rest)
+
+    trained._sample = record  # type: ignore[method-assign]
+    loaders: dict[str, Any] = {
+        "sampler": lambda: columns([ROWS[0]] * 4, batch_size=1),
+        "stream": lambda: DataLoader(Endless(), batch_size=1),
+        "own streams": lambda: DataLoader(Repeated(), batch_size=1),
+        "package": lambda: TrainingBatches([Prompt(row["caption"]) for row in ROWS[:2]], 1, seed=None),
+    }
+    trainer = tiny_trainer(devices=2, strategy="ddp", max_steps=steps)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        trainer.fit(trained, loaders[kind]())
+    said = [str(w.message) for w in caught if "equal_batches" in str(w.message)]
+    return {"updates": updates, "weights": weights(trained), "said": said[:1], "counters": vars(trained.counters)}
 
 
 def alone(batches: Sequence[Sequence[str]]) -> Tensor:

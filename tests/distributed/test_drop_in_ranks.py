@@ -32,6 +32,37 @@ def test_a_stream_that_is_the_same_everywhere_is_not_taken_twice(workers: Callab
     torch.testing.assert_close(mine, alone(first), atol=1e-6, rtol=0)
 
 
+STONE, RIVER, BREAD = (row["caption"] for row in ROWS[:3])
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "updates", "warns"),
+    [
+        pytest.param("sampler", {}, [[STONE] * 2] * 2, False, id="rows that a sampler gave each of them are theirs"),
+        pytest.param("stream", {}, [[STONE], [RIVER]], True, id="one stream is shared, and said to be"),
+        pytest.param("stream", {"equal_batches": "shared"}, [[STONE], [RIVER]], False, id="the user says: shared"),
+        pytest.param("stream", {"equal_batches": "separate"}, [[STONE] * 2, [RIVER] * 2], False, id="the user says: separate"),
+        pytest.param("own streams", {}, [[STONE, RIVER], [BREAD] * 2], False, id="different ones before"),
+        pytest.param("package", {"equal_batches": "separate"}, [[STONE], [RIVER]], False, id="those of the package are shared"),
+    ],
+)
+def test_equal_batches(
+    workers: Callable[[int], Workers], kind: str, options: dict[str, str], updates: list[list[str]], warns: bool
+) -> None:
+    mine, others = workers(2)(f"{JOBS}:equal", kind=kind, **options)
+    assert mine["updates"] == others["updates"] == updates
+    assert torch.equal(mine["weights"], others["weights"])
+    assert mine["counters"] == others["counters"]
+    assert mine["counters"]["separate_batches"] == (kind == "own streams")
+    assert bool(mine["said"]) == warns
+
+
+def test_batches_that_are_said_to_be_shared_must_be(workers: Callable[[int], Workers]) -> None:
+    refused = {"by": f"{JOBS}:equal", "kind": "own streams", "equal_batches": "shared"}
+    for said in workers(2)("tests.distributed.jobs:refused", **refused):
+        assert "rank 1 was given other prompts than rank 0 in rollout 0" in said
+
+
 def test_the_folder_of_a_sharded_run_is_loaded_in_a_plain_script(workers: Callable[[int], Workers], tmp_path: Path) -> None:
     found, _ = workers(2)(f"{JOBS}:sharded", folder=tmp_path / "sharded")
     loaded = VARGRPO.load_from_checkpoint(tmp_path / "sharded")

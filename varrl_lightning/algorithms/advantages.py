@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
+
+from varrl_lightning.algorithms.precision import widened
 
 
 def group_advantages(
@@ -22,8 +25,9 @@ def group_advantages(
         A_i = (R_i - mean_group R) / (std + eps),   std unbiased, of the group, of the batch, or left out
 
     A branch is inactive, with advantage 0, when it is not valid, or when its group has a std below `min_std` or fewer than two
-    valid branches. With `scale="none"` the expected policy gradient is (A-1)/A of the true one, because a branch is part of its own
-    mean.
+    valid branches. Equal returns have the std 0 and advantages of 0, exactly: the rounded mean of equal numbers need not be that
+    number, and what is left over, divided by its own small std, would be an advantage. With `scale="none"` the expected policy
+    gradient is (A-1)/A of the true one, because a branch is part of its own mean.
 
     Args:
         returns: V_b or R of each branch; may be NaN where not valid.
@@ -47,16 +51,29 @@ def group_advantages(
         tensor([[-1.,  1.]])
     """
     usable = torch.isfinite(returns) if valid is None else valid & torch.isfinite(returns)
-    known = torch.where(usable, returns, 0.0)
+    known = torch.where(usable, widened(returns), 0.0)
     count = usable.sum(dim=1, keepdim=True)
-    centred = torch.where(usable, known - known.sum(dim=1, keepdim=True) / count.clamp(min=1), 0.0)
+    varied = usable & differ(known, usable)[:, None]
+    centred = torch.where(varied, known - known.sum(dim=1, keepdim=True) / count.clamp(min=1), 0.0)
     std = (centred.square().sum(dim=1, keepdim=True) / (count - 1).clamp(min=1)).sqrt()
     active = usable & (count >= 2) & (std >= min_std)
     if scale == "group":
         centred = centred / (std + eps)
     elif scale == "batch":
         centred = centred / (_batch_std(known, usable) + eps)
-    return torch.where(active, centred, 0.0), active
+    return torch.where(active & varied, centred, 0.0).to(returns.dtype), active
+
+
+def differ(values: Float[Tensor, "*rows n"], valid: Bool[Tensor, "*rows n"]) -> Bool[Tensor, "*rows"]:
+    """Say of each row whether any two of its valid values are different; exact, at any magnitude.
+
+    Examples:
+        >>> differ(torch.tensor([[0.1, 0.1, 9.0], [0.1, 0.2, 9.0]]), torch.tensor([True, True, False]).expand(2, 3))
+        tensor([False,  True])
+    """
+    highest = torch.where(valid, values, -math.inf).amax(dim=-1)
+    lowest = torch.where(valid, values, math.inf).amin(dim=-1)
+    return highest > lowest
 
 
 def degenerate_groups(active: Bool[Tensor, "P A"]) -> Bool[Tensor, " P"]:

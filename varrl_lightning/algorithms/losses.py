@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Literal
 
@@ -13,6 +14,8 @@ Ratio = Literal["token", "scale_mean", "scale_sum", "bit"]
 
 _MAX_LOG_RATIO = 20.0
 """Its exp is finite in fp32; a ratio beyond it says nothing and gives no gradient."""
+_MIN_LOG_RATIO = -200.0
+"""Its exp is 0 in fp32, and 0 times it is 0."""
 
 
 def clipped_surrogate(
@@ -40,6 +43,8 @@ def clipped_surrogate(
                      gradient at r = 1 is the one of `token`
 
     At r = 1 the gradient is the same for all four, summed over a scale of equally weighted tokens.
+
+    A token (bit) that is impossible under both policies, as one that a mask leaves out may be, has the ratio 1 and no gradient.
 
     The second result holds, per token (per bit, averaged), the fraction clipped: `low` (r < 1 - clip_low with A < 0),
     `high` (r > 1 + clip_high with A > 0) and `region` (either).
@@ -78,9 +83,9 @@ def clipped_surrogate(
     if ratio == "bit":
         if bit_log_prob is None or old_bit_log_prob is None:
             raise ValueError("ratio 'bit' needs bit_log_prob and old_bit_log_prob: this policy's tokens have no bits")
-        log_ratio = bit_log_prob - old_bit_log_prob.detach()  # (R, L, D)
+        log_ratio = log_ratio_of(bit_log_prob, old_bit_log_prob)  # (R, L, D)
     else:
-        log_ratio = (log_prob - old_log_prob.detach())[..., None]  # (R, L, 1)
+        log_ratio = log_ratio_of(log_prob, old_log_prob)[..., None]  # (R, L, 1)
     share = torch.ones_like(log_prob)
     if ratio in ("scale_mean", "scale_sum"):
         log_ratio, active = _scale_log_ratio(log_ratio.squeeze(-1), lengths, mask, ratio)
@@ -94,14 +99,37 @@ def clipped_surrogate(
     return surrogate, {"low": low, "high": high, "region": low + high}
 
 
+def log_ratio_of(log_prob: Float[Tensor, "*dims"], other: Float[Tensor, "*dims"]) -> Float[Tensor, "*dims"]:
+    """Return log(p / q) of each token, with a gradient to p alone; 0, without one, where both are 0 and the ratio says nothing.
+
+    Examples:
+        >>> log_ratio_of(torch.tensor([0.5, 0.0]).log(), torch.tensor([0.25, 0.0]).log())
+        tensor([0.6931, 0.0000])
+    """
+    impossible = (log_prob == -math.inf) & (other == -math.inf)
+    return log_prob.masked_fill(impossible, 0.0) - other.detach().masked_fill(impossible, 0.0)
+
+
 def policy_loss(surrogate: Float[Tensor, "R L"], W: Float[Tensor, "R L"]) -> Float[Tensor, ""]:
     """Return the loss of a (micro-)batch, to be summed over micro-batches: -sum(W * surrogate), W of `row_weights`.
+
+    A token of weight 0 adds nothing, whatever its surrogate is.
 
     Examples:
         >>> policy_loss(surrogate=torch.tensor([[1.0, 3.0]]), W=torch.tensor([[0.75, 0.25]]))  # -(0.75 + 0.75)
         tensor(-1.5000)
     """
-    return -(W * surrogate).sum()
+    return -weighted_sum(W, surrogate)
+
+
+def weighted_sum(W: Float[Tensor, "R L"], x: Float[Tensor, "R L"]) -> Float[Tensor, ""]:
+    """Return sum(W * x), to which a token of weight 0 adds nothing, also where x is infinite or NaN.
+
+    Examples:
+        >>> weighted_sum(torch.tensor([[0.5, 0.0]]), torch.tensor([[3.0, torch.inf]]))
+        tensor(1.5000)
+    """
+    return torch.where(W != 0, W * x, 0.0).sum()
 
 
 def kl_penalty(
@@ -135,7 +163,7 @@ def kl_penalty(
         return exact
     if reference_log_prob is None:
         raise ValueError(f"kl {kind!r} needs reference_log_prob, got None: ask forward for a reference")
-    d = log_prob - reference_log_prob.detach()
+    d = log_ratio_of(log_prob, reference_log_prob)
     if kind == "k1":
         return d
     if kind == "k2":
@@ -155,9 +183,9 @@ def kl_to_old(log_prob: Float[Tensor, "R L"], old_log_prob: Float[Tensor, "R L"]
         >>> kl_to_old(torch.tensor([[1.0, 2.0]]).log(), torch.zeros(1, 2))  # 0 at r = 1; 2 log 2 - 2 + 1 at r = 2
         tensor([[0.0000, 0.3863]])
     """
-    log_r = (log_prob - old_log_prob.detach()).clamp(max=_MAX_LOG_RATIO)
+    log_r = log_ratio_of(log_prob, old_log_prob).clamp(max=_MAX_LOG_RATIO)
     r = log_r.exp()
-    return r * log_r - r + 1
+    return r * log_r.clamp(min=_MIN_LOG_RATIO) - r + 1
 
 
 def truncated_importance(
@@ -180,7 +208,7 @@ def truncated_importance(
     """
     if not maximum > 0:
         raise ValueError(f"maximum must be > 0, got {maximum}")
-    return (log_prob_model - log_prob_sampler).detach().clamp(max=_MAX_LOG_RATIO).exp().clamp(max=maximum)
+    return log_ratio_of(log_prob_model, log_prob_sampler).detach().clamp(max=_MAX_LOG_RATIO).exp().clamp(max=maximum)
 
 
 def _scale_log_ratio(

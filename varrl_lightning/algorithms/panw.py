@@ -9,13 +9,19 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from varrl_lightning.algorithms.precision import widened
 from varrl_lightning.schedule import Schedule
+
+LEAST_LOG = math.log(torch.finfo(torch.float32).tiny)
+"""The logarithm of the smallest weight that float32 holds in full precision."""
 
 
 def panw_weights(schedule: Schedule, start: int, stop: int, alpha: float) -> Float[Tensor, " L"]:
     """Return k_t of each token of scales `[start, stop)` (Eq. 9).
 
         k_t = 1 / (h_t * w_t)^alpha
+
+    Where float32 cannot hold the smallest of them, all are divided by the largest.
 
     Args:
         alpha: >= 0; 0 counts all tokens alike, 1 all scales alike.
@@ -27,8 +33,28 @@ def panw_weights(schedule: Schedule, start: int, stop: int, alpha: float) -> Flo
         >>> panw_weights(Schedule(((1, 1), (2, 2))), 0, 2, alpha=1.0)  # 1 token of weight 1, 4 tokens of weight 1/4
         tensor([1.0000, 0.2500, 0.2500, 0.2500, 0.2500])
     """
+    logs = log_panw_weights(schedule, start, stop, alpha)
+    if logs.min() < LEAST_LOG:
+        logs = logs - logs.max()
+    return logs.exp().float()
+
+
+def log_panw_weights(schedule: Schedule, start: int, stop: int, alpha: float) -> Float[Tensor, " L"]:
+    """Return log k_t = -alpha log(h_t w_t) of each token of scales `[start, stop)`, which no alpha is too large for.
+
+    Args:
+        alpha: >= 0, as in `panw_weights`.
+
+    Raises:
+        ValueError: as `panw_weights`.
+
+    Examples:
+        >>> log_panw_weights(Schedule(((1, 1), (2, 2))), 1, 2, alpha=100.0)[:1]  # k_t itself is 6e-61
+        tensor([-138.6294], dtype=torch.float64)
+    """
     lengths = _span(schedule, start, stop, alpha)
-    return torch.tensor([n**-alpha for n in lengths], dtype=torch.float32).repeat_interleave(torch.tensor(lengths))
+    logs = torch.tensor([_log_power(n, -alpha) for n in lengths], dtype=torch.float64)
+    return logs.repeat_interleave(torch.tensor(lengths))
 
 
 def scale_shares(schedule: Schedule, start: int, stop: int, alpha: float) -> list[float]:
@@ -39,12 +65,13 @@ def scale_shares(schedule: Schedule, start: int, stop: int, alpha: float) -> lis
         >>> scale_shares(schedule, 0, 2, alpha=0.0), scale_shares(schedule, 0, 2, alpha=1.0)
         ([0.2, 0.8], [0.5, 0.5])
     """
-    held = [float(n ** (1 - alpha)) for n in _span(schedule, start, stop, alpha)]
+    logs = [_log_power(n, 1 - alpha) for n in _span(schedule, start, stop, alpha)]
+    held = [math.exp(x - max(logs)) for x in logs]
     return [share / sum(held) for share in held]
 
 
 def row_weights(
-    k: Float[Tensor, " L"],
+    k: Float[Tensor, "*rows L"],
     mask: Float[Tensor, "R L"],
     active: Bool[Tensor, " R"],
     normaliser: Literal["branch", "batch", "constant", "none"] = "branch",
@@ -61,7 +88,7 @@ def row_weights(
     sum their losses and gradients.
 
     Args:
-        k: of `panw_weights`.
+        k: of `panw_weights`, for all rows or for each.
         mask: of mask propagation, in [0, 1].
         active: of `group_advantages`.
         constant: what `normaliser="constant"` divides by, > 0.
@@ -89,6 +116,38 @@ def row_weights(
         weight = weight / held.where(counted, torch.ones_like(held))[:, None]
     divisor = total if normaliser == "batch" else rows * (constant or 1.0)
     return weight.div(divisor.where(divisor > 0, torch.ones_like(divisor)))
+
+
+def row_weights_of_logs(
+    log_k: Float[Tensor, " L"],
+    mask: Float[Tensor, "R L"],
+    active: Bool[Tensor, " R"],
+    normaliser: Literal["branch", "batch", "constant", "none"] = "branch",
+    constant: float | None = None,
+) -> Float[Tensor, "R L"]:
+    """Compute `row_weights` from log k: `branch` and `batch`, where a factor of k cancels, then have weights for every k.
+
+    Where float32 cannot hold k itself, it is taken relative to the largest k that the mask leaves in the branch or in the batch.
+    Arguments and errors are those of `row_weights`, log k of `log_panw_weights`.
+
+    Examples:
+        The two tokens that the mask leaves share the weight, although k = exp(-1000) is 0 in float32:
+
+        >>> log_k, mask = torch.tensor([0.0, -1000.0, -1000.0]), torch.tensor([[0.0, 1.0, 1.0]])
+        >>> row_weights_of_logs(log_k, mask, torch.tensor([True]))
+        tensor([[0.0000, 0.5000, 0.5000]])
+    """
+    log_k = log_k.to(widened(mask))
+    if normaliser in ("branch", "batch") and log_k.min() < LEAST_LOG:
+        on = torch.where(active[:, None] & (mask > 0), log_k, -math.inf)
+        largest = on.amax(dim=1, keepdim=True) if normaliser == "branch" else on.max()
+        log_k = torch.where(on.isfinite(), log_k - largest, -math.inf)
+    return row_weights(log_k.exp().to(mask.dtype), mask, active, normaliser, constant)
+
+
+def _log_power(n: int, exponent: float) -> float:
+    """log n^exponent; beyond 1e30 one scale alone counts, and larger exponents would only overflow."""
+    return max(min(exponent, 1e30), -1e30) * math.log(n)
 
 
 def _span(schedule: Schedule, start: int, stop: int, alpha: float) -> list[int]:

@@ -9,6 +9,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from varrl_lightning.algorithms.precision import widened
+
 
 def guided_logits(
     cond: Float[Tensor, "*batch V"],
@@ -48,6 +50,7 @@ def truncate(
     top_p: float = 1.0,
     temperature: float = 1.0,
     keep: Int[Tensor, "*batch"] | None = None,
+    support: Bool[Tensor, "*batch V"] | None = None,
 ) -> Float[Tensor, "*batch V"]:
     """Return the logits of the distribution that tokens are sampled from: divided by the temperature, -inf off the support.
 
@@ -59,7 +62,9 @@ def truncate(
         top_p: in (0, 1].
         temperature: > 0.
         keep: a token that is in the support whatever its rank: the one that was sampled, when its log-probability is computed
-            again and rounding or a training step has moved it over the edge.
+            again and rounding has moved it over the edge.
+        support: the support itself, in place of that of these logits: the one that log-probabilities were taken on before a
+            training step. A ratio of two of them means nothing where they are normalised over different tokens.
 
     Raises:
         ValueError: when an argument is out of range.
@@ -72,6 +77,8 @@ def truncate(
         tensor([1., 0., 0.])
         >>> truncate(logits, top_p=0.4, keep=torch.tensor(2)).isfinite()
         tensor([ True, False,  True])
+        >>> truncate(logits, top_k=1, support=torch.tensor([False, True, True])).softmax(dim=-1)  # 0.3 / 0.5 and 0.2 / 0.5
+        tensor([0.0000, 0.6000, 0.4000])
     """
     if top_k < 0:
         raise ValueError(f"top_k must be 0 (off) or positive, got {top_k}")
@@ -80,11 +87,12 @@ def truncate(
     if not temperature > 0:
         raise ValueError(f"temperature must be > 0, got {temperature}")
     logits = logits / temperature
-    support = _support(logits.detach(), top_k, top_p)
     if support is None:
-        return logits
-    if keep is not None:
-        support = support.scatter(-1, keep[..., None].long(), True)
+        support = _support(logits.detach(), top_k, top_p)
+        if support is None:
+            return logits
+        if keep is not None:
+            support = support.scatter(-1, keep[..., None].long(), True)
     return logits.masked_fill(~support, -math.inf)
 
 
@@ -105,10 +113,9 @@ def inverse_cdf(probabilities: Float[Tensor, "*batch V"], uniform: Float[Tensor,
         >>> inverse_cdf(probabilities.expand(4, 3), torch.tensor([0.0, 0.25, 0.74, 0.75]))
         tensor([0, 1, 1, 2])
     """
-    # Sums over large vocabularies lose the tail in fp32. MPS has no fp64.
-    wide = torch.float32 if probabilities.device.type == "mps" else torch.float64
-    cumulative = probabilities.to(wide).cumsum(dim=-1)
-    target = uniform.to(wide)[..., None] * cumulative[..., -1:]
+    # Sums over large vocabularies lose the tail in fp32.
+    cumulative = widened(probabilities).cumsum(dim=-1)
+    target = widened(uniform)[..., None] * cumulative[..., -1:]
     token = torch.searchsorted(cumulative, target, right=True).clamp(max=probabilities.shape[-1] - 1)
     # A parallel scan may round a sum up across a token of probability 0, and u * sum may round up to the sum.
     possible = probabilities.gather(-1, token) > 0

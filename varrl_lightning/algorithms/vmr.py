@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from varrl_lightning.algorithms.advantages import group_advantages
+from varrl_lightning.algorithms.precision import widened
 
 
 def soft_value(rewards: Float[Tensor, "P A K"], eta: float, valid: Bool[Tensor, "P A K"] | None = None) -> Float[Tensor, "P A"]:
@@ -17,10 +18,12 @@ def soft_value(rewards: Float[Tensor, "P A K"], eta: float, valid: Bool[Tensor, 
 
         V_m(s_m) = eta * log(1/K * sum_k exp(R_k / eta))
 
-    The value is in the unit of the rewards, and NaN where a branch has no valid continuation.
+    The value is in the unit of the rewards, and NaN where a branch has no valid continuation. It is right to the last digit for
+    every eta, lies between the mean and the best continuation, and is exactly R where all R_k are R. Its gradient is
+    softmax(R / eta).
 
     Args:
-        rewards: terminal returns of the K continuations of each branch.
+        rewards: terminal returns of the K continuations of each branch, in any order.
         eta: temperature, > 0; a large eta tends to the mean, a small one to the best continuation.
         valid: which returns count; None counts the finite ones.
 
@@ -34,12 +37,10 @@ def soft_value(rewards: Float[Tensor, "P A K"], eta: float, valid: Bool[Tensor, 
         >>> [round(soft_value(rewards, eta).item(), 2) for eta in (100.0, 1.0, 0.01)]  # at eta = 1: log((1 + e^2) / 2)
         [1.0, 1.43, 1.99]
     """
-    if not eta > 0:
-        raise ValueError(f"eta must be > 0, got {eta}")
-    usable = torch.isfinite(rewards) if valid is None else valid
-    count = usable.sum(dim=-1)
-    log_mean = torch.where(usable, rewards / eta, -math.inf).logsumexp(dim=-1) - count.log()
-    return torch.where(count > 0, eta * log_mean, math.nan)
+    usable = _checked(rewards, eta, valid)
+    below, best = _below_best(rewards, usable)
+    value = best + _below_value(below, usable, eta)
+    return torch.where(usable.any(dim=-1), value, math.nan).to(rewards.dtype)
 
 
 def vmr_bonus(rewards: Float[Tensor, "P A K"], eta: float, valid: Bool[Tensor, "P A K"] | None = None) -> Float[Tensor, "P A"]:
@@ -47,15 +48,22 @@ def vmr_bonus(rewards: Float[Tensor, "P A K"], eta: float, valid: Bool[Tensor, "
 
         V_m - 1/K * sum_k R_k  >= 0;  for K = 2:  eta * log cosh((R_1 - R_2) / (2 eta))
 
-    It is NaN where a branch has no valid continuation, and depends on the scale of the rewards, which GRPO's advantages do not.
+    It is NaN where a branch has no valid continuation, and depends on the scale of the rewards, which GRPO's advantages do not. For
+    a large eta it is about var(R) / (2 eta), far below the last digit of V_m, and so it is not computed as that difference.
 
     Examples:
         >>> vmr_bonus(torch.tensor([[[0.0, 2.0], [1.0, 1.0]]]), eta=1.0)  # log cosh(1), and log cosh(0)
         tensor([[0.4338, 0.0000]])
     """
-    usable = torch.isfinite(rewards) if valid is None else valid
-    mean = torch.where(usable, rewards, 0.0).sum(dim=-1) / usable.sum(dim=-1)
-    return soft_value(rewards, eta, usable) - mean
+    usable = _checked(rewards, eta, valid)
+    below, _ = _below_best(rewards, usable)
+    mean = _mean(below, usable)
+    x = torch.where(usable, (below - mean[..., None]) / eta, 0.0)
+    # Of numbers x whose mean is 0: log(mean exp(x)) = log1p(mean(exp(x) - 1 - x)), all of whose terms are positive.
+    near = eta * _mean(_exp_minus_tangent(x.clamp(max=1)), usable).log1p()
+    far = (_below_value(below, usable, eta) - mean).clamp(min=0)
+    bonus = torch.where(x.amax(dim=-1) <= 1, near, far)
+    return torch.where(usable.any(dim=-1), bonus, math.nan).to(rewards.dtype)
 
 
 def combine_rewards(
@@ -86,12 +94,14 @@ def combine_rewards(
         raise ValueError(f"valid must name the rewards {sorted(values)}, got {sorted(valid)}")
     total = sum(abs(weight) for weight in weights.values())
     first = next(iter(values.values()))
-    combined, applying = torch.zeros_like(first), torch.zeros_like(first)
+    combined = torch.zeros_like(widened(first))
+    applying = torch.zeros_like(combined)
     for name, weight in weights.items():
-        combined = combined + weight * torch.where(valid[name], values[name], 0.0)
+        combined = combined + weight * torch.where(valid[name], widened(values[name]), 0.0)
         applying = applying + abs(weight) * valid[name]
     usable = applying > 0
-    return torch.where(usable, combined * total / applying.where(usable, torch.ones_like(applying)), 0.0), usable
+    shared = combined * (total / applying.where(usable, torch.ones_like(applying)))
+    return torch.where(usable, shared, 0.0).to(first.dtype), usable
 
 
 def standardised_sum(values_per_reward: Mapping[str, Float[Tensor, "P A"]], weights: Mapping[str, float]) -> Float[Tensor, "P A"]:
@@ -118,10 +128,10 @@ def standardised_sum(values_per_reward: Mapping[str, Float[Tensor, "P A"]], weig
     scores, known = {}, {}
     for name, values in values_per_reward.items():
         finite = torch.isfinite(values)
-        scores[name] = group_advantages(values, finite)[0][..., None]
+        scores[name] = group_advantages(widened(values), finite)[0][..., None]
         known[name] = (finite & (finite.sum(dim=-1, keepdim=True) >= 2))[..., None]
     combined, usable = combine_rewards(scores, known, weights)
-    return torch.where(usable, combined, math.nan).squeeze(-1)
+    return torch.where(usable, combined, math.nan).squeeze(-1).to(next(iter(values_per_reward.values())).dtype)
 
 
 def _check_weights(values: Mapping[str, Tensor], weights: Mapping[str, float]) -> None:
@@ -132,3 +142,41 @@ def _check_weights(values: Mapping[str, Tensor], weights: Mapping[str, float]) -
             raise ValueError(f"the weight of reward {name!r} must be finite, got {weight}")
     if not any(weights.values()):
         raise ValueError(f"at least one reward needs a weight other than 0, got {dict(weights)}")
+
+
+def _checked(rewards: Float[Tensor, "P A K"], eta: float, valid: Bool[Tensor, "P A K"] | None) -> Bool[Tensor, "P A K"]:
+    """Which returns count."""
+    if not eta > 0:
+        raise ValueError(f"eta must be > 0, got {eta}")
+    return torch.isfinite(rewards) if valid is None else valid
+
+
+def _below_best(
+    rewards: Float[Tensor, "P A K"], usable: Bool[Tensor, "P A K"]
+) -> tuple[Float[Tensor, "P A K"], Float[Tensor, "P A"]]:
+    """R_k - max R <= 0 and max R of each branch; max R is a constant to the gradient, which the differences carry in full."""
+    known = torch.where(usable, widened(rewards), -math.inf)
+    best = known.detach().amax(dim=-1)
+    best = torch.where(usable.any(dim=-1), best, 0.0)
+    return torch.where(usable, known, best[..., None]) - best[..., None], best
+
+
+def _below_value(below: Float[Tensor, "P A K"], usable: Bool[Tensor, "P A K"], eta: float) -> Float[Tensor, "P A"]:
+    """V_m - max R: all terms are of one sign, and log1p and expm1 keep the digits of small ones, so that no digit is lost."""
+    return eta * _mean((below / eta).expm1(), usable).log1p()
+
+
+def _mean(x: Float[Tensor, "P A K"], usable: Bool[Tensor, "P A K"]) -> Float[Tensor, "P A"]:
+    """The mean of the usable numbers, 0 without any; in ascending order, since the order of continuations says nothing."""
+    ordered = torch.where(usable, x, 0.0).sort(dim=-1).values
+    return ordered.sum(dim=-1) / usable.sum(dim=-1).clamp(min=1)
+
+
+def _exp_minus_tangent(x: Tensor) -> Tensor:
+    """exp(x) - 1 - x >= 0; by its series where the difference would lose its digits."""
+    small = x.abs() < 0.1
+    terms = torch.where(small, x, 0.0)
+    series = torch.ones_like(x)
+    for n in range(12, 2, -1):
+        series = 1 + terms / n * series
+    return torch.where(small, terms.square() / 2 * series, x.expm1() - x)

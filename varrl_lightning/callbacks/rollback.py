@@ -23,6 +23,7 @@ class Rollback:
     def __init__(self, trainer: L.Trainer) -> None:
         module = trainer.lightning_module
         self.counters = module.counters.state_dict() if isinstance(module, VARGRPO) else {}
+        self.updates_made = module.counters.updates_made if isinstance(module, VARGRPO) else 0
         self.schedules = [copy.deepcopy(c.scheduler.state_dict()) for c in trainer.lr_scheduler_configs]
         self.precision = copy.deepcopy(trainer.precision_plugin.state_dict())
         average = module.average if isinstance(module, VARGRPO) else None

@@ -214,7 +214,7 @@ class SafeStop(Callback):
         """Return to the state before a step that did not finish; False where weights have moved and there is no copy."""
         if self._rollback is None:
             return True
-        moved = vargrpo(trainer.lightning_module).updates_done != self._rollback.counters["updates_done"]
+        moved = vargrpo(trainer.lightning_module).counters.updates_made != self._rollback.updates_made
         if moved and self._rollback.weights is None:
             return False
         self._rollback.restore(trainer)

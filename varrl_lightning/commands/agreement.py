@@ -89,6 +89,7 @@ def _measure(options: argparse.Namespace, config: ParsedConfig) -> int:
         batches = independent_batches(data.prompts["train"], options.batches, size, options.seed)
     with reraise_as(StartError, ValueError):
         model.check_prompts([prompt for batch in batches for prompt in batch])
+        model.rewards.check_training_prompts(data.prompts["train"])
     folder = _output_folder(options.output)
     _say(f"{len(meter.variants)} variants, {meter.size} parameters; sums take up to {meter.bytes_held / 2**20:.0f} MiB")
     about = {name: getattr(options, name) for name in ("variants", "batches", "seed", "per_scale", "kl", "parameters", "blocks")}

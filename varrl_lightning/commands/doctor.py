@@ -71,6 +71,7 @@ def examine(config: ParsedConfig, picture: KnownPicture | None = None) -> Iterat
         data.setup("fit")
         prompts = next(iter(data.train_dataloader()))[:PROMPTS]
         model.check_prompts([prompt for of_file in data.prompts.values() for prompt in of_file])
+        model.rewards.check_training_prompts(data.prompts["train"])
         if checkpoint := config.checkpoint():
             load_checkpoint(checkpoint, model, model.saved_tensors())
     with torch.no_grad():

@@ -45,6 +45,7 @@ def build(arguments: Sequence[str], updates: int | None = None) -> tuple[VARGRPO
     with reraise_as(StartError, ValueError, OSError):
         data.setup("fit")
         module.check_prompts([p for prompts in data.prompts.values() for p in prompts])
+        module.rewards.check_training_prompts(data.prompts["train"])
     return module, data, config
 
 

@@ -127,6 +127,7 @@ def variants_of(
         try:
             stage = _stage(policy, shape, changes)
             varied = replace(_varied(policy, grpo, changes, kl), cycle=(stage,))
+            varied.check_policy(policy)
         except (ValueError, TypeError, PluginError) as error:
             raise ValueError(f"the variant {name!r}: {error}") from error
         variants.append(Variant(name, varied))
@@ -184,7 +185,6 @@ def _varied(policy: VARPolicy, grpo: GRPO, changes: Mapping[str, Any], kl: bool)
     if kl and objective.kl_coef > 0 and grpo.objective.kl_coef == 0:
         raise ValueError(f"kl_coef is {objective.kl_coef}, but there is no reference: set kl_coef of the configuration itself too")
     objective = objective if kl else replace(objective, kl_coef=0.0)
-    objective.check_policy(policy)
     source = build(MASK_SOURCES, changes["mask_source"]) if "mask_source" in changes else grpo.mask_source
     return replace(grpo, mask_source=source, sampling=sampling, credit=credit, objective=objective)
 

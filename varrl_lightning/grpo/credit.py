@@ -17,7 +17,7 @@ from torch import Tensor
 
 from varrl_lightning.algorithms.advantages import group_advantages
 from varrl_lightning.algorithms.masks import fill_missing, propagate, unite_over_continuations
-from varrl_lightning.algorithms.panw import panw_weights, row_weights
+from varrl_lightning.algorithms.panw import LEAST_LOG, log_panw_weights, row_weights_of_logs
 from varrl_lightning.algorithms.stages import stage_returns
 from varrl_lightning.algorithms.vmr import combine_rewards, standardised_sum
 from varrl_lightning.configuration.specs import OptionGroup
@@ -109,6 +109,19 @@ class CreditOptions:
             raise ValueError(f"eta must be > 0 and finite, got {self.eta}")
         if not (self.alpha >= 0 and math.isfinite(self.alpha)):
             raise ValueError(f"alpha must be >= 0 and finite, got {self.alpha}")
+
+    def check_stage(self, stage: Stage, schedule: Schedule) -> None:
+        """Check that the tokens of a stage have weights that float32 holds.
+
+        Raises:
+            ValueError: when some would be 0, since nothing divides k_t by a sum of k_t.
+        """
+        least = float(log_panw_weights(schedule, stage.start, stage.stop, self.alpha).min())
+        if self.normalise.tokens in ("none", "constant") and least - math.log(self.normalise.constant or 1.0) < LEAST_LOG:
+            raise ValueError(
+                f"alpha = {self.alpha:g} with normalise.tokens {self.normalise.tokens!r} gives tokens of stage {stage.name!r} "
+                f"the weight exp({least:.0f}), which is 0 in float32: take a smaller alpha, or normalise.tokens 'branch' or 'batch'"
+            )
 
 
 @dataclass(frozen=True)
@@ -265,7 +278,7 @@ def assign_credit(
     returns = _returns(values, usable, rewards, valid, dict(weights), stage, options)
     advantages, active = group_advantages(returns, torch.isfinite(returns), scale=options.normalise.advantages)
     mask = _mask(scores.tokens_on, stage, schedule, options.mask, returns)
-    k = panw_weights(schedule, stage.start, stage.stop, options.alpha).to(mask)
+    log_k = log_panw_weights(schedule, stage.start, stage.stop, options.alpha)
     everyone = torch.ones_like(active.flatten())
     kl_mask = mask if masked_kl else torch.ones_like(mask)
     normalise = options.normalise
@@ -276,8 +289,8 @@ def assign_credit(
         advantages=advantages.flatten(),
         active=active.flatten(),
         mask=mask,
-        policy_weights=row_weights(k, mask, active.flatten(), normalise.tokens, normalise.constant),
-        kl_weights=row_weights(k, kl_mask, everyone, normalise.tokens, normalise.constant),
+        policy_weights=row_weights_of_logs(log_k, mask, active.flatten(), normalise.tokens, normalise.constant),
+        kl_weights=row_weights_of_logs(log_k, kl_mask, everyone, normalise.tokens, normalise.constant),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -9,7 +10,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from varrl_lightning.algorithms.advantages import differ
 from varrl_lightning.algorithms.panw import scale_shares
+from varrl_lightning.algorithms.precision import widened
 from varrl_lightning.algorithms.vmr import vmr_bonus
 from varrl_lightning.grpo.credit import BranchScores, Credit
 from varrl_lightning.schedule import Schedule
@@ -17,7 +20,10 @@ from varrl_lightning.types import Stage
 
 
 def reward_metrics(scores: BranchScores, credit: Credit, eta: float) -> dict[str, float]:
-    """Rewards of a batch: mean, spread within groups and over the batch, components, groups without variance, VMR bonus."""
+    """Rewards of a batch: mean, spread within groups and over the batch, components, groups without variance, VMR bonus.
+
+    What cannot be said of a batch, since nothing in it has a score, is absent.
+    """
     usable = credit.rewards[credit.valid]
     per_group = credit.rewards.masked_fill(~credit.valid, torch.nan).flatten(1)
     metrics = {
@@ -37,7 +43,7 @@ def reward_metrics(scores: BranchScores, credit: Credit, eta: float) -> dict[str
         metrics[f"rewards/{name}/std"] = float(_std(values[known]))
         for part, component in scores.components[name].items():
             metrics[f"rewards/{name}/{part}"] = _mean(component[known & torch.isfinite(component)])
-    return metrics
+    return {name: value for name, value in metrics.items() if not math.isnan(value)}
 
 
 def credit_metrics(stage: Stage, schedule: Schedule, credit: Credit, alpha: float) -> dict[str, float]:
@@ -117,4 +123,7 @@ def _mean(x: Tensor) -> float:
 
 
 def _std(x: Tensor) -> Tensor:
-    return x.std() if x.numel() > 1 else x.new_zeros(())
+    """Unbiased std; exactly 0 of equal numbers, which their rounded mean would hide."""
+    if x.numel() < 2 or not differ(x, torch.ones_like(x, dtype=torch.bool)):
+        return x.new_zeros(())
+    return widened(x).std().to(x.dtype)

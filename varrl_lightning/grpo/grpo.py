@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -75,6 +75,16 @@ class GRPO:
     def stage(self, rollouts_done: int) -> Stage:
         """The stage of the next rollout."""
         return self.cycle[rollouts_done % len(self.cycle)]
+
+    def check_policy(self, policy: VARPolicy) -> None:
+        """Check that the weights of tokens and the loss can be computed for a policy.
+
+        Raises:
+            ValueError: see `CreditOptions.check_stage` and `Objective.check_policy`.
+        """
+        self.objective.check_policy(policy)
+        for stage in dict.fromkeys(self.cycle):
+            self.credit.check_stage(stage, policy.schedule())
 
     def describe(self, rollouts_done: int) -> dict[str, object]:
         """The stage of the next rollout and all parts by name: what processes that train together must hold alike."""
@@ -152,6 +162,14 @@ class GRPO:
         masked_kl = self.objective.kl.masked
         return assign_credit(scores, rollout.schedule, rollout.stage, weights, self.credit, masked_kl)
 
+    def learns_from(self, credit: Credit) -> bool:
+        """Whether there is anything to learn from a batch, of which some image has a score.
+
+        There is where a token has a weight, or a KL pulls back to the reference. The KL to the rollout's own policy is not enough:
+        its gradient is 0 until something else has moved the policy.
+        """
+        return bool(credit.valid.any()) and (bool(credit.policy_weights.any()) or self.objective.kl_coef > 0)
+
     def losses(
         self,
         policy: VARPolicy,
@@ -160,26 +178,37 @@ class GRPO:
         rows: Rows,
         size: int,
         old: dict[int, LogProbs],
+        last: bool = False,
     ) -> Iterator[MicroBatch]:
         """The loss of each micro-batch of a rollout.
+
+        Where the score truncates, later passes keep the support of the first: the ratio of two distributions, and their KL, mean
+        nothing on different ones.
 
         Args:
             reference: what the KL is taken to; None for no KL.
             rows: the credit of the rollout's branches.
             size: branches of a micro-batch.
             old: log-probabilities before the first update on this rollout, by first branch; filled by the first pass.
+            last: whether no pass follows on this rollout, so that the first need not keep anything.
         """
         lengths = rollout.schedule.lengths[rollout.stage.start : rollout.stage.stop]
         sampled = flat(rollout.log_probs)
-        for part, new in self.log_probs(policy, rollout, size, reference):
-            before = old.setdefault(part.start, detached(new))
+        for part, new in self.log_probs(policy, rollout, size, reference, old):
+            before = old.get(part.start) or detached(new)
+            if not last:
+                old[part.start] = before
             loss, tokens = self.objective(new, before, sampled[part], rows[part], lengths)
             yield MicroBatch(part.start, loss, tokens)
 
     def log_probs(
-        self, policy: VARPolicy, rollout: Rollout, size: int, reference: Anchor | None
+        self, policy: VARPolicy, rollout: Rollout, size: int, reference: Anchor | None, old: Mapping[int, LogProbs] | None = None
     ) -> Iterator[tuple[slice, LogProbs]]:
-        """Log-probabilities of the trained scales of a rollout by teacher forcing, `size` branches at a time."""
+        """Log-probabilities of the trained scales of a rollout by teacher forcing, `size` branches at a time.
+
+        Args:
+            old: those of the first pass on this rollout, by first branch, whose support is kept; None or empty in that pass.
+        """
         stage = rollout.stage
         owners = [branch // stage.branches for branch in rollout.branches]
         prompt_rows = sorted(set(owners))
@@ -188,8 +217,10 @@ class GRPO:
             part = slice(first, first + size)
             tokens = [t[part] for t in rollout.tokens]
             index = torch.tensor([prompt_rows.index(owner) for owner in owners[part]], device=policy.device)
-            score = self.objective.score
-            yield part, policy(tokens, cond.at(index), stage.start, stage.stop, score=score, reference=reference)
+            options: dict[str, Any] = {"score": self.objective.score, "reference": reference}
+            if old and first in old:
+                options["support"] = old[first].support
+            yield part, policy(tokens, cond.at(index), stage.start, stage.stop, **options)
 
 
 def _class(x: object) -> str:

@@ -11,7 +11,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from varrl_lightning.algorithms.losses import clipped_surrogate, kl_penalty, kl_to_old, policy_loss, truncated_importance
+from varrl_lightning.algorithms.losses import (
+    clipped_surrogate,
+    kl_penalty,
+    kl_to_old,
+    log_ratio_of,
+    policy_loss,
+    truncated_importance,
+    weighted_sum,
+)
 from varrl_lightning.configuration.specs import OptionGroup
 from varrl_lightning.grpo.credit import Rows
 from varrl_lightning.policies.base import VARPolicy
@@ -110,18 +118,21 @@ class Objective:
             old_bit_log_prob=None if old.bit_log_prob is None else flat(old.bit_log_prob),
         )
         tokens = {f"clip_ratio/{name}_mean": values for name, values in clipped.items()}
-        tokens |= {"entropy": flat(new.entropy), "sampler_gap": sampled - log_prob}
+        tokens |= {"entropy": flat(new.entropy), "sampler_gap": log_ratio_of(sampled, log_prob)}
         W, W_kl = credit.policy_weights, credit.kl_weights
         if self.score.kind == "corrected":
             tokens["importance"] = truncated_importance(old_log_prob, sampled, self.score.max_weight)
             W = W * tokens["importance"]
         loss = policy_loss(surrogate, W)
+        # A token without weight may hold anything: it must not reach the gradient as 0 times infinity.
+        log_prob, old_log_prob = (torch.where(W_kl != 0, x, 0.0) for x in (log_prob, old_log_prob))
         if new.kl is not None and new.reference_log_prob is not None:
             tokens["kl"] = flat(new.kl)
-            penalty = kl_penalty(self.kl.estimator, tokens["kl"], log_prob, flat(new.reference_log_prob))
-            loss = loss + self.kl_coef * (W_kl * penalty).sum()
+            reference = torch.where(W_kl != 0, flat(new.reference_log_prob), 0.0)
+            penalty = kl_penalty(self.kl.estimator, tokens["kl"], log_prob, reference)
+            loss = loss + self.kl_coef * weighted_sum(W_kl, penalty)
         if self.kl.old_coef:
-            loss = loss + self.kl.old_coef * (W_kl * kl_to_old(log_prob, old_log_prob)).sum()
+            loss = loss + self.kl.old_coef * weighted_sum(W_kl, kl_to_old(log_prob, old_log_prob))
         return loss, tokens
 
 
@@ -131,6 +142,6 @@ def flat(scales: Sequence[Tensor]) -> Tensor:
 
 
 def detached(x: LogProbs) -> LogProbs:
-    """Log-probabilities without their graph, for later updates on the same rollout to compare with."""
+    """Log-probabilities without their graph, and their support, for later updates on the same rollout to compare with."""
     bits = None if x.bit_log_prob is None else [b.detach() for b in x.bit_log_prob]
-    return LogProbs([p.detach() for p in x.log_prob], entropy=[], bit_log_prob=bits)
+    return LogProbs([p.detach() for p in x.log_prob], entropy=[], bit_log_prob=bits, support=x.support)

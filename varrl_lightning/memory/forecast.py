@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from varrl_lightning.memory.simulation import Simulation
 from varrl_lightning.memory.tracking import LiveBytes, frozen_parts, size_of, tensors_of
 from varrl_lightning.policies.base import VARPolicy
+from varrl_lightning.policies.scoring import packed_bytes
 from varrl_lightning.types import Stage
 
 GIB = 2**30
@@ -242,9 +243,12 @@ class Forecast:
         return self.simulation.rollout(stage, self.rows(stage), self.images_at_once).kept
 
     def _old(self, stage: Stage) -> int:
-        """Bytes of the old log-probabilities, of every token and of its bits, that later updates compare with."""
+        """Bytes of what later updates compare with: old log-probabilities of every token and its bits, and truncated supports."""
         tokens = self.rows(stage) * self.simulation.cond.schedule.span(stage.start, stage.stop)
-        return 4 * tokens * (1 + (self.simulation.policy.bits or 0))
+        policy = self.simulation.policy
+        kept = self.updates_per_rollout > 1 and self.simulation.objective.score.truncated
+        support = packed_bytes(policy.vocab_size, policy.bits) if kept else 0
+        return tokens * (4 * (1 + (policy.bits or 0)) + support)
 
     def _prompts(self, stage: Stage) -> int:
         return math.ceil(self.rows(stage) / stage.branches) * self.simulation.prompt_bytes

@@ -16,13 +16,13 @@ from dataclasses import replace
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor, nn
 
 from varrl_lightning.algorithms.sampling import guided_logits, truncate
 from varrl_lightning.policies.cache import Cache
 from varrl_lightning.policies.known_picture import CAT, KnownPicture
-from varrl_lightning.policies.scoring import by_chunks, sample_tokens, split_halves, token_scores
+from varrl_lightning.policies.scoring import by_chunks, packed, sample_tokens, split_halves, token_scores, unpacked
 from varrl_lightning.policies.state import Anchor, Cond, State
 from varrl_lightning.schedule import Schedule
 from varrl_lightning.text_encoders import TextEncoder
@@ -219,9 +219,15 @@ class VARPolicy(nn.Module, ABC):
         )
 
     def _score_logits(
-        self, halves: list[Tensor], scale: int, schedule: Schedule, score: Score, tokens: Tensor | None = None
+        self,
+        halves: list[Tensor],
+        scale: int,
+        schedule: Schedule,
+        score: Score,
+        tokens: Tensor | None = None,
+        support: Tensor | None = None,
     ) -> Float[Tensor, "..."]:
-        """fp32 logits of the distribution that `score` names; -inf outside its support."""
+        """fp32 logits of the distribution that `score` names; -inf outside its support, or outside the packed one that is given."""
         logits = self.logits(halves[0]).float()
         if score.guided:
             unconditional = self.logits(halves[1]).float()
@@ -232,7 +238,8 @@ class VARPolicy(nn.Module, ABC):
             logits = guided_logits(logits, unconditional, cfg, self.guidance, scale, len(schedule))
         if score.kind == "sampler":
             s = score.sampling
-            logits = truncate(logits, s.top_k, s.top_p, s.temperature_at(scale), keep=tokens)
+            kept = None if support is None else unpacked(support, logits.shape)
+            logits = truncate(logits, s.top_k, s.top_p, s.temperature_at(scale), keep=tokens, support=kept)
         return logits
 
     def forward(
@@ -244,6 +251,7 @@ class VARPolicy(nn.Module, ABC):
         *,
         score: Score | None = None,
         reference: Anchor | None = None,
+        support: list[UInt8[Tensor, "R _n bytes"]] | None = None,
     ) -> LogProbs:
         """Log-probability, entropy and exact KL of the tokens of scales `[start, stop)`, by teacher forcing.
 
@@ -255,6 +263,7 @@ class VARPolicy(nn.Module, ABC):
             tokens: at least scales `[0, stop)`.
             score: what is scored; the plain model when None.
             reference: a frozen policy of the same family, or a view of this one; no KL when None.
+            support: that of an earlier pass on the same tokens, for a score that truncates; that of the present policy when None.
         """
         score = score or Score()
         features = self.span_halves(tokens, cond, start, stop, score)
@@ -264,8 +273,9 @@ class VARPolicy(nn.Module, ABC):
                 anchors = iter(reference.span_halves(tokens, cond, start, stop, score))
         columns: list[tuple[Tensor, ...]] = []
         for scale, halves, anchor in zip(range(start, stop), features, anchors, strict=True):
-            columns.append(self._score_scale(halves, tokens[scale], scale, cond.schedule, score, anchor, reference))
-        log_prob, entropy, kl, anchor_log_prob = (list(column) for column in zip(*columns, strict=True))
+            kept = None if support is None else support[scale - start]
+            columns.append(self._score_scale(halves, tokens[scale], scale, cond.schedule, score, anchor, reference, kept))
+        log_prob, entropy, kl, anchor_log_prob, *supports = (list(column) for column in zip(*columns, strict=True))
         token_level = log_prob if self.bits is None else [x.sum(-1) for x in log_prob]
         return LogProbs(
             log_prob=token_level,
@@ -273,6 +283,7 @@ class VARPolicy(nn.Module, ABC):
             kl=kl if reference is not None else None,
             reference_log_prob=anchor_log_prob if reference is not None else None,
             bit_log_prob=None if self.bits is None else log_prob,
+            support=supports[0] if supports else None,
         )
 
     def span_features(
@@ -312,18 +323,23 @@ class VARPolicy(nn.Module, ABC):
         score: Score,
         anchor: list[Tensor] | None,
         reference: Anchor | None,
+        support: Tensor | None,
     ) -> tuple[Tensor, ...]:
-        """(log_prob, entropy, kl, reference log_prob) of one scale, a chunk of tokens after the other."""
+        """(log_prob, entropy, kl, reference log_prob) of one scale, a chunk of tokens after the other; then a truncated support."""
 
         def score_chunk(index: slice) -> tuple[Tensor, ...]:
             chosen = tokens.flatten(0, 1)[index]
-            logits = self._score_logits([half.flatten(0, 1)[index] for half in halves], scale, schedule, score, chosen)
+            kept = None if support is None else support.flatten(0, 1)[index]
+            logits = self._score_logits([half.flatten(0, 1)[index] for half in halves], scale, schedule, score, chosen, kept)
+            if score.truncated and kept is None:
+                kept = packed(torch.isfinite(logits))
+            to_keep = () if kept is None else (kept,)
             if anchor is None or reference is None:
-                return token_scores(logits, chosen)
+                return (*token_scores(logits, chosen), *to_keep)
             with torch.no_grad():
                 anchor_halves = [half.flatten(0, 1)[index] for half in anchor]
                 anchor_log_probs = reference.on_support(anchor_halves, torch.isfinite(logits), scale, schedule, score)
-            return token_scores(logits, chosen, anchor_log_probs)
+            return (*token_scores(logits, chosen, anchor_log_probs), *to_keep)
 
         return by_chunks(score_chunk, tokens.shape[:2], self.chunk_tokens)
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
+from torch.nn.functional import pad
 from torch.utils.checkpoint import checkpoint
 
 from varrl_lightning.algorithms.noise import uniforms
@@ -69,6 +70,27 @@ def token_scores(
         return log_prob, entropy, nothing, nothing
     kl = _token_sum((probabilities * (log_probs - anchor_log_probs)).sum(-1))
     return log_prob, entropy, kl, _token_sum(_at(anchor_log_probs, tokens))
+
+
+def packed(support: Bool[Tensor, "n *V"]) -> UInt8[Tensor, "n bytes"]:
+    """A support as bits, eight tokens of the vocabulary in a byte: what a rollout keeps until its last update."""
+    bits = support.flatten(1)
+    bits = pad(bits, (0, -bits.shape[1] % 8)).unflatten(1, (-1, 8))
+    places = torch.arange(8, dtype=torch.uint8, device=bits.device)
+    in_bytes: Tensor = (bits.to(torch.uint8) << places).sum(dim=-1, dtype=torch.uint8)
+    return in_bytes
+
+
+def unpacked(bits: UInt8[Tensor, "n bytes"], shape: torch.Size) -> Bool[Tensor, "n *V"]:
+    """The support of this shape that `packed` made the bits of."""
+    places = torch.arange(8, dtype=torch.uint8, device=bits.device)
+    support = ((bits[..., None] >> places) & 1).flatten(1)
+    return support[:, : shape[1:].numel()].bool().view(shape)
+
+
+def packed_bytes(vocabulary: int, bits: int | None) -> int:
+    """Bytes of a packed support of one token, of `bits` bits or none."""
+    return -(-(vocabulary if bits is None else 2 * bits) // 8)
 
 
 def _at(log_probs: Float[Tensor, "*rows V"], tokens: Int[Tensor, "*rows"]) -> Float[Tensor, "*rows"]:

@@ -56,6 +56,13 @@ class Reward(Protocol):
         """Raise a ValueError for prompts that cannot be scored; called before training begins. By default all can."""
         ...
 
+    def can_score(self, prompt: Prompt) -> bool:
+        """Whether images of this prompt can have a score at all; by default True.
+
+        False for a prompt that is left to other rewards. Training prompts that no reward of a run can score are refused.
+        """
+        ...
+
     def prepare(self) -> None:
         """Load what is large; a service calls it before the first request. By default there is nothing to load."""
         ...
@@ -83,6 +90,10 @@ class BaseReward:
 
     def check_prompts(self, prompts: Sequence[Prompt]) -> None:
         """Accept all prompts."""
+
+    def can_score(self, prompt: Prompt) -> bool:
+        """Score them all."""
+        return True
 
     def prepare(self) -> None:
         """Load nothing."""

@@ -88,6 +88,10 @@ class FlowGRPOOCR(BaseReward):
         texts = ["".join(of_image) for of_image in scores.texts or ()]
         return [Reading(text, value == 1) for text, value in zip(texts, scores.values.tolist(), strict=True)]
 
+    def can_score(self, prompt: Prompt) -> bool:
+        """Whether there is a string to look for."""
+        return bool(prompt.words)
+
     def __call__(self, images: Float[Tensor, "N 3 H W"], prompts: Sequence[Prompt]) -> Scores:
         """Score images, in [0, 1]; no score where the engine failed, or where the prompt has no words."""
         words = read_words(self.engine, images, prompts)

@@ -105,6 +105,10 @@ class OCRReward(BaseReward):
         texts = [" ".join(word.text for word in of_image or ()) for of_image in words]
         return [Reading(text, share > 0) for text, share in zip(texts, complete.tolist(), strict=True)]
 
+    def can_score(self, prompt: Prompt) -> bool:
+        """Whether there are words to look for."""
+        return bool(split_words(prompt.words))
+
     def __call__(self, images: Float[Tensor, "N 3 H W"], prompts: Sequence[Prompt]) -> Scores:
         """Score images, in [-lam, 2]; those that the engine failed on are invalid, not 0."""
         return self.score(self.read(images, prompts), prompts)

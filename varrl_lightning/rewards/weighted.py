@@ -81,6 +81,26 @@ class WeightedRewards(BaseReward):
             except ValueError as error:
                 raise ValueError(f"the reward {name!r} cannot score these prompts: {error}") from error
 
+    def can_score(self, prompt: Prompt) -> bool:
+        """Whether a reward that trains can: one of weight 0 only logs."""
+        return any(term.weight and term.reward.can_score(prompt) for term in self.terms.values())
+
+    def check_training_prompts(self, prompts: Sequence[Prompt]) -> None:
+        """Check that there is a reward to learn from in each of these prompts.
+
+        Raises:
+            ValueError: names the prompts that no reward can ever score.
+        """
+        hopeless = [prompt.id for prompt in prompts if not self.can_score(prompt)]
+        if hopeless:
+            named = ", ".join(map(repr, hopeless[:5])) + (", ..." if len(hopeless) > 5 else "")
+            trains = ", ".join(name for name, term in self.terms.items() if term.weight)
+            raise ValueError(
+                f"no reward that trains ({trains}) can score images of {len(hopeless)} of {len(prompts)} training prompts: {named}"
+                ". Nothing can be learnt from them: leave them out, give them what the reward needs (one that reads needs words in "
+                "quotes), or add a reward that scores any image, such as clip_score."
+            )
+
     def prepare(self) -> None:
         """Let each reward load what is large."""
         for term in self.terms.values():

@@ -17,7 +17,11 @@ class Guards(OptionGroup):
     """When a run stops because something is wrong with it.
 
     Args:
-        max_bad_steps: the run stops after this many steps in a row whose loss or gradient is not finite, >= 1.
+        max_bad_steps: the run stops after this many steps in a row whose loss or gradient is not finite, or this many rollouts in
+            a row of which no reward has scored an image; >= 1.
+        equal_batches: what it means when a loader of your own gives all processes the same prompts: one batch that they share
+            (`shared`), or batches of their own that happen to be equal (`separate`). `auto` asks the loader: the batches are
+            separate where it has a DistributedSampler, as Lightning adds one, or gave different prompts before; else shared.
         check_ranks_every_n_steps: several processes compare weights, counters, configuration and prompts at the start, and again
             after every so many training steps; 0 for the start alone.
         cut_prompts: `error` or `warn`, before training, where the policy's text encoder cuts off words to be written.
@@ -30,6 +34,7 @@ class Guards(OptionGroup):
     """
 
     max_bad_steps: int = 5
+    equal_batches: Literal["auto", "shared", "separate"] = "auto"
     check_ranks_every_n_steps: int = 50
     cut_prompts: CutPrompts = "error"
     reader_check: ReaderMode = "error"

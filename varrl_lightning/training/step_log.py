@@ -8,15 +8,16 @@ from collections.abc import Mapping, Sequence
 from varrl_lightning.types import Rollout, Stage
 
 
-def time_metrics(rollout: Rollout, branches: int, seconds: Mapping[str, float]) -> dict[str, float]:
+def time_metrics(rollout: Rollout, branches: int, seconds: Mapping[str, float], skipped: bool = False) -> dict[str, float]:
     """Seconds of the parts of a step, and its rates.
 
     Args:
         branches: number of branches of the batch, over all processes.
         seconds: seconds of `rollout`, `reward` (waiting for it), `scoring` (all of the rewards' work) and `update`.
+        skipped: whether no token was trained on.
     """
     stage, schedule = rollout.stage, rollout.schedule
-    trained = branches * schedule.span(stage.start, stage.stop)
+    trained = 0 if skipped else branches * schedule.span(stage.start, stage.stop)
     parts = {name: value for name, value in seconds.items() if name != "scoring"}
     return {
         "reward_seconds": seconds["scoring"],
@@ -54,7 +55,7 @@ class StepLog:
 
 
 def shown_metrics(metrics: Mapping[str, float]) -> dict[str, float]:
-    """The metrics for the progress bar: the reward, and the word accuracy of a reward that reads."""
-    shown = {"reward": metrics["reward"]}
+    """The metrics for the progress bar: the reward, and the word accuracy of a reward that reads; without a score, neither."""
+    shown = {"reward": metrics["reward"]} if "reward" in metrics else {}
     accuracy = next((value for name, value in metrics.items() if name.endswith("/word_accuracy")), None)
     return shown if accuracy is None else {**shown, "word_accuracy": accuracy}

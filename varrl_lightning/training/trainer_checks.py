@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
+from typing import Any
 
 import lightning as L
 import torch
@@ -11,8 +12,10 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback, GradientAccumulationScheduler, StochasticWeightAveraging
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
+from varrl_lightning.data import PromptDataModule
 from varrl_lightning.policies.base import VARPolicy
 from varrl_lightning.policies.lora import is_adapter
+from varrl_lightning.rewards.weighted import WeightedRewards
 
 ACCUMULATION = "an optimizer step is one whole rollout: give larger batches, and the module micro_batch_size where memory is short"
 REFUSED_CALLBACKS: dict[type[Callback], str] = {
@@ -28,6 +31,8 @@ def silence_expected_warnings() -> None:
     logging.getLogger("tensorboardX.x2num").addFilter(_is_not_of_nan)
     # A step is complete when ModelCheckpoint saves; nothing can be resumed from the state before its update.
     warnings.filterwarnings("ignore", message="Using ModelCheckpoint with manual optimization")
+    # Schedules are stepped once per rollout, whether or not there was anything to learn from the first.
+    warnings.filterwarnings("ignore", message=r"Detected call of `lr_scheduler\.step\(\)` before `optimizer\.step\(\)`")
     # A policy stays in evaluation mode for good, so that nothing drops out.
     warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode")
 
@@ -56,6 +61,19 @@ def check_trainer(trainer: L.Trainer) -> None:
         for kind, reason in REFUSED_CALLBACKS.items():
             if isinstance(callback, kind):
                 raise MisconfigurationException(f"the callback {type(callback).__name__} cannot be used: {reason}")
+
+
+def check_training(trainer: L.Trainer, rewards: WeightedRewards) -> None:
+    """Check, once the optimizers are built, that a run can learn by them, and from the prompts that it is given.
+
+    Raises:
+        MisconfigurationException: see `check_schedules`.
+        ValueError: see `WeightedRewards.check_training_prompts`.
+    """
+    check_schedules(trainer)
+    datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
+    if isinstance(datamodule, PromptDataModule):
+        rewards.check_training_prompts(datamodule.prompts["train"])
 
 
 def check_schedules(trainer: L.Trainer) -> None:

@@ -17,7 +17,7 @@ from dataclasses import FrozenInstanceError, dataclass, field, fields
 from typing import Any, ClassVar, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
 from varrl_lightning.errors import did_you_mean
@@ -315,6 +315,8 @@ class LogProbs:
         kl: exact categorical KL(pi || reference) at each token, when a reference was given.
         reference_log_prob: log reference(token), when a reference was given.
         bit_log_prob: (rows, n_t, bits) for a bitwise family.
+        support: the tokens over which a truncated distribution is normalised, 8 in a byte; None when it is not truncated. Later
+            passes on the same rollout take theirs from the first.
     """
 
     log_prob: list[Float[Tensor, "R _n"]]
@@ -322,6 +324,7 @@ class LogProbs:
     kl: list[Float[Tensor, "R _n"]] | None = None
     reference_log_prob: list[Float[Tensor, "R _n"]] | None = None
     bit_log_prob: list[Float[Tensor, "R _n D"]] | None = None
+    support: list[UInt8[Tensor, "R _n bytes"]] | None = None
 
 
 def _joined(scores: Sequence[Scores], parts: Sequence[Sequence[Sequence[T]] | None]) -> list[Sequence[T]] | None:

@@ -54,6 +54,11 @@ class Sampling:
         """Temperature of one scale."""
         return self.temperature[scale] if isinstance(self.temperature, tuple) else self.temperature
 
+    @property
+    def truncated(self) -> bool:
+        """Whether some tokens are never sampled, by top-k or top-p."""
+        return self.top_k > 0 or self.top_p < 1
+
     def greedy(self) -> Sampling:
         """Settings with the same guidance that always take the likeliest token."""
         return replace(self, top_k=1, top_p=1.0)
@@ -90,7 +95,8 @@ class Score:
 
     Args:
         kind: `model`: unguided, temperature 1. `guided`: with classifier-free guidance, untruncated. `sampler`: exactly the
-            sampler's distribution: guidance, temperature, top-k and top-p renormalised, the sampled token always in the support.
+            sampler's distribution: guidance, temperature, top-k and top-p renormalised, the sampled token always in the support,
+            which all updates on a rollout share.
             `corrected`: as `model`, with truncated importance weights min(max_weight, pi / mu) per token.
         sampling: the sampler's settings.
         unconditional_gradient: whether the gradient flows through the unconditional half too (`flows`), or not (`detached`).
@@ -113,6 +119,11 @@ class Score:
     def guided(self) -> bool:
         """Whether the unconditional half is needed."""
         return self.kind in ("sampler", "guided") and self.sampling.cfg is not None
+
+    @property
+    def truncated(self) -> bool:
+        """Whether the distribution is one over a part of the vocabulary: the other kinds are over all of it."""
+        return self.kind == "sampler" and self.sampling.truncated
 
 
 def _numbers(value: float | tuple[float, ...]) -> tuple[float, ...]:
