@@ -107,7 +107,7 @@ class OCRReward(BaseReward):
 
     def can_score(self, prompt: Prompt) -> bool:
         """Whether there are words to look for."""
-        return bool(split_words(prompt.words))
+        return bool(normal_words(prompt.words))
 
     def __call__(self, images: Float[Tensor, "N 3 H W"], prompts: Sequence[Prompt]) -> Scores:
         """Score images, in [-lam, 2]; those that the engine failed on are invalid, not 0."""
