@@ -9,23 +9,50 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_warn
 
 from varrl_lightning.configuration.atomic_write import replacing
+from varrl_lightning.configuration.earlier_runs import keep_alone
 
 FLUSH_EVERY = 20
 """Number of rows between writes."""
 
 
 def run_loggers(folder: str | Path, resume: bool = False) -> list[Logger]:
-    """The loggers of every run: `metrics.csv`, which a resumed run continues, and `tensorboard/`."""
-    return [MetricsCSV(folder, resume), Events(folder, name="tensorboard", version="")]
+    """The loggers of every run: `metrics.csv` and `tensorboard/`.
+
+    Args:
+        resume: whether to go on with what is there; otherwise it is an earlier run's, and is kept below `earlier`.
+    """
+    return [MetricsCSV(folder, resume), Events(folder, resume)]
 
 
 class Events(TensorBoardLogger):
-    """Writes TensorBoard events without NaN: a stage logs NaN for metrics it lacks, and TensorBoard would warn about each."""
+    """Writes finite numbers to the run folder's `tensorboard/`; TensorBoard would warn about each of the others.
+
+    Args:
+        resume: whether to add to the events that are there; otherwise they are kept below `earlier`.
+    """
+
+    def __init__(self, folder: str | Path, resume: bool = False) -> None:
+        super().__init__(folder, name="tensorboard", version="")
+        self.resume = resume
+        self.began = False
+        self.kept: Path | None = None
+        """Where the events of an earlier run are now; None where there were none."""
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> Any:
+        """The writer of the events."""
+        if not self.began:
+            self.began = True
+            if not self.resume:
+                self.kept = keep_alone(Path(self.log_dir))
+        return super().experiment
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
@@ -39,13 +66,16 @@ class MetricsCSV(Logger):
     It replaces Lightning's CSVLogger, which would delete the file that a resumed run has to continue.
 
     Args:
-        resume: whether to keep the rows before the first step that is logged; otherwise the file starts empty.
+        resume: whether to keep the rows before the first step that is logged; otherwise the file starts empty, and one that is
+            there is kept below `earlier`.
     """
 
     def __init__(self, folder: str | Path, resume: bool = False) -> None:
         super().__init__()
         self.path = Path(folder) / "metrics.csv"
         self.resume = resume
+        self.begun = False
+        """Whether the run that it belongs to has begun in this folder."""
         self._columns: list[str] | None = None
         self._pending: list[dict[str, Any]] = []
 
@@ -63,6 +93,11 @@ class MetricsCSV(Logger):
     def save_dir(self) -> str:
         """The run folder; the command line writes config.yaml there too."""
         return str(self.path.parent)
+
+    @property
+    def has_rows(self) -> bool:
+        """Whether anything was logged."""
+        return self._columns is not None
 
     @rank_zero_only
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
@@ -85,7 +120,9 @@ class MetricsCSV(Logger):
 
     def _begin(self, step: int, metrics: Mapping[str, float]) -> None:
         """Keep the rows logged before this step; a validation comes after the training step of the same number."""
-        rows = self._rows() if self.resume else []
+        if not self.resume:
+            keep_alone(self.path)
+        rows = self._rows()
         rows = [row for row in rows if (int(float(row["step"])), _is_validation(row)) < (step, _is_validation(metrics))]
         self._rewrite(rows, sorted({name for row in rows for name in row} - {"step"}))
 

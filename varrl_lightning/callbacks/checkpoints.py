@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import math
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_warn
 
-from varrl_lightning.callbacks.run_folder import checkpoint_path, dry
+from varrl_lightning.callbacks.run_folder import begin_run, checkpoint_path, dry
 from varrl_lightning.callbacks.trained_module import vargrpo
-from varrl_lightning.checkpoints.saving import remove_leftovers, save_whole, set_aside
+from varrl_lightning.checkpoints.saving import remove_leftovers, save_whole
 from varrl_lightning.errors import SaveError
 from varrl_lightning.module import VARGRPO
 from varrl_lightning.strategies import parallel_of
@@ -55,15 +54,9 @@ class Checkpoints(ModelCheckpoint):
                 remove_leftovers(checkpoint_path(trainer, name))
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Set an earlier run's checkpoints aside, so that the folder holds only this run's."""
+        """Keep an earlier run's checkpoints apart, so that the folder holds only this run's."""
         self._last_attempt = vargrpo(pl_module).rollouts_done
-        if dry(trainer) or not trainer.is_global_zero:
-            return
-        given = trainer.ckpt_path and Path(trainer.ckpt_path).resolve()
-        for name in ("last", "best"):
-            path = checkpoint_path(trainer, name)
-            if given is None or (name == "last" and given != path.resolve()):
-                set_aside(path, given or None)
+        begin_run(trainer, trainer.ckpt_path)
 
     def on_train_batch_start(
         self,

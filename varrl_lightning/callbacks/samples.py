@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from varrl_lightning.algorithms.word_metrics import words_found
 from varrl_lightning.callbacks.evaluation_prompts import evaluation_prompts
-from varrl_lightning.callbacks.run_folder import dry, run_folder
+from varrl_lightning.callbacks.run_folder import begin_run, dry, run_folder
 from varrl_lightning.callbacks.trained_module import vargrpo
 from varrl_lightning.evaluation.evaluate import Evaluation
 from varrl_lightning.figures.pictures import sample_grid, save_figure
@@ -44,6 +44,7 @@ class SampleGrids(Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Choose the prompts; write the grid before training."""
         module = vargrpo(pl_module)
+        begin_run(trainer, trainer.ckpt_path)
         prompts = evaluation_prompts(trainer)
         alike = [p for p in prompts if p.size == prompts[0].size]  # one grid, one size
         stride = max(len(alike) // self.count, 1)

@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from varrl_lightning.callbacks.evaluation_prompts import evaluate_by_size, evaluation_prompts
-from varrl_lightning.callbacks.run_folder import dry, run_folder, say, shown
+from varrl_lightning.callbacks.run_folder import begin_run, dry, run_folder, say, shown
 from varrl_lightning.callbacks.trained_module import vargrpo
 from varrl_lightning.configuration.atomic_write import replace_text
 from varrl_lightning.evaluation.evaluate import Evaluation
@@ -63,7 +63,7 @@ class Summary(Callback):
         module = vargrpo(pl_module)
         if dry(trainer):
             return
-        (run_folder(trainer) / "summary.json").unlink(missing_ok=True)  # an earlier run's; this run writes its own at the end
+        begin_run(trainer, trainer.ckpt_path)
         if self.before or module.rollouts_done:
             return
         prompts = self._prompts(trainer)
