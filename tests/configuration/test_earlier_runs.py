@@ -48,7 +48,10 @@ def test_three_runs_in_a_folder_are_all_kept(tmp_path: Path, folders: bool) -> N
         kept = tmp_path / EARLIER / number
         assert {p.name for p in kept.iterdir()} == {*RESULTS, "config.yaml"}
         assert {path.read_text() for path in kept.rglob("*") if path.is_file()} == {mark}
-        assert next((kept / "checkpoints" / "last.ckpt").parent.glob("last.ckpt/shard" if folders else "last.ckpt")).read_text() == mark
+        assert (
+            next((kept / "checkpoints" / "last.ckpt").parent.glob("last.ckpt/shard" if folders else "last.ckpt")).read_text()
+            == mark
+        )
 
 
 @pytest.mark.parametrize("folders", [False, True], ids=["files", "sharded"])
