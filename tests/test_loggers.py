@@ -56,10 +56,11 @@ def test_a_resumed_run_goes_on_with_the_file_from_where_it_was_saved(tmp_path: P
     ]
 
 
-def test_a_new_run_in_the_same_folder_starts_an_empty_file(tmp_path: Path) -> None:
+def test_a_new_run_in_the_same_folder_starts_an_empty_file_and_keeps_the_other(tmp_path: Path) -> None:
     logged(tmp_path, range(5))
     logged(tmp_path, range(9, 10))
     assert [row["step"] for row in rows(tmp_path)] == ["9"]
+    assert [row["step"] for row in rows(tmp_path / "earlier" / "1")] == list("01234")
 
 
 def test_a_run_that_logs_nothing_leaves_the_file_alone(tmp_path: Path) -> None:
@@ -105,6 +106,15 @@ def test_tensorboard_is_spared_nan(tmp_path: Path, caplog: pytest.LogCaptureFixt
     events.finalize("success")
     assert "NaN" not in caplog.text
     assert list((tmp_path / "tensorboard").glob("events*"))
+
+
+def test_tensorboard_shows_two_runs_in_a_folder_apart(tmp_path: Path) -> None:
+    for _ in range(2):
+        events = run_loggers(tmp_path)[1]
+        events.log_metrics({"reward": 0.5}, 0)
+        events.finalize("success")
+    for folder in (tmp_path, tmp_path / "earlier" / "1"):
+        assert len(list((folder / "tensorboard").glob("events*"))) == 1
 
 
 def test_a_row_that_a_kill_has_cut_short_is_left_out(tmp_path: Path) -> None:

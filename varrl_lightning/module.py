@@ -40,7 +40,7 @@ from varrl_lightning.training.counters import RunCounters
 from varrl_lightning.training.guards import Guards
 from varrl_lightning.training.judge_and_reference import built_judge, built_reference
 from varrl_lightning.training.shared_batch import batches_of, prompts_of_all, share_of_branches
-from varrl_lightning.training.step_log import StepLog, shown_metrics, time_metrics
+from varrl_lightning.training.step_log import StepLog, time_metrics
 from varrl_lightning.training.trainer_checks import check_dtype, check_trainer, check_training, silence_expected_warnings
 from varrl_lightning.training.updater import LRSchedulerFactory, OptimizerFactory, Updater, paper_optimizer
 from varrl_lightning.types import Prompt, Rollout, Sampling, SamplingChanges, Score, Stage
@@ -94,7 +94,6 @@ class VARGRPO(L.LightningModule):
         micro_batch_size: branches in one backward pass; None for all; `auto` for as many as the device's memory holds with a tenth
             to spare, predicted when training starts. It does not change what is computed.
         images_at_once: most images sampled and decoded at one time, at least the K of one branch; None for all (64 in evaluation).
-            Rewards score one chunk while the next is sampled.
         seed: seed of all noise in training.
         eval_seed: seed of the noise in validation, test and before/after pictures.
         judge: a second reader for `test`, given like `reward`, unseen by training; `auto` is Tesseract where it is installed and
@@ -103,6 +102,7 @@ class VARGRPO(L.LightningModule):
             decay, in (0, 1), for example 0.99; None for the weights themselves. See `WeightAverage`.
         guards: what stops a run, see `Guards`: `max_bad_steps`, `equal_batches`, `check_ranks_every_n_steps`, `cut_prompts`,
             `reader_check`, `font`.
+        monitor: the logged metric whose highest value makes best.ckpt; None for what is trained, see `callbacks.Checkpoints`.
 
     Raises:
         ValueError: on a value out of its range.
@@ -144,10 +144,11 @@ class VARGRPO(L.LightningModule):
         judge: Any = "auto",
         ema_decay: float | None = None,
         guards: Specified[Guards] = Guards(),  # noqa: B008
+        monitor: str | None = None,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
-        self.save_hyperparameters(logger=False)
+        self.save_hyperparameters()
         self.policy: VARPolicy = built("policy", VARPolicy, policy)
         kl_options: KLOptions = built("kl", KLOptions, kl)
         mask_options: MaskOptions = built("mask", MaskOptions, mask)
@@ -173,7 +174,8 @@ class VARGRPO(L.LightningModule):
         self.micro_batches = MicroBatchSize(
             micro_batch_size, self.policy, self.grpo, self.optimizer_factory, images_at_once, updates_per_rollout
         )
-        self.seed, self.eval_seed, self.images_at_once, self.ema_decay = seed, eval_seed, images_at_once, ema_decay
+        self.seed, self.eval_seed, self.images_at_once = seed, eval_seed, images_at_once
+        self.ema_decay, self.monitor = ema_decay, monitor
         # A tuple keeps the frozen reference out of the module tree.
         self._reference: tuple[Anchor | None] = (built_reference(reference, self.policy) if kl_coef > 0 else None,)
         self.average = None if ema_decay is None else WeightAverage(self.policy, ema_decay)
@@ -182,7 +184,7 @@ class VARGRPO(L.LightningModule):
         self.updater = Updater(
             self.policy, self.reference, self.grpo, self.counters, self.average, updates_per_rollout, max_grad_norm, self.guards
         )
-        self.evaluator = Evaluator(self.policy, self.rewards, self.judge, self.sampling, eval_seed, images_at_once, self.average)
+        self.evaluator = Evaluator(self.policy, self.grpo, self.judge, eval_seed, images_at_once, self.average)
         self._step_log = StepLog(self.grpo.cycle)
         self._parallel: Parallel | None = None
 
@@ -222,8 +224,7 @@ class VARGRPO(L.LightningModule):
         prompts = self._prompts_of_all(batch)
         check_scales(prompts, self.policy)
         share = share_of_branches(len(prompts), stage, self.grpo.mask_source, self.parallel)
-        if self.micro_batches.choose(prompts, self.trainer, self.parallel):
-            self.log("micro_batch_size", float(self.micro_batches.number or 0), batch_size=len(prompts))
+        self.micro_batches.choose(prompts, self.trainer, self.parallel)
         stopwatch = Stopwatch()
         with self.parallel.sampling([self.policy]):
             rollout, parts = self.parallel.run_on_all(lambda: self._sample(prompts, stage, share, stopwatch))
@@ -236,8 +237,7 @@ class VARGRPO(L.LightningModule):
         metrics |= credit_metrics(stage, rollout.schedule, credit, self.grpo.credit.alpha)
         metrics |= time_metrics(rollout, len(scores), stopwatch.seconds, self.updater.skipped)
         metrics |= {**self.counters.metrics(), "stage": float(self.cycle.index(stage))}
-        self.log_dict(shown_metrics(metrics), prog_bar=True, batch_size=len(prompts))
-        self.log_dict(self._step_log.complete(stage, metrics), batch_size=len(prompts))
+        self._step_log.log(self, stage, metrics | self.micro_batches.metrics, len(prompts))
         self.counters.rollouts_done += 1
         self.updater.stop_if_steps_keep_failing()  # last, so that a complete step is saved
 
@@ -296,11 +296,10 @@ class VARGRPO(L.LightningModule):
         return self.evaluator.predict(as_prompts(batch), self.parallel, same_everywhere)
 
     def on_validation_epoch_end(self) -> None:
-        """Log `val/reward`, `val/word_accuracy`, `val/ned`."""
-        self.log_dict(self.evaluator.metrics(), prog_bar=True, sync_dist=True)
+        """Log `val/reward`, `val/word_accuracy`, `val/ned`; of a test `test/...` and `test/greedy/...`, and the judge's of both."""
+        self.log_dict(self.evaluator.metrics(self.trainer.sanity_checking), prog_bar=True, sync_dist=True)
 
     on_test_epoch_end = on_validation_epoch_end
-    """Log `test/...`, `test/greedy/...` and the judge's scores of both."""
 
     def check_prompts(self, prompts: Sequence[Prompt]) -> None:
         """Check, before training, that the policy can sample these prompts and the rewards can score them.
@@ -360,8 +359,8 @@ class VARGRPO(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what a resumed run needs beside trained weights and optimizer: counters, and a fingerprint of the frozen weights."""
-        world_size = 1 if self._trainer is None else self.trainer.world_size
-        run = RunState(self.counters.state_dict(), self.seed, self.micro_batches.number, world_size, self.ema_decay)
+        counters, ranks = self.counters.state_dict(), 1 if self._trainer is None else self.trainer.world_size
+        run = RunState(counters, self.seed, self.micro_batches.number, ranks, self.ema_decay, self.evaluator.standards)
         write_state(checkpoint, run, self.frozen)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -373,6 +372,7 @@ class VARGRPO(L.LightningModule):
         fitting = self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING
         saved = read_state(checkpoint, self.state_dict(), self.frozen, self.ema_decay, fitting)
         self.counters.load_state_dict(saved)
+        self.evaluator.standards = dict(saved.get("standards") or {})
         self.micro_batches.resume(saved, self._trainer)
 
     def _set_hparams(self, hp: Any) -> None:

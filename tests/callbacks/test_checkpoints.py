@@ -16,6 +16,7 @@ from tests.callbacks.running import datamodule, small_module, trainer
 from tests.tiny import weights
 from varrl_lightning.callbacks import Checkpoints, SafeStop
 from varrl_lightning.errors import SaveError
+from varrl_lightning.figures.tables import Metrics
 from varrl_lightning.loggers import MetricsCSV
 
 
@@ -116,25 +117,36 @@ def limit_lifted() -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, former)
 
 
-def test_a_new_run_sets_the_checkpoints_of_an_earlier_one_aside(tmp_path: Path) -> None:
-    folder = tmp_path / "checkpoints"
+def test_every_run_in_a_folder_keeps_its_files(tmp_path: Path) -> None:
+    """Also the third, which once deleted the first one's checkpoints; any of them can be gone on from."""
+    earlier = tmp_path / "earlier"
 
-    def run(steps: int, ckpt_path: str | None = None) -> None:
-        fit = trainer(tmp_path, [SafeStop(), Checkpoints()], max_steps=steps, val_check_interval=2)
+    def run(steps: int, ckpt_path: Path | None = None) -> None:
+        fit = trainer(tmp_path, [SafeStop(), Checkpoints()], max_steps=steps, val_check_interval=2, logger=False)
         fit.fit(small_module(), datamodule=datamodule(tmp_path / "data"), ckpt_path=ckpt_path)
 
-    def steps(name: str) -> int:
-        return int(torch.load(folder / name, weights_only=True)["varrl"]["rollouts_done"])
+    def left(folder: Path) -> tuple[int, list[int]]:
+        """Steps of the last checkpoint and of the metrics."""
+        last = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["varrl"]["rollouts_done"]
+        return last, Metrics(folder / "metrics.csv")["reward"].steps
 
     run(3)
-    assert (steps("last.ckpt"), steps("best.ckpt")) == (3, 2)
+    first = (3, [0, 1, 2])
+    assert left(tmp_path) == first
     run(1)
-    assert (steps("last.ckpt"), steps("last.ckpt.earlier"), steps("best.ckpt.earlier")) == (1, 3, 2)
-    assert not (folder / "best.ckpt").exists()
-    run(2, ckpt_path=str(folder / "last.ckpt"))
-    assert (steps("last.ckpt"), steps("last.ckpt.earlier")) == (2, 3)
-    run(3, ckpt_path=str(folder / "best.ckpt"))
-    assert (steps("last.ckpt"), steps("last.ckpt.earlier"), steps("best.ckpt")) == (3, 2, 2)
+    run(1)
+    assert (left(earlier / "1"), left(earlier / "2"), left(tmp_path)) == (first, (1, [0]), (1, [0]))
+    assert not (tmp_path / "checkpoints" / "best.ckpt").exists()
+    assert (earlier / "1" / "checkpoints" / "best.ckpt").exists()
+    run(2, tmp_path / "checkpoints" / "last.ckpt")  # in place
+    assert left(tmp_path) == (2, [0, 1])
+    assert sorted(p.name for p in earlier.iterdir()) == ["1", "2"]
+    run(4, earlier / "1" / "checkpoints" / "last.ckpt")
+    assert left(tmp_path) == (4, [0, 1, 2, 3])
+    assert (left(earlier / "1"), left(earlier / "3")) == (first, (2, [0, 1]))
+    run(3, earlier / "1" / "checkpoints" / "best.ckpt")
+    assert left(tmp_path) == (3, [0, 1, 2])
+    assert left(earlier / "4") == (4, [0, 1, 2, 3])
 
 
 def test_the_metrics_of_a_step_are_on_disk_before_its_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

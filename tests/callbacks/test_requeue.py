@@ -181,6 +181,9 @@ def test_where_there_is_none_those_there_are_are_named(tmp_path: Path) -> None:
     saved(tmp_path, "best.ckpt", "last.ckpt.earlier")
     with pytest.raises(FileNotFoundError, match=r"found there: best.ckpt, last.ckpt.earlier. Leave"):
         checkpoint_to_load("last", tmp_path, fitting=True)
+    saved(tmp_path / "earlier" / "1", "last.ckpt")
+    with pytest.raises(FileNotFoundError, match=r"earlier; of earlier runs: .*earlier/1/checkpoints/last.ckpt. Leave"):
+        checkpoint_to_load("last", tmp_path, fitting=True)
 
 
 def test_another_seed_is_warned_of(tmp_path: Path) -> None:

@@ -161,6 +161,10 @@ def test_a_new_run_does_not_mix_with_what_another_has_left(tmp_path: Path) -> No
     names = sorted(path.name for path in (tmp_path / "samples").glob("*.png"))
     assert names == ["step_000000.png", "step_000002.png"]
     assert [path.name for path in sample_files(tmp_path)] == names
+    kept = tmp_path / "earlier" / "1"
+    assert [path.name for path in sample_files(kept)] == [f"step_00000{step}.png" for step in (0, 3, 4)]
+    assert json.loads((kept / "summary.json").read_text())["steps"] == 4
+    assert (kept / "figures" / "before_after.png").is_file()
 
 
 def test_a_resumed_run_redraws_only_what_it_repeats(run: Finished, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.plugins import AsyncCheckpointIO, TorchCheckpointIO
 
 from tests.callbacks.running import datamodule, small_module, trainer
-from varrl_lightning.checkpoints.saving import _flush_all, _free_name, _publish, remove_leftovers, save_whole, set_aside
+from varrl_lightning.checkpoints.saving import _flush_all, _free_name, _publish, remove_leftovers, save_whole
 from varrl_lightning.errors import SaveError
 
 
@@ -219,24 +219,15 @@ def test_what_killed_saves_have_left_goes_and_nothing_else(tmp_path: Path) -> No
     assert (path / "shard").read_text() == "good"
 
 
-def test_what_a_run_goes_on_from_is_not_overwritten_by_what_is_set_aside(tmp_path: Path) -> None:
+def test_what_older_versions_have_set_aside_is_not_a_leftover(tmp_path: Path) -> None:
     path = tmp_path / "last.ckpt"
-    path.write_text("a good run")
-    set_aside(path)
-    path.write_text("begun by mistake")
-    set_aside(path, tmp_path / "last.ckpt.earlier")
-    assert path.read_text() == "a good run"
-    assert (tmp_path / "last.ckpt.earlier").read_text() == "begun by mistake"
-    assert len(os.listdir(tmp_path)) == 2
-
-
-def test_what_is_set_aside_is_not_a_leftover(tmp_path: Path) -> None:
-    path = tmp_path / "last.ckpt"
-    for text in ("1", "2"):
-        _publish(part(path, text), path)
-        set_aside(path)
-        assert not path.exists()
-        assert (tmp_path / "last.ckpt.earlier" / "shard").read_text() == text
-    _publish(part(path, "3"), path)
+    _publish(part(path, "1"), path)
+    path.rename(tmp_path / "last.ckpt.earlier")
+    _publish(part(path, "2"), path)
     assert len(os.listdir(tmp_path)) == 4  # two links, and what they lead to
-    assert [(tmp_path / name / "shard").read_text() for name in ("last.ckpt", "last.ckpt.earlier")] == ["3", "2"]
+    assert [(tmp_path / name / "shard").read_text() for name in ("last.ckpt", "last.ckpt.earlier")] == ["2", "1"]
+    path.unlink()
+    (tmp_path / ".last.2").rename(path)  # as in a copied run
+    _publish(part(path, "3"), path)
+    names = ("last.ckpt", "last.ckpt.earlier", "last.ckpt.earlier.2")
+    assert [(tmp_path / name / "shard").read_text() for name in names] == ["3", "1", "2"]

@@ -4,26 +4,28 @@ from __future__ import annotations
 
 import math
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_warn
 
-from varrl_lightning.callbacks.run_folder import checkpoint_path, dry
+from varrl_lightning.callbacks.best_metric import deciding_metric, refuse_unknown
+from varrl_lightning.callbacks.run_folder import begin_run, checkpoint_path, dry, say
 from varrl_lightning.callbacks.trained_module import vargrpo
-from varrl_lightning.checkpoints.saving import remove_leftovers, save_whole, set_aside
+from varrl_lightning.checkpoints.saving import remove_leftovers, save_whole
 from varrl_lightning.errors import SaveError
 from varrl_lightning.module import VARGRPO
 from varrl_lightning.strategies import parallel_of
 
-MONITORED = ("val/word_accuracy", "val/reward")
-"""`best` is the checkpoint with the highest value of the first of these metrics that validation logs."""
-
 
 class Checkpoints(ModelCheckpoint):
     """Saves `last.ckpt` every `every_n_steps`, after each validation and at the end, and `best.ckpt` when validation improves.
+
+    The best is decided by what is trained: by `monitor` of `VARGRPO`, any logged metric, where it is given; else by
+    `val/word_accuracy` where a reward of positive weight reads words; else by `val/reward`, the sum of the rewards by their
+    weights, or by `val/standardised_reward` under `combine: standardised_sum`. The first validation says which it is; a value that
+    a checkpoint has brought is compared with others of the same metric only.
 
     A ModelCheckpoint, so that `--ckpt_path last` and `best` find the files; when to save is decided here, since with manual
     optimization the parent counts optimizer steps and saves before validation's numbers exist. When a save fails because the disk
@@ -39,6 +41,9 @@ class Checkpoints(ModelCheckpoint):
         super().__init__(save_top_k=0)
         self.every_n_steps = every_n_steps
         self.best: float | None = None
+        self.best_of: str | None = None
+        """The metric that `best` is a value of."""
+        self._said: str | None = None
         self._last_attempt = 0
 
     @property
@@ -55,15 +60,9 @@ class Checkpoints(ModelCheckpoint):
                 remove_leftovers(checkpoint_path(trainer, name))
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Set an earlier run's checkpoints aside, so that the folder holds only this run's."""
+        """Keep an earlier run's checkpoints apart, so that the folder holds only this run's."""
         self._last_attempt = vargrpo(pl_module).rollouts_done
-        if dry(trainer) or not trainer.is_global_zero:
-            return
-        given = trainer.ckpt_path and Path(trainer.ckpt_path).resolve()
-        for name in ("last", "best"):
-            path = checkpoint_path(trainer, name)
-            if given is None or (name == "last" and given != path.resolve()):
-                set_aside(path, given or None)
+        begin_run(trainer, trainer.ckpt_path)
 
     def on_train_batch_start(
         self,
@@ -92,7 +91,7 @@ class Checkpoints(ModelCheckpoint):
             return
         module = vargrpo(pl_module)
         self._last_attempt = module.rollouts_done
-        self._save_if_best(trainer)
+        self._save_if_best(trainer, module)
         if not _at_its_end(trainer, module):
             self._try_to_save(trainer, "last")
 
@@ -114,16 +113,34 @@ class Checkpoints(ModelCheckpoint):
             self._last_attempt = done
             self._try_to_save(trainer, "last")
 
-    def _save_if_best(self, trainer: L.Trainer) -> None:
-        scores = [trainer.callback_metrics[name] for name in MONITORED if name in trainer.callback_metrics]
-        value = float(scores[0]) if scores else math.nan
+    def _save_if_best(self, trainer: L.Trainer, module: VARGRPO) -> None:
+        name = self._deciding(trainer, module)
+        value = float(trainer.callback_metrics.get(name, math.nan))
         better = math.isfinite(value) and (self.best is None or value > self.best)
         if parallel_of(trainer).highest(int(better)):  # all processes take part in a save
             former, self.best = self.best, value
             if self._try_to_save(trainer, "best"):
-                self.best_model_path, self.best_model_score = str(checkpoint_path(trainer, "best")), scores[0]
+                self.best_model_path = str(checkpoint_path(trainer, "best"))
+                self.best_model_score = trainer.callback_metrics[name]
             else:
                 self.best = former
+
+    def _deciding(self, trainer: L.Trainer, module: VARGRPO) -> str:
+        """The name of the metric that decides; said when it is the first or another than before."""
+        logged = {*trainer.callback_metrics, *module.evaluator.names}
+        choice = deciding_metric(module, logged)
+        if self.best is not None and self.best_of is None:  # version 0.2 took word accuracy wherever anything was read
+            self.best_of = "val/word_accuracy" if "val/word_accuracy" in trainer.callback_metrics else "val/reward"
+        if self.best is not None and self.best_of != choice.name:
+            say(f"The best checkpoint so far was chosen by {self.best_of}, which does not compare with {choice.name}")
+            self.best = None
+        self.best_of = choice.name
+        if self._said != choice.name:
+            self._said = choice.name
+            say(f"best.ckpt is the checkpoint with the highest {choice.name}: {choice.reason}")
+            if module.monitor is not None and choice.name not in logged:
+                refuse_unknown(choice.name, logged)
+        return choice.name
 
     def _try_to_save(self, trainer: L.Trainer, name: str) -> bool:
         """Save, or warn that the save failed; returns whether it succeeded."""
@@ -146,12 +163,12 @@ class Checkpoints(ModelCheckpoint):
             self.last_model_path = str(path)
 
     def state_dict(self) -> dict[str, Any]:
-        """The best value, so that a resumed run does not take a worse one for better."""
-        return {"best": self.best}
+        """The best value and what it measures, so that a resumed run does not take a worse one for better."""
+        return {"best": self.best, "best_of": self.best_of}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the best value."""
-        self.best = state_dict["best"]
+        self.best, self.best_of = state_dict["best"], state_dict.get("best_of")
 
 
 def _at_its_end(trainer: L.Trainer, module: VARGRPO) -> bool:

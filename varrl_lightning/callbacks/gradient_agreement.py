@@ -17,6 +17,7 @@ from varrl_lightning.callbacks.trained_module import vargrpo
 from varrl_lightning.data import TrainingBatches
 from varrl_lightning.gradient_agreement.meter import LEAST, AgreementMeter, Measured, independent_batches
 from varrl_lightning.gradient_agreement.variants import SHAPE, StageShape, Variant, own_stages, read_variants, variants_of
+from varrl_lightning.loggers import log_measured
 from varrl_lightning.module import VARGRPO
 from varrl_lightning.prompts.batches import as_prompts
 from varrl_lightning.types import Prompt
@@ -105,13 +106,14 @@ class GradientAgreement(Callback):
         module = vargrpo(pl_module)
         if not isinstance(trainer.train_dataloader, TrainingBatches):
             self._seen |= {prompt.id: prompt for prompt in as_prompts(batch)}
-        # Without NaN, Lightning would repeat the last value of a metric that a step does not log.
+        # Without NaN, `callback_metrics` would keep the last value; the loggers get what was measured alone.
         metrics = dict.fromkeys(self._names, math.nan)
         if module.rollouts_done % self.every_n_steps == 0:
             metrics |= self._measure(trainer, module, len(as_prompts(batch)))
             self._names |= metrics.keys()
         if metrics:
-            module.log_dict(metrics, batch_size=1)
+            module.log_dict(metrics, logger=False, batch_size=1)
+            log_measured(trainer, metrics)
 
     def _measure(self, trainer: L.Trainer, module: VARGRPO, size: int) -> dict[str, float]:
         loader, size = trainer.train_dataloader, self.prompts or size

@@ -11,6 +11,7 @@ import lightning as L
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 
 from varrl_lightning.callbacks.run_folder import checkpoint_in, say, shown
+from varrl_lightning.configuration.earlier_runs import kept_checkpoints
 
 RESTART_COUNTS = ("SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT")
 """Variables that tell a process that its job has run before: the same command then resumes that run."""
@@ -43,6 +44,8 @@ def checkpoint_to_load(given: str | None, folder: str | Path, fitting: bool) -> 
     if not path.exists():
         names = sorted(p.name for p in path.parent.glob("*.ckpt*")) if path.parent.is_dir() else []
         instead = f"found there: {', '.join(names)}" if names else "nothing is saved there"
+        if earlier := [shown(p) for p in kept_checkpoints(Path(folder))]:
+            instead += f"; of earlier runs: {', '.join(earlier)}"
         raise FileNotFoundError(
             f"--ckpt_path {given}: there is no {shown(path)}; {instead}. "
             "Leave --ckpt_path out to begin a new run, give a checkpoint's path, or set trainer.default_root_dir to a run's folder"

@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import numpy as np
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.loggers import TensorBoardLogger
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from varrl_lightning.algorithms.word_metrics import words_found
 from varrl_lightning.callbacks.evaluation_prompts import evaluation_prompts
-from varrl_lightning.callbacks.run_folder import dry, run_folder
+from varrl_lightning.callbacks.run_folder import begin_run, dry, run_folder
 from varrl_lightning.callbacks.trained_module import vargrpo
 from varrl_lightning.evaluation.evaluate import Evaluation
 from varrl_lightning.figures.pictures import sample_grid, save_figure
 from varrl_lightning.figures.samples import Sample, remove_samples, save_samples
+from varrl_lightning.loggers import log_picture, log_table
 from varrl_lightning.module import VARGRPO
 from varrl_lightning.types import Prompt
 from varrl_lightning.types.normal_form import normal_words
@@ -44,6 +45,7 @@ class SampleGrids(Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Choose the prompts; write the grid before training."""
         module = vargrpo(pl_module)
+        begin_run(trainer, trainer.ckpt_path)
         prompts = evaluation_prompts(trainer)
         alike = [p for p in prompts if p.size == prompts[0].size]  # one grid, one size
         stride = max(len(alike) // self.count, 1)
@@ -76,15 +78,14 @@ class SampleGrids(Callback):
             samples = as_samples(evaluation)
             save_samples(folder / "raw" / f"step_{step:06d}.png", samples, step)
             self._publish(trainer, sample_grid(samples, _title(step)), folder / f"step_{step:06d}.png", step)
+            log_table(trainer.loggers, "sample_words", *sample_table(samples), step)
 
     def _publish(self, trainer: L.Trainer, figure: Figure, path: Path, step: int) -> None:
         save_figure(figure, path)
         canvas: Any = FigureCanvasAgg(figure)
         canvas.draw()
         pixels = np.asarray(canvas.buffer_rgba())[..., :3]
-        for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger):
-                logger.experiment.add_image("samples", pixels, step, dataformats="HWC")
+        log_picture(trainer.loggers, "samples", pixels, step)
 
     def state_dict(self) -> dict[str, Any]:
         """The number of validations so far, so that a resumed run writes grids after the same ones."""
@@ -106,6 +107,18 @@ def as_samples(evaluation: Evaluation) -> list[Sample]:
         value = float(evaluation.values[i])
         samples.append(Sample(image, prompt.text, prompt.words, read, correct, value if math.isfinite(value) else math.nan))
     return samples
+
+
+def sample_table(samples: Sequence[Sample]) -> tuple[list[str], list[list[str | bool | float | None]]]:
+    """Columns and rows of what was asked for, read and scored; None for what a run does not measure."""
+    rows: list[list[str | bool | float | None]] = [
+        [s.text, " ".join(s.wanted), None if s.read is None else " ".join(s.read), s.correct, _number(s.reward)] for s in samples
+    ]
+    return ["prompt", "words", "read", "correct", "reward"], rows
+
+
+def _number(value: float) -> float | None:
+    return value if math.isfinite(value) else None
 
 
 def _title(step: int) -> str:

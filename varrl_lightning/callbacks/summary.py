@@ -14,17 +14,20 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import numpy as np
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_warn
+from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
 from varrl_lightning.callbacks.evaluation_prompts import evaluate_by_size, evaluation_prompts
-from varrl_lightning.callbacks.run_folder import dry, run_folder, say, shown
+from varrl_lightning.callbacks.run_folder import begin_run, dry, run_folder, say, shown
 from varrl_lightning.callbacks.trained_module import vargrpo
 from varrl_lightning.configuration.atomic_write import replace_text
 from varrl_lightning.evaluation.evaluate import Evaluation
 from varrl_lightning.figures.draw import draw_figures
+from varrl_lightning.loggers import log_picture, log_table
 from varrl_lightning.module import VARGRPO
 from varrl_lightning.types import Prompt
 
@@ -63,7 +66,7 @@ class Summary(Callback):
         module = vargrpo(pl_module)
         if dry(trainer):
             return
-        (run_folder(trainer) / "summary.json").unlink(missing_ok=True)  # an earlier run's; this run writes its own at the end
+        begin_run(trainer, trainer.ckpt_path)
         if self.before or module.rollouts_done:
             return
         prompts = self._prompts(trainer)
@@ -90,6 +93,7 @@ class Summary(Callback):
             run = run_folder(trainer)
             replace_text(run / "summary.json", json.dumps(summary, indent=2, allow_nan=False) + "\n")
             pictures = draw_figures(run)
+            _send(trainer, summary, pictures)
             show(summary, run, pictures)
 
     def _prompts(self, trainer: L.Trainer) -> list[Prompt]:
@@ -138,6 +142,18 @@ def measure(module: VARGRPO, prompts: Sequence[Prompt]) -> dict[str, float | Non
 
 def _metrics(parts: list[Evaluation]) -> dict[str, float]:
     return Evaluation.merge([p.without_images() for p in parts]).metrics()
+
+
+def _send(trainer: L.Trainer, summary: dict[str, Any], pictures: Sequence[Path]) -> None:
+    """Send the results and the figures to the loggers that take tables and pictures."""
+    step = summary["steps"]
+    rows = [[label, summary[f"{name}_before"], summary[f"{name}_after"]] for name, label in MEASURES.items()]
+    measured = [row for row in rows if row[1:] != [None, None]]
+    if measured:
+        log_table(trainer.loggers, "summary", ["", "before", "after"], measured, step)
+    for path in pictures:
+        with Image.open(path) as picture:
+            log_picture(trainer.loggers, f"figures/{path.stem}", np.asarray(picture.convert("RGB")), step)
 
 
 def show(summary: dict[str, Any], run: Path, pictures: Sequence[Path]) -> None:

@@ -62,6 +62,7 @@ class RunState:
         micro_batch_size: branches of a micro-batch; None for all.
         world_size: number of processes.
         ema_decay: decay of the average of the weights, if there is one.
+        standards: see `Evaluator.standards`.
     """
 
     counters: Mapping[str, int]
@@ -69,6 +70,7 @@ class RunState:
     micro_batch_size: int | None
     world_size: int
     ema_decay: float | None
+    standards: Mapping[str, tuple[float, float]]
 
 
 def saved_tensors(state: Mapping[str, Tensor], policy: VARPolicy) -> dict[str, Tensor]:
@@ -86,6 +88,7 @@ def write_state(checkpoint: dict[str, Any], run: RunState, frozen: FrozenWeights
         "world_size": run.world_size,
         "adapter": adapter_settings(frozen.policy),
         "ema_decay": run.ema_decay,
+        "standards": dict(run.standards),
         "frozen_weights": frozen.fingerprint,
         "reference_path": frozen.source,
     }

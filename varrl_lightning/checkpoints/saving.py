@@ -14,6 +14,7 @@ import socket
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -26,7 +27,7 @@ from varrl_lightning.strategies.write_checkpoint import write_checkpoint
 
 T = TypeVar("T")
 EARLIER = ".earlier"
-"""Suffix of the checkpoints that an earlier run has left in the folder."""
+"""Suffix of a checkpoint that is no longer a run's own; version 0.2 gave it to those of earlier runs."""
 _TORCH_COULD_NOT_WRITE = ("inline_container", "iostream error", "write():", "PytorchStreamWriter")
 
 
@@ -53,40 +54,18 @@ def save_whole(trainer: L.Trainer, path: Path) -> None:
 
 def remove_leftovers(path: Path) -> None:
     """Remove what killed saves of a checkpoint have left beside it."""
-    linked = {link.resolve() for link in (path, _earlier(path)) if link.is_symlink()}
+    linked = {link.resolve() for link in path.parent.glob(f"{path.name}*") if link.is_symlink()}
     for leftover in _parts(path):
         if leftover.resolve() not in linked or leftover.is_symlink():
             _remove(leftover)
 
 
-def set_aside(path: Path, given: Path | None = None) -> None:
-    """Rename an earlier run's checkpoint, so that it is neither taken for this run's nor lost.
-
-    Args:
-        given: the checkpoint that this run resumes from; if it is itself one that was set aside, the two swap names.
-    """
-    if not (path.is_symlink() or path.exists()):
-        return
-    if given is not None and _earlier(path).resolve() == given.resolve():
-        spare = path.with_name(f".{path.name}.swapped")
-        os.replace(_earlier(path), spare)
-        os.replace(path, _earlier(path))
-        os.replace(spare, path)
-    else:
-        _rename_aside(path)
-    remove_leftovers(path)
-
-
 # --- names --------------------------------------------------------------------------------------------------------------------
 
 
-def _earlier(path: Path) -> Path:
-    return path.with_name(path.name + EARLIER)
-
-
 def _rename_aside(path: Path) -> None:
-    _remove(_earlier(path))
-    os.replace(path, _earlier(path))
+    names = (path.with_name(path.name + EARLIER + (f".{n}" if n > 1 else "")) for n in count(1))
+    os.replace(path, next(name for name in names if not (name.is_symlink() or name.exists())))
 
 
 def _parts(path: Path) -> list[Path]:

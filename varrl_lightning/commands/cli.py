@@ -16,12 +16,12 @@ from rich.console import Console
 
 from varrl_lightning.callbacks import default_callbacks
 from varrl_lightning.callbacks.requeue import checkpoint_to_load
-from varrl_lightning.callbacks.run_folder import checkpoint_path, dry
+from varrl_lightning.callbacks.run_folder import begin_run, check_run_folder
 from varrl_lightning.checkpoints.checking import check_checkpoint, load_checkpoint
-from varrl_lightning.checkpoints.saving import set_aside
 from varrl_lightning.commands.benchmark_report import draw_pairs, report_test
 from varrl_lightning.commands.cycle_costs import cost_table, cycle_costs
 from varrl_lightning.commands.early_checks import check_devices, check_model, check_plugins
+from varrl_lightning.commands.run_config import RunConfig
 from varrl_lightning.commands.user_errors import BUILD_ERRORS, reraise_as, run_command
 from varrl_lightning.configuration.explain import explain
 from varrl_lightning.configuration.files import refuse_keys, refuse_old_names, resolve_configs
@@ -51,7 +51,8 @@ class VarrlCLI(LightningCLI):
         super().__init__(
             VARGRPO,
             PromptDataModule,
-            save_config_kwargs={"overwrite": True},
+            save_config_callback=RunConfig,
+            save_config_kwargs={"save_to_log_dir": False},
             trainer_defaults={"log_every_n_steps": 1, "num_sanity_val_steps": 0, "enable_model_summary": False},
             args=resolved,
             auto_configure_optimizers=False,
@@ -127,8 +128,10 @@ class VarrlCLI(LightningCLI):
             self.save_config_callback = None
             config.logger = config.logger or False
             config.enable_checkpointing = False
-        elif config.default_root_dir is None:
-            config.default_root_dir = self._run_folder()
+        else:
+            config.default_root_dir = config.default_root_dir or self._run_folder()
+            if not config.fast_dev_run:
+                check_run_folder(Path(config.default_root_dir))
 
     def _run_folder(self) -> str:
         return os.path.join("runs", self.config_files[-1].stem if self.config_files else "varrl")
@@ -150,7 +153,8 @@ class VarrlCLI(LightningCLI):
         if self.subcommand == "fit":
             self.trainer_defaults["callbacks"] = _missing(config.trainer)
             if config.trainer.logger in (None, True):
-                kwargs["logger"] = run_loggers(config.trainer.default_root_dir, resume=config.ckpt_path is not None)
+                # What is there when they begin is this run's own: `before_fit` has kept the rest apart.
+                kwargs["logger"] = run_loggers(config.trainer.default_root_dir, resume=True)
         trainer = super().instantiate_trainer(**kwargs)
         trainer.callbacks = _in_order(trainer.callbacks)  # type: ignore[attr-defined]
         return trainer
@@ -168,9 +172,8 @@ class VarrlCLI(LightningCLI):
                 for line in require_readers(self.model.rewards, self.datamodule.prompts["train"], self.model.guards):
                     print(line)
         self._check_checkpoint()
-        if self.config_init.fit.ckpt_path is None and self.trainer.is_global_zero and not dry(self.trainer):
-            for name in ("last", "best"):  # now: if this run is restarted before its first save, it must not resume from another's
-                set_aside(checkpoint_path(self.trainer, name))
+        # Now: if this run is started again before its first save, it must not resume from another's checkpoint.
+        begin_run(self.trainer, self.config_init.fit.ckpt_path)
         costs = cycle_costs(self.model.cycle, self.model.policy.schedule(), self.datamodule.batch_size, self.trainer.world_size)
         if self.trainer.is_global_zero:
             Console().print(cost_table(costs))

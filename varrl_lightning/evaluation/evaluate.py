@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -36,6 +36,7 @@ class Evaluation:
         texts: the words that a reward read in each image; None when no reward reads.
         readable: images that this reward scored; others count neither as right nor as wrong. None for all images.
         case: the case in which this reward compares words, and so do word accuracy and NED.
+        reader: the name of this reward.
     """
 
     prompts: Sequence[Prompt]
@@ -45,6 +46,7 @@ class Evaluation:
     texts: Sequence[Sequence[str]] | None
     readable: Bool[Tensor, " N"] | None = None
     case: Case = "lower"
+    reader: str | None = None
 
     def without_images(self) -> Evaluation:
         """The same scores, with the images dropped to save memory."""
@@ -65,6 +67,7 @@ class Evaluation:
             texts=None if self.texts is None else self.texts[:n],
             readable=None if self.readable is None else self.readable[:n],
             case=self.case,
+            reader=self.reader,
         )
 
     @staticmethod
@@ -79,6 +82,7 @@ class Evaluation:
             texts=[words for p in parts for words in (p.texts or [()] * len(p.prompts))] if read else None,
             readable=torch.cat([p.was_read() for p in parts]) if read else None,
             case=next((p.case for p in parts if p.texts is not None), "lower"),
+            reader=next((p.reader for p in parts if p.texts is not None), None),
         )
 
     def was_read(self) -> Bool[Tensor, " N"]:
@@ -181,8 +185,14 @@ def evaluate(
     images = sample_images(policy, prompts, sampling, seed, images_at_once, share)
     prompts = prompts if share is None else [prompts[i] for i in share]
     scores = rewards.score_all(images, prompts)
-    reader = next((s for s in scores.values() if s.texts is not None), None)
-    values = rewards.total(scores).values
-    if reader is None:
+    values, name = rewards.total(scores).values, _reader(scores, rewards)
+    if name is None:
         return Evaluation(prompts, images, values, scores, None)
-    return Evaluation(prompts, images, values, scores, reader.texts, reader.usable, reader.case)
+    reader = scores[name]
+    return Evaluation(prompts, images, values, scores, reader.texts, reader.usable, reader.case, name)
+
+
+def _reader(scores: Mapping[str, Scores], rewards: WeightedRewards) -> str | None:
+    """The reward whose words count: of those that read, the first that is trained, else the first."""
+    names = [name for name, each in scores.items() if each.texts is not None]
+    return next((name for name in names if rewards.terms[name].weight > 0), names[0] if names else None)

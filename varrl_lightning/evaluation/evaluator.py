@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -12,11 +13,12 @@ from torch import Tensor
 
 from varrl_lightning.errors import RunStoppedError
 from varrl_lightning.evaluation.evaluate import Evaluation, evaluate, sample_images
+from varrl_lightning.evaluation.standardised import Standards, completed_standards, standardised_reward
+from varrl_lightning.grpo.grpo import GRPO
 from varrl_lightning.grpo.rollout import Share
 from varrl_lightning.policies.averaging import WeightAverage
 from varrl_lightning.policies.base import VARPolicy
 from varrl_lightning.rewards.base import Reward, score_images
-from varrl_lightning.rewards.weighted import WeightedRewards
 from varrl_lightning.strategies import Parallel
 from varrl_lightning.types import Prompt, Sampling
 
@@ -26,9 +28,8 @@ class Evaluator:
 
     Args:
         policy: the policy that samples.
-        rewards: score every image.
+        grpo: has the rewards, which score every image, and how images are sampled, unless a call says otherwise.
         judge: a second reader for tests, which training never sees.
-        sampling: how images are sampled, unless a call says otherwise.
         seed: seed of the noise.
         images_at_once: most images sampled at one time; None for 64.
         average: average of the weights, which takes their place; None for the weights themselves.
@@ -37,17 +38,22 @@ class Evaluator:
     def __init__(
         self,
         policy: VARPolicy,
-        rewards: WeightedRewards,
+        grpo: GRPO,
         judge: Reward | None,
-        sampling: Sampling,
         seed: int,
         images_at_once: int | None,
         average: WeightAverage | None,
     ) -> None:
-        self.policy, self.rewards, self.judge, self.sampling = policy, rewards, judge, sampling
+        self.policy, self.rewards, self.judge, self.sampling = policy, grpo.rewards, judge, grpo.sampling
         self.seed, self.images_at_once, self.average = seed, images_at_once or 64, average
         self.collected: dict[str, Evaluation] = {}
         """Evaluations of the last validation or test, by the first part of their metrics' names."""
+        self.names: set[str] = set()
+        """Names of all metrics so far, also of those that had no value."""
+        self.standards: Standards = {}
+        """By what `val/standardised_reward` standardises each reward; a checkpoint holds it."""
+        weights = {name: term.weight for name, term in self.rewards.terms.items() if term.weight}
+        self._summed = weights if grpo.credit.combine == "standardised_sum" and len(weights) > 1 else {}
         self._batches: dict[str, list[Evaluation]] = {}
 
     @contextmanager
@@ -111,11 +117,24 @@ class Evaluator:
         for name, evaluation in zip(names if self.judge is not None else names[::2], evaluations, strict=True):
             self._collect(name, evaluation)
 
-    def metrics(self) -> dict[str, float]:
-        """Means over all batches that were collected, by `val/...`, `test/...`; the next validation or test begins anew."""
+    def metrics(self, trial: bool = False) -> dict[str, float]:
+        """Means over all batches that were collected, by `val/...`, `test/...`; the next validation or test begins anew.
+
+        What has no value, since no reward gave a score, is left out. Under `combine: standardised_sum`, `val/standardised_reward`
+        is what several trained rewards come to: see `standardised_reward`. Their standards are those of the first validation.
+
+        Args:
+            trial: whether this is Lightning's sanity check, on a few batches, by which nothing is standardised.
+        """
         self.collected = {name: Evaluation.merge(parts) for name, parts in self._batches.items()}
         self._batches = {}
-        return {f"{name}/{k}": v for name, merged in self.collected.items() for k, v in merged.metrics().items()}
+        metrics = {f"{name}/{k}": v for name, merged in self.collected.items() for k, v in merged.metrics().items()}
+        if self._summed and "val" in self.collected and not trial:
+            scores = self.collected["val"].scores
+            self.standards = completed_standards(self.standards, {name: scores[name] for name in self._summed})
+            metrics["val/standardised_reward"] = standardised_reward(scores, self._summed, self.standards)
+        self.names |= metrics.keys()
+        return {name: value for name, value in metrics.items() if not math.isnan(value)}
 
     def _share_of(self, prompts: Sequence[Prompt], sampling: Sampling, share: Sequence[int]) -> Evaluation:
         return evaluate(self.policy, self.rewards, prompts, sampling, self.seed, self.images_at_once, share)

@@ -31,6 +31,7 @@ def _before_after(run: Path, count: int = 24) -> Path | None:
         return None  # the prompts were changed during the run, so that no pictures can be compared
     shown = chosen(before, after, count)
     summary = read_summary(run)
+    summary = summary if summary.get("steps") == step else {}  # a run that goes on and was stopped has that of its former end
     figure = before_after(
         [before[i] for i in shown],
         [after[i] for i in shown],

@@ -80,6 +80,7 @@ class MicroBatchSize:
     ) -> None:
         self.asked, self.policy, self.grpo, self.optimizer_factory = asked, policy, grpo, optimizer_factory
         self.images_at_once, self.updates_per_rollout = images_at_once, updates_per_rollout
+        self.automatic = asked == "auto"
         self._simulation: Simulation | None = None
 
     @property
@@ -92,14 +93,19 @@ class MicroBatchSize:
         if self.asked == "auto":
             self._simulation = Simulation(self.policy, self.grpo, str(trainer.precision), trainer.strategy.root_device)
 
-    def choose(self, prompts: Sequence[Prompt], trainer: L.Trainer, parallel: Parallel) -> bool:
-        """For `auto`: choose the most branches that fit the memory of every process's device; True if this call chose.
+    @property
+    def metrics(self) -> dict[str, float]:
+        """The number that `auto` has chosen, for the log."""
+        return {"micro_batch_size": float(self.number)} if self.automatic and self.number is not None else {}
+
+    def choose(self, prompts: Sequence[Prompt], trainer: L.Trainer, parallel: Parallel) -> None:
+        """For `auto`: choose the most branches that fit the memory of every process's device.
 
         Args:
             prompts: the prompts of an update.
         """
         if self.asked != "auto":
-            return False
+            return
         forecast = self._forecast(prompts, trainer, parallel)
         available = available_memory(trainer.strategy.root_device, trainer.num_devices)
         begun = bool(trainer.optimizers[0].state)
@@ -110,7 +116,6 @@ class MicroBatchSize:
             f"micro_batch_size: auto is {self.asked} of {rows} branches: {available / GIB:.2f} GiB are available, "
             f"{MARGIN:.0%} stay free"
         )
-        return True
 
     def _forecast(self, prompts: Sequence[Prompt], trainer: L.Trainer, parallel: Parallel) -> Forecast:
         assert self._simulation is not None

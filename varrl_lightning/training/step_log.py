@@ -5,6 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
+import lightning as L
+
+from varrl_lightning.loggers import log_step
 from varrl_lightning.types import Rollout, Stage
 
 
@@ -30,7 +33,9 @@ def time_metrics(rollout: Rollout, branches: int, seconds: Mapping[str, float], 
 
 
 class StepLog:
-    """Prefixes metrics with the stage's name where there are several stages; logs NaN for metrics that a stage does not have.
+    """Logs what a training step has measured: to every logger, to the progress bar, and to the Trainer's `callback_metrics`.
+
+    Where there are several stages, the metrics are also logged under the stage's name, as `prefix/reward`.
 
     Args:
         cycle: the stages of successive rollouts.
@@ -40,18 +45,28 @@ class StepLog:
         self._several = len(set(cycle)) > 1
         self._names: set[str] = set()
 
-    def complete(self, stage: Stage, metrics: Mapping[str, float]) -> dict[str, float]:
-        """Metrics that the progress bar does not show, the stage's (`prefix/reward`), and NaN for those of other stages alone.
+    def log(self, module: L.LightningModule, stage: Stage, metrics: Mapping[str, float], batch_size: int) -> None:
+        """Log the metrics of a step of this stage.
 
-        Without NaN, Lightning would repeat the last value of a metric that this step does not log, which is another stage's.
+        Lightning sends a metric again with each step that does not log it, which may be another stage's: hence the loggers get a
+        step's own metrics from here. In `callback_metrics`, a metric that this step does not have is NaN, in place of its last
+        value.
         """
+        measured = self.measured(stage, metrics)
         shown = shown_metrics(metrics)
-        completed = {name: value for name, value in metrics.items() if name not in shown}
+        absent = dict.fromkeys(self._names - measured.keys(), math.nan)
+        self._names |= measured.keys()
+        others = {name: value for name, value in (measured | absent).items() if name not in shown}
+        module.log_dict(shown, prog_bar=True, logger=False, batch_size=batch_size)
+        module.log_dict(others, logger=False, batch_size=batch_size)
+        log_step(module.trainer, measured)
+
+    def measured(self, stage: Stage, metrics: Mapping[str, float]) -> dict[str, float]:
+        """The metrics of a step under all names that they are logged by."""
+        measured = {**metrics, **shown_metrics(metrics)}
         if self._several:
-            completed |= {f"{stage.name}/{name}": value for name, value in {**metrics, **shown}.items() if "/scale_" not in name}
-        absent = dict.fromkeys(self._names - completed.keys(), math.nan)
-        self._names |= completed.keys()
-        return completed | absent
+            measured |= {f"{stage.name}/{name}": value for name, value in measured.items() if "/scale_" not in name}
+        return measured
 
 
 def shown_metrics(metrics: Mapping[str, float]) -> dict[str, float]:
