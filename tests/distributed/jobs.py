@@ -19,7 +19,7 @@ from tests.tiny import PROMPTS, LeftBright, tiny_loader, tiny_module, tiny_polic
 from varrl_lightning.errors import RankError
 from varrl_lightning.module import VARGRPO
 from varrl_lightning.policies.lora import add_lora
-from varrl_lightning.types import Prompt
+from varrl_lightning.types import Box, Prompt, Scores
 
 
 def quiet() -> None:
@@ -87,6 +87,25 @@ def furthest(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
     """The largest difference of two weights of the same name."""
     assert one.keys() == other.keys()
     return max((float((one[name] - other[name]).abs().max()) for name in one), default=0.0)
+
+
+class WinRate:
+    """How often an image is the brighter one on the left among the images it is called with, softly; -1 of a part of a group.
+
+    Args:
+        each: A * K.
+    """
+
+    whole_groups = True
+
+    def __init__(self, each: int) -> None:
+        self.each = each
+
+    def __call__(self, images: Tensor, prompts: Sequence[Prompt]) -> Scores:
+        values = LeftBright()(images, prompts)
+        wins = torch.sigmoid(200 * (values[:, None] - values[None, :])).mean(dim=1)
+        of_one_prompt = len(images) == self.each and len(set(prompts)) == 1
+        return Scores(wins if of_one_prompt else wins * 0 - 1, {"wins": wins}, [[Box(0, 0, 8, 8)]] * len(images))
 
 
 class FailsOnRank1(LeftBright):

@@ -34,6 +34,24 @@ FURTHER: dict[str, dict[str, Any]] = {
         "normalise": {"tokens": "batch", "advantages": "batch"},
     },
     "a mask source": {"mask_source": "disagreement"},
+    "a group that is split, whose images a reward compares": {
+        "batch_size": 3,
+        "images_at_once": 3,
+        "reward": {
+            "wins": {"reward": {"class_path": "tests.distributed.jobs.WinRate", "init_args": {"each": 8}}, "weight": 1.0},
+            "light": {"reward": {"class_path": "tests.tiny.LeftBright"}, "weight": 0.5},
+        },
+        "mask_source": {"class_path": "boxes", "init_args": {"from_reward": "wins"}},
+        "alternation": ["prefix"],
+        "steps": 2,
+    },
+    "a group of which one process has a branch more": {
+        "batch_size": 1,
+        "group_size": 3,
+        "reward": {"class_path": "tests.distributed.jobs.WinRate", "init_args": {"each": 6}},
+        "alternation": ["prefix"],
+        "steps": 2,
+    },
 }
 """Only under DDP: the strategies do not differ in these."""
 
