@@ -138,6 +138,23 @@ def disturbed(strategy: str) -> dict[str, Any]:
     return {"error": error, "rollouts": trained.rollouts_done, "weights": full_weights(trained)}
 
 
+def faulty() -> str:
+    """What is raised on every process when the mask source of one has a fault."""
+    quiet()
+
+    def mask_source(rollout: Any, scores: Any, policy: Any) -> Tensor:
+        if trained.parallel.rank == 1:
+            raise IndexError("no such pixel")
+        return torch.ones_like(rollout.images[:, 0])
+
+    trained = module(mask_source=mask_source)
+    try:
+        tiny_trainer(devices=2, strategy="ddp", max_steps=1, use_distributed_sampler=False).fit(trained, tiny_loader())
+    except RankError as caught:
+        return str(caught)
+    return "nothing was raised"
+
+
 def command(folder: str, arguments: Sequence[str]) -> None:
     """A command of the command line, in a folder."""
     from varrl_lightning.__main__ import main

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from functools import cache
 from itertools import product
@@ -116,6 +117,12 @@ def test_a_rank_whose_reward_is_slow_and_then_fails(workers: Callable[[int], Wor
         assert rank["error"].split(" on ")[0].startswith(said[:60])
         assert rank["rollouts"] == 2
     assert furthest(ranks[0]["weights"], ranks[1]["weights"]) == 0
+
+
+def test_every_rank_tells_the_line_of_a_fault(workers: Callable[[int], Workers]) -> None:
+    for said in workers(2)("tests.distributed.jobs:faulty"):
+        assert said.startswith("rank 1: MaskSourceError: the mask source 'function' raised IndexError: no such pixel (File ")
+        assert re.search(r"""jobs\.py", line \d+, in mask_source\)$""", said)
 
 
 def test_a_group_that_is_split_is_not_compared_by_its_images(workers: Callable[[int], Workers]) -> None:

@@ -367,6 +367,22 @@ def test_the_table_and_what_to_turn(config: dict[str, Any], capsys: pytest.Captu
     assert all(name in out for name in ("rollout", "decode", "update", "optimizer step", "checkpoint save"))
 
 
+def test_a_group_that_a_reward_compares_is_counted(config: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    """A process is given all A * K images of it, in fp32, beside those that it samples; prefixes have K = 2, suffixes 1."""
+    rewards = {"light": {"reward": "tiny.LeftBright", "weight": 1.0}, "tests.rewards.test_whole_groups.Rank": 0.5}
+    config["model"] |= {"policy": {"class_path": "tiny.tiny_policy"}, "m": 2, "reward": rewards}
+    doctor(config, "--json")
+    height, width = tiny_policy().schedule().image_size
+    phases = json.loads(capsys.readouterr().out)["phases"]
+    found = {(p["name"], p["stage"]): p["parts"].get("whole group") for p in phases}
+    assert found["rollout", "prefix"] == found["decode", "prefix"] == 4 * 2 * 4 * 3 * height * width
+    assert found["rollout", "suffix"] == 4 * 4 * 3 * height * width
+    assert found["update", "prefix"] is None
+    config["model"]["reward"] = "tiny.LeftBright"
+    doctor(config, "--json")
+    assert not any(p["parts"].get("whole group") for p in json.loads(capsys.readouterr().out)["phases"])
+
+
 def test_weights_that_do_not_fit_are_to_be_sharded(config: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
     assert doctor(config, "--memory-limit", "0.0005") == 1
     assert "weights, gradients and moments alone take" in capsys.readouterr().out

@@ -20,7 +20,7 @@ from varrl_lightning.registry import REWARDS, build
 from varrl_lightning.rewards.background import BackgroundScoring
 from varrl_lightning.rewards.base import BaseReward
 from varrl_lightning.rewards.groups import whole_groups
-from varrl_lightning.rewards.weighted import WeightedReward, WeightedRewards
+from varrl_lightning.rewards.weighted import WeightedReward, WeightedRewards, ask_for_groups
 from varrl_lightning.types import Box, Prompt, Scores, Stage
 
 STAGE = Stage(0, 2, branches=4, continuations=2, name="prefix")
@@ -59,6 +59,28 @@ def test_no_reward_asks_for_groups_unless_it_says_so() -> None:
     assert build(REWARDS, Rank()).whole_groups is True
     assert WeightedRewards.from_spec(Rank()).whole_groups is True
     assert WeightedRewards.from_spec(LeftBright()).whole_groups is False
+
+
+RANK = f"{__name__}.Rank"
+
+
+@pytest.mark.parametrize(
+    ("spec", "asks"),
+    [
+        (RANK, True),
+        (Rank, True),
+        (Rank(), True),
+        ({"class_path": RANK}, True),
+        ({"tests.tiny.LeftBright": 1.0, RANK: 0.5}, True),
+        ({"light": {"reward": {"class_path": RANK}, "weight": 0.5}}, True),
+        ({"class_path": "http", "init_args": {"url": "http://127.0.0.1:1", "whole_groups": True}}, True),
+        ({"class_path": "http", "init_args": {"url": "http://127.0.0.1:1"}}, False),
+        ("tests.tiny.LeftBright", False),
+        ("not_installed.Reward", False),
+    ],
+)
+def test_whether_a_reward_asks_for_groups_is_known_before_it_is_built(spec: Any, asks: bool) -> None:
+    assert ask_for_groups(spec) is asks
 
 
 @pytest.mark.parametrize("images_at_once", [None, 2, 3, 5, 6, 100])

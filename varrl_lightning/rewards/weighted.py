@@ -12,8 +12,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from varrl_lightning.algorithms.vmr import combine_rewards
-from varrl_lightning.errors import RewardError, did_you_mean
-from varrl_lightning.registry import REWARDS, build, name_of
+from varrl_lightning.errors import PluginError, RewardError, did_you_mean
+from varrl_lightning.registry import REWARDS, build, name_of, named_class
 from varrl_lightning.rewards.base import BaseReward, Reward, RewardFunction, score_groups, score_images
 from varrl_lightning.rewards.groups import equal_prompts
 from varrl_lightning.types import Prompt, Scores
@@ -141,6 +141,21 @@ class WeightedRewards(BaseReward):
     def __call__(self, images: Float[Tensor, "N 3 H W"], prompts: Sequence[Prompt]) -> Scores:
         """`total` of `score_all`: a weighted sum is a reward like any other."""
         return self.total(self.score_all(images, prompts))
+
+
+def ask_for_groups(spec: Any) -> bool:
+    """Whether a user's `reward` compares the images of a group, as far as its class and arguments tell without building it.
+
+    A reward that cannot be found is taken to compare none.
+    """
+    if isinstance(spec, Mapping) and "class_path" not in spec:
+        named = {name: entry.get("reward", name) if isinstance(entry, Mapping) else name for name, entry in spec.items()}
+        return any(ask_for_groups(reward) for reward in named.values())
+    try:
+        found, arguments = named_class(REWARDS, spec)
+    except PluginError:
+        return False
+    return arguments.get("whole_groups") is True or getattr(found, "whole_groups", False) is True
 
 
 def _check_prompts_of(images: Tensor, prompts: Sequence[Prompt]) -> None:
