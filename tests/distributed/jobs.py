@@ -90,7 +90,7 @@ def furthest(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
 
 
 class WinRate:
-    """How often an image is the brighter one on the left among the images it is called with, softly; -1 of a part of a group.
+    """How often an image is the brighter one on the left among the images it is called with, softly; refuses a part of a group.
 
     Args:
         each: A * K.
@@ -102,10 +102,11 @@ class WinRate:
         self.each = each
 
     def __call__(self, images: Tensor, prompts: Sequence[Prompt]) -> Scores:
+        if len(images) != self.each or len(set(prompts)) > 1:
+            raise ValueError(f"{len(images)} images of {len(set(prompts))} prompts are no whole group")
         values = LeftBright()(images, prompts)
         wins = torch.sigmoid(200 * (values[:, None] - values[None, :])).mean(dim=1)
-        of_one_prompt = len(images) == self.each and len(set(prompts)) == 1
-        return Scores(wins if of_one_prompt else wins * 0 - 1, {"wins": wins}, [[Box(0, 0, 8, 8)]] * len(images))
+        return Scores(wins, {"wins": wins}, [[Box(0, 0, 8, 8)]] * len(images))
 
 
 class FailsOnRank1(LeftBright):

@@ -117,7 +117,11 @@ class BackgroundScoring:
 
     def _score_part(self, images: Tensor, prompts: Sequence[Prompt]) -> None:
         start = time.perf_counter()
-        self._parts.append(self.rewards.score_part(images, prompts, whole_group=False))
+        if self.rewards.whole_groups:
+            scores = self.rewards.score_part(images, prompts, whole_group=False)
+        else:
+            scores = self.rewards.score_all(images, prompts)
+        self._parts.append(scores)
         self.seconds += time.perf_counter() - start
 
     def _score_group(self, number: int, pieces: Sequence[tuple[Tensor, Sequence[Prompt]]]) -> None:
