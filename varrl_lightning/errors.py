@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import sysconfig
 import textwrap
+import traceback
 from collections.abc import Iterable
+from pathlib import Path
 
 USE, FAILED = 2, 1
 """Exit status after a wrong command line or configuration, and after any other error."""
@@ -58,6 +61,10 @@ class RewardError(Exception):
     """A reward raised an error, or returned scores that do not fit the images."""
 
 
+class MaskSourceError(Exception):
+    """A mask source raised an error, or returned a mask that does not fit the images."""
+
+
 class RunStoppedError(RuntimeError):
     """Training cannot continue; the state before the failing step is intact and is saved."""
 
@@ -72,6 +79,26 @@ class RanksDisagreeError(RuntimeError):
 
 class MemoryFullError(RuntimeError):
     """A device's memory is too small for the configuration; the message names the setting to change."""
+
+
+SELF_EXPLAINING = (ConfigError, StartError, PluginError, RewardError, MaskSourceError, RunStoppedError, SaveError, MemoryFullError)
+"""Errors whose message tells a user all: they are shown without a traceback, and without the line of code that raised them."""
+
+_PACKAGE = str(Path(__file__).parent)
+_INSTALLED = (_PACKAGE, "<frozen", *{sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")})
+
+
+def raised_at(error: BaseException) -> str:
+    """` (File "mine.py", line 3, in __call__)`: the line of a user's code that an error came through last; nothing without a line.
+
+    Where no such code took part, it is the last line of this package below the function that caught the error, or else the first
+    line that this function called.
+    """
+    called = traceback.extract_tb(error.__traceback__)[1:]
+    theirs = [frame for frame in called if not frame.filename.startswith(_INSTALLED)]
+    ours = [frame for frame in called if frame.filename.startswith(_PACKAGE) and not frame.filename.endswith("registry.py")]
+    place = next(iter(theirs[-1:] or ours[-1:] or called[:1]), None)
+    return "" if place is None else f' (File "{place.filename}", line {place.lineno}, in {place.name})'
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import lightning as L
@@ -40,6 +41,7 @@ from varrl_lightning.training.counters import RunCounters
 from varrl_lightning.training.guards import Guards
 from varrl_lightning.training.judge_and_reference import built_judge, built_reference
 from varrl_lightning.training.shared_batch import batches_of, prompts_of_all, share_of_branches
+from varrl_lightning.training.shared_rollout import sample_on_all
 from varrl_lightning.training.step_log import StepLog, time_metrics
 from varrl_lightning.training.trainer_checks import check_dtype, check_trainer, check_training, silence_expected_warnings
 from varrl_lightning.training.updater import LRSchedulerFactory, OptimizerFactory, Updater, paper_optimizer
@@ -226,9 +228,7 @@ class VARGRPO(L.LightningModule):
         share = share_of_branches(len(prompts), stage, self.grpo.mask_source, self.parallel)
         self.micro_batches.choose(prompts, self.trainer, self.parallel)
         stopwatch = Stopwatch()
-        with self.parallel.sampling([self.policy]):
-            rollout, parts = self.parallel.run_on_all(lambda: self._sample(prompts, stage, share, stopwatch))
-        scores = BranchScores.join(parts, len(prompts) * stage.branches).to(self.policy.device)
+        rollout, scores = self._sample(prompts, stage, share, stopwatch)
         credit = self.grpo.assign(rollout, scores)
         size = self.micro_batches.number
         with stopwatch("update"), explain_out_of_memory("micro_batch_size", size):
@@ -246,12 +246,11 @@ class VARGRPO(L.LightningModule):
         return prompts_of_all(batch, self.parallel, batches_of(self._trainer, self.guards.equal_batches), counters, self.policy)
 
     def _sample(self, prompts: Sequence[Prompt], stage: Stage, share: Share, stopwatch: Stopwatch) -> tuple[Rollout, BranchScores]:
-        """Sample and score this process's part of a rollout."""
+        """Sample this process's part of a rollout, and score all of it together with the others."""
         keys = prompt_keys(self.seed, self.rollouts_done, prompts, self.policy.device)
-        with explain_out_of_memory("images_at_once", self.images_at_once):
-            return self.grpo.sample(
-                self.policy, prompts, stage, keys, images_at_once=self.images_at_once, branches=share.items, stopwatch=stopwatch
-            )
+        parallel, at_once = self.parallel, self.images_at_once
+        explained = partial(explain_out_of_memory, "images_at_once", at_once)
+        return sample_on_all(self.grpo, self.policy, prompts, stage, keys, share, parallel, at_once, stopwatch, explained)
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Clip the gradient, or drop it when it is not finite."""

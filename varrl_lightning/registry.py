@@ -136,12 +136,20 @@ def check(group: str, spec: Any, /) -> None:
     Raises:
         PluginError: see `build`.
     """
+    _, arguments = named_class(group, spec)
+    for value in arguments.values():
+        if is_spec(value):
+            check(_group_of(group, value), value)
+
+
+def named_class(group: str, spec: Any, /) -> tuple[Any, Mapping[str, Any]]:
+    """The class that a config names and its checked arguments, without building it; of an object, itself and none.
+
+    Raises:
+        PluginError: see `build`.
+    """
     spec = _as_mapping(spec)
-    if isinstance(spec, (str, type, Mapping)):
-        _, arguments = _resolve(group, spec)
-        for value in arguments.values():
-            if is_spec(value):
-                check(_group_of(group, value), value)
+    return _resolve(group, spec) if isinstance(spec, (str, type, Mapping)) else (spec, {})
 
 
 def _construct(group: str, spec: Any) -> Any:

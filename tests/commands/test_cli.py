@@ -335,7 +335,9 @@ def test_a_reward_that_fails_in_training_ends_with_a_message_and_a_checkpoint(
 ) -> None:
     assert main(["fit", "--config", write({"model.reward": "test_cli.Failing", "trainer.max_steps": 20})]) == 1
     error = capsys.readouterr().err
-    assert "varrl: the reward 'Failing' raised RuntimeError: no connection" in error
+    line = Failing.__call__.__code__.co_firstlineno + 3
+    where = f'(File "{__file__}", line {line}, in __call__)'
+    assert f"varrl: the reward 'Failing' raised RuntimeError: no connection {where}\n" in error
     assert "Traceback" not in error
     assert Path("runs/t/checkpoints/last.ckpt").is_file()
 

@@ -19,7 +19,7 @@ from tests.tiny import PROMPTS, LeftBright, tiny_loader, tiny_module, tiny_polic
 from varrl_lightning.errors import RankError
 from varrl_lightning.module import VARGRPO
 from varrl_lightning.policies.lora import add_lora
-from varrl_lightning.types import Prompt
+from varrl_lightning.types import Box, Prompt, Scores
 
 
 def quiet() -> None:
@@ -89,6 +89,26 @@ def furthest(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
     return max((float((one[name] - other[name]).abs().max()) for name in one), default=0.0)
 
 
+class WinRate:
+    """How often an image is the brighter one on the left among the images it is called with, softly; refuses a part of a group.
+
+    Args:
+        each: A * K.
+    """
+
+    whole_groups = True
+
+    def __init__(self, each: int) -> None:
+        self.each = each
+
+    def __call__(self, images: Tensor, prompts: Sequence[Prompt]) -> Scores:
+        if len(images) != self.each or len(set(prompts)) > 1:
+            raise ValueError(f"{len(images)} images of {len(set(prompts))} prompts are no whole group")
+        values = LeftBright()(images, prompts)
+        wins = torch.sigmoid(200 * (values[:, None] - values[None, :])).mean(dim=1)
+        return Scores(wins, {"wins": wins}, [[Box(0, 0, 8, 8)]] * len(images))
+
+
 class FailsOnRank1(LeftBright):
     """On one rank alone, is late in the rollout before `rollout`, and raises in `rollout`."""
 
@@ -117,6 +137,23 @@ def disturbed(strategy: str) -> dict[str, Any]:
     except RankError as caught:
         error = str(caught)
     return {"error": error, "rollouts": trained.rollouts_done, "weights": full_weights(trained)}
+
+
+def faulty() -> str:
+    """What is raised on every process when the mask source of one has a fault."""
+    quiet()
+
+    def mask_source(rollout: Any, scores: Any, policy: Any) -> Tensor:
+        if trained.parallel.rank == 1:
+            raise IndexError("no such pixel")
+        return torch.ones_like(rollout.images[:, 0])
+
+    trained = module(mask_source=mask_source)
+    try:
+        tiny_trainer(devices=2, strategy="ddp", max_steps=1, use_distributed_sampler=False).fit(trained, tiny_loader())
+    except RankError as caught:
+        return str(caught)
+    return "nothing was raised"
 
 
 def command(folder: str, arguments: Sequence[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from functools import cache
 from itertools import product
@@ -34,6 +35,24 @@ FURTHER: dict[str, dict[str, Any]] = {
         "normalise": {"tokens": "batch", "advantages": "batch"},
     },
     "a mask source": {"mask_source": "disagreement"},
+    "a group that is split, whose images a reward compares": {
+        "batch_size": 3,
+        "images_at_once": 3,
+        "reward": {
+            "wins": {"reward": {"class_path": "tests.distributed.jobs.WinRate", "init_args": {"each": 8}}, "weight": 1.0},
+            "light": {"reward": {"class_path": "tests.tiny.LeftBright"}, "weight": 0.5},
+        },
+        "mask_source": {"class_path": "boxes", "init_args": {"from_reward": "wins"}},
+        "alternation": ["prefix"],
+        "steps": 2,
+    },
+    "a group of which one process has a branch more": {
+        "batch_size": 1,
+        "group_size": 3,
+        "reward": {"class_path": "tests.distributed.jobs.WinRate", "init_args": {"each": 6}},
+        "alternation": ["prefix"],
+        "steps": 2,
+    },
 }
 """Only under DDP: the strategies do not differ in these."""
 
@@ -98,6 +117,12 @@ def test_a_rank_whose_reward_is_slow_and_then_fails(workers: Callable[[int], Wor
         assert rank["error"].split(" on ")[0].startswith(said[:60])
         assert rank["rollouts"] == 2
     assert furthest(ranks[0]["weights"], ranks[1]["weights"]) == 0
+
+
+def test_every_rank_tells_the_line_of_a_fault(workers: Callable[[int], Workers]) -> None:
+    for said in workers(2)("tests.distributed.jobs:faulty"):
+        assert said.startswith("rank 1: MaskSourceError: the mask source 'function' raised IndexError: no such pixel (File ")
+        assert re.search(r"""jobs\.py", line \d+, in mask_source\)$""", said)
 
 
 def test_a_group_that_is_split_is_not_compared_by_its_images(workers: Callable[[int], Workers]) -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from tiny import PROMPTS, LeftBright, tiny_loader, tiny_module, tiny_policy, tiny_trainer, weights
 
+from varrl_lightning.errors import MaskSourceError
 from varrl_lightning.mask_sources.base import MaskSource
 from varrl_lightning.mask_sources.boxes import Boxes
 from varrl_lightning.mask_sources.full import Full
@@ -125,3 +126,33 @@ def test_a_tiny_run_with_the_boxes_of_the_second_reward() -> None:
     before = weights(module)
     tiny_trainer(max_steps=4).fit(module, tiny_loader(PROMPTS))
     assert not torch.equal(weights(module), before)
+
+
+def broken(rollout: Rollout, scores: Scores, policy: Any) -> Any:
+    return rollout.no_such_thing  # type: ignore[attr-defined]
+
+
+def test_a_mask_source_that_raises_is_named_with_the_line_of_its_code() -> None:
+    with pytest.raises(MaskSourceError) as caught:
+        tiny_trainer(max_steps=1).fit(tiny_module(mask_source=broken), tiny_loader())
+    said = str(caught.value)
+    assert said.startswith("the mask source 'function' raised AttributeError: 'Rollout' object has no attribute 'no_such_thing'")
+    assert said.endswith(f'(File "{__file__}", line {broken.__code__.co_firstlineno + 1}, in broken)')
+    assert isinstance(caught.value.__cause__, AttributeError)
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (
+            lambda images: images[:1, 0],
+            r"a tensor of shape \(1, 16, 16\); expected a tensor of shape \(16, 16, 16\), one map per image",
+        ),
+        (lambda images: images, r"a tensor of shape \(16, 3, 16, 16\); expected"),
+        (lambda images: images[:, 0].tolist(), "a list; expected a tensor"),
+    ],
+)
+def test_a_mask_of_another_shape_is_refused(answer: Any, message: str) -> None:
+    module = tiny_module(mask_source=lambda rollout, scores, policy: answer(rollout.images))
+    with pytest.raises(MaskSourceError, match=f"the mask source 'function' returned {message}"):
+        tiny_trainer(max_steps=1).fit(module, tiny_loader())

@@ -346,3 +346,15 @@ def test_a_reward_without_a_gradient_stops_a_run_before_its_first_update() -> No
 def test_an_unknown_reward_fails_when_the_module_is_built() -> None:
     with pytest.raises(SaliencyError, match=r"no reward named 'clip'\. The run has: LeftBright"):
         tiny_module(tiny_policy(), mask_source=Saliency(from_reward="clip"))
+
+
+class Compares(LeftBright):
+    """A reward whose values are about all images of a call."""
+
+    whole_groups = True
+
+
+@pytest.mark.parametrize("arguments", [{}, {"from_reward": "Compares"}, {"reward": Compares()}])
+def test_a_reward_that_compares_images_has_no_saliency(arguments: dict[str, Any]) -> None:
+    with pytest.raises(SaliencyError, match="the reward Compares compares the images of a group"):
+        tiny_module(reward=Compares(), mask_source=Saliency(**arguments))

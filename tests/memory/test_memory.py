@@ -19,6 +19,8 @@ from torch import Tensor, nn
 
 from tests.families import RECIPE_ARGUMENTS, innermost
 from varrl_lightning.__main__ import main
+from varrl_lightning.commands.doctor_memory import forecast_of
+from varrl_lightning.commands.fit_config import ParsedConfig
 from varrl_lightning.configuration.files import shipped_configs
 from varrl_lightning.errors import MemoryFullError
 from varrl_lightning.grpo.credit import Rows
@@ -365,6 +367,20 @@ def test_the_table_and_what_to_turn(config: dict[str, Any], capsys: pytest.Captu
     out = capsys.readouterr().out
     assert "fits 0.01 GiB (--memory-limit)" in out
     assert all(name in out for name in ("rollout", "decode", "update", "optimizer step", "checkpoint save"))
+
+
+def test_a_group_that_a_reward_compares_is_counted(config: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process is given all A * K images of it, in fp32, beside those that it samples; prefixes have K = 2, suffixes 1."""
+    rewards = {"light": {"reward": "tiny.LeftBright", "weight": 1.0}, "tests.rewards.test_whole_groups.Rank": 0.5}
+    config["model"] |= {"policy": {"class_path": "tiny.tiny_policy"}, "m": 2, "reward": rewards}
+    Path("x.yaml").write_text(yaml.safe_dump(config))
+    monkeypatch.setenv("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # as for every command
+    found = forecast_of(ParsedConfig(["fit", "--config", "x.yaml"]))
+    height, width = tiny_policy().schedule().image_size
+    counted = {stage.name: found.whole_group(stage) for stage in found.stages}
+    assert counted == {"prefix": 4 * 2 * 4 * 3 * height * width, "suffix": 4 * 4 * 3 * height * width}
+    assert [phase.parts["whole group"] for phase in found.rollout(found.stages[0], None)] == [counted["prefix"]] * 2
+    assert forecast(tiny_module()).whole_group(found.stages[0]) == 0
 
 
 def test_weights_that_do_not_fit_are_to_be_sharded(config: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:

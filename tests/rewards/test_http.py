@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import re
 import socket
 import threading
 import time
@@ -21,9 +22,11 @@ from torch import Tensor
 
 from tests.callbacks.running import datamodule, small_module, trainer
 from tests.served import Service, free_port, service
-from tests.tiny import LeftBright, weights
+from tests.tiny import PROMPTS as TINY_PROMPTS
+from tests.tiny import LeftBright, tiny_module, weights
 from varrl_lightning.callbacks import Checkpoints, SafeStop
 from varrl_lightning.errors import RewardError
+from varrl_lightning.grpo.rollout import prompt_keys
 from varrl_lightning.module import VARGRPO
 from varrl_lightning.rewards.base import score_images
 from varrl_lightning.rewards.http import HttpReward
@@ -87,21 +90,85 @@ def test_an_answer_without_regions_and_texts_has_none() -> None:
         ("[1, 2]", "the answer must be an object"),
         ("{}", "values must be a list of 2, one entry per image, got null"),
         ('{"values": [1]}', "values must be a list of 2, one entry per image, got 1 entries"),
-        ('{"values": [1, "2"]}', "values: expected a number or null, got '2'"),
-        ('{"values": [1, true]}', "values: expected a number or null, got True"),
-        ('{"values": [1, NaN]}', "NaN is not JSON"),
         ('{"values": [1, 2], "components": {"c": [1]}}', "the component 'c' must be a list of 2"),
         ('{"values": [1, 2], "components": [1]}', "the answer must be an object"),
-        ('{"values": [1, 2], "regions": [[], [[0, 0, 1]]]}', "regions: expected a list of"),
-        ('{"values": [1, 2], "regions": [[], [[0, 0, 1, null]]]}', "regions: expected finite corners"),
-        ('{"values": [1, 2], "texts": [[], [3]]}', "texts: expected a list of strings"),
-        ('{"values": [1, 2], "errors": [null, 3]}', "errors: expected a string or null"),
+        ('{"values": [1, 2], "texts": [[]]}', "texts must be a list of 2"),
         ("<html>", "the body is not JSON"),
     ],
 )
 def test_other_answers_are_refused(answer: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         decode_answer(answer.encode(), 2)
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ("NaN", "got nan"),
+        ("Infinity", "got inf"),
+        ("-Infinity", "got -inf"),
+        ("1e999", "got inf"),
+        ('"NaN"', "got 'NaN'"),
+        ('"-inf"', "got '-inf'"),
+        ('"good"', "got 'good'"),
+        ('""', "got ''"),
+        ("true", "got True"),
+        ("[1]", r"got \[1\]"),
+        ("{}", "got {}"),
+        ("1" + "0" * 400, "got 1000"),
+    ],
+)
+def test_an_entry_that_is_no_number_costs_its_image_alone(entry: str, message: str) -> None:
+    rows = decode_answer(f'{{"values": [0.5, {entry}, 0.25], "components": {{"c": [1, 2, {entry}]}}}}'.encode(), 3)
+    assert [row.value for row in rows] == [0.5, None, 0.25]
+    assert [row.components["c"] for row in rows] == [1, 2, None]
+    errors = [row.error or "" for row in rows]
+    assert errors[0] == ""
+    assert re.fullmatch(rf"values\[1\]: expected a (finite )?number or null, {message}.*", errors[1])
+    assert re.fullmatch(rf"the component 'c'\[2\]: expected a (finite )?number or null, {message}.*", errors[2])
+    assert scores_of(rows).usable.tolist() == [True, False, True]
+
+
+@pytest.mark.parametrize(("entry", "value"), [('"0.7"', 0.7), ('" -3e-2 "', -0.03), ('"1"', 1.0), ("2", 2.0)])
+def test_a_number_in_a_string_is_read(entry: str, value: float) -> None:
+    body = f'{{"values": [{entry}], "components": {{"c": [{entry}]}}, "regions": [[[0, 0, {entry}, 9]]]}}'
+    (row,) = decode_answer(body.encode(), 1)
+    assert (row.value, row.components, row.error) == (value, {"c": value}, None)
+    assert row.regions == [Box(0, 0, value, 9)]
+
+
+@pytest.mark.parametrize("entry", ["[[0, 0, 1]]", "[[0, 0, 1, null]]", "[[0, 0, 1, NaN]]", '[["x", 0, 1, 2]]', "3", '"a"', "[1]"])
+def test_regions_and_texts_that_cannot_be_read_cost_their_image_alone(entry: str) -> None:
+    """Its value may be right, but nobody knows which tokens it is about, or what was read."""
+    for key in ("regions", "texts"):
+        rows = decode_answer(f'{{"values": [1, 2, 3], "{key}": [[], {entry}, []]}}'.encode(), 3)
+        assert [row.value for row in rows] == [1, None, 3]
+        assert (rows[1].error or "").startswith(f"{key}[1]: expected ")
+        assert [rows[0].error, rows[2].error] == [None, None]
+
+
+def test_what_an_answer_leaves_out_for_one_image_is_no_error() -> None:
+    rows = decode_answer(
+        b'{"values": [1, null], "regions": [[[0, 0, 1, 1]], null], "texts": [["A"], null], "errors": [null, 3]}', 2
+    )
+    assert [row.value for row in rows] == [1, None]
+    assert [row.error for row in rows] == [None, "3"]
+    scores = scores_of(rows)
+    assert (scores.regions, scores.texts) == ([[Box(0, 0, 1, 1)], []], [["A"], []])
+
+
+@pytest.mark.parametrize("wrong", [math.nan, math.inf, -math.inf])
+def test_a_service_writes_nothing_that_is_not_json(wrong: float) -> None:
+    rows = [
+        Row(wrong, {"c": wrong, "\ud800": 1.0}, [], ["a"]),
+        Row(1.0, {"c": 2.0}, [Box(0, 0, 1, 1), Box(0, wrong, 1, 1)], ["b"]),
+        Row(2.0, {}, [Box(0, 0, 1, 1)], ["\ud800"], "\ud800"),
+    ]
+    body = json.dumps(encode_answer(rows), allow_nan=False).encode()
+    back = decode_answer(body, 3)
+    assert [row.value for row in back] == [None, None, 2.0]
+    assert back[1].error == "the reward's regions are not finite"
+    assert [list(row.regions or ()) for row in back] == [[], [], [Box(0, 0, 1, 1)]]
 
 
 # --- a service that says what the test wants --------------------------------------------------------------------------------
@@ -237,27 +304,80 @@ def test_one_address_stands_in_for_another(scripted: Callable[..., Scripted]) ->
 
 
 @pytest.mark.parametrize(
-    "reply",
+    "replies",
     [
-        bad(500, b"broken"),
-        bad(200, b'{"values": [1]}'),
-        bad(200, b'{"values": [1, 2, 3, 4, 5, 6, 7]}'),
-        bad(200, b'{"values": [NaN, NaN, NaN, NaN, NaN]}'),
-        bad(200, b"<html>"),
-        bad(200, b""),
+        [bad(500, b"broken")] * 2,
+        [bad(200, b'{"values": [1]}'), bad(200, b'{"values": [1, 2, 3, 4, 5, 6, 7]}')],
+        [bad(200, b"<html>"), bad(200, b"")],
     ],
 )
-def test_a_request_that_went_wrong_is_sent_again_and_then_given_up(scripted: Callable[..., Scripted], reply: Any) -> None:
+def test_a_request_that_went_wrong_is_sent_again_and_then_given_up(scripted: Callable[..., Scripted], replies: Any) -> None:
     prompts = [Prompt("a")] * 5
-    server = scripted(reply, reply, good)
+    server = scripted(*replies, good)
     assert client(server.url)(IMAGES, prompts).values.tolist() == [5] * 5
     assert len(server.bodies) == 3
-    server = scripted(reply)
+    server = scripted(*replies, replies[0], good)
     with pytest.warns(UserWarning, match="no score for 5 of 5 images: http://127.0.0.1:.*it answered"):
         scores = client(server.url)(IMAGES, prompts)
     assert len(server.bodies) == 3
     assert scores.values.isnan().all()
     assert not scores.usable.any()
+
+
+@pytest.mark.parametrize("answer", [b'{"values": [1]}', b"<html>", b"", b"[]"])
+def test_a_malformed_answer_that_comes_again_is_not_asked_for_again(scripted: Callable[..., Scripted], answer: bytes) -> None:
+    server = scripted(bad(200, answer))
+    with pytest.warns(UserWarning, match="no score for 5 of 5 images: http://127.0.0.1:.*it answered in another form"):
+        assert client(server.url, retries=10)(IMAGES, [Prompt("a")] * 5).values.isnan().all()
+    assert len(server.bodies) == 2
+
+
+@pytest.mark.parametrize("entry", ["NaN", "-Infinity", '"NaN"', "true", '"seven"'])
+def test_one_bad_number_costs_one_image_and_no_request(scripted: Callable[..., Scripted], entry: str) -> None:
+    server = scripted(bad(200, f'{{"values": [0.5, {entry}, 0.5, "0.75", 0.5]}}'.encode()))
+    with pytest.warns(UserWarning, match=r"no score for 1 of 5 images: values\[1\]: expected a") as said:
+        scores = client(server.url)(IMAGES, [Prompt("a")] * 5)
+    assert len(said) == len(server.bodies) == 1
+    assert scores.values.nan_to_num(-1).tolist() == [0.5, -1, 0.5, 0.75, 0.5]
+    assert scores.usable.tolist() == [True, False, True, True, True]
+
+
+def test_a_component_that_cannot_be_read_leaves_the_score(scripted: Callable[..., Scripted]) -> None:
+    server = scripted(bad(200, b'{"values": [1, 2, 3, 4, 5], "components": {"c": [1, NaN, 3, 4, 5]}}'))
+    with pytest.warns(UserWarning, match=r"no complete answer about 1 of 5 images: the component 'c'\[1\]: expected a finite"):
+        scores = client(server.url)(IMAGES, [Prompt("a")] * 5)
+    assert scores.values.tolist() == [1, 2, 3, 4, 5]
+    assert scores.components["c"].isnan().tolist() == [False, True, False, False, False]
+
+
+# --- rewards that compare the images of a group -----------------------------------------------------------------------------
+
+
+def comparing(images: list[Any]) -> Reply:
+    """What the service of a reward with `whole_groups` says: the number of images of the request."""
+    return 200, json.dumps({"values": [len(images)] * len(images), "whole_groups": True}).encode()
+
+
+def test_a_whole_group_is_one_request_whatever_is_drawn_at_one_time(scripted: Callable[..., Scripted]) -> None:
+    server = scripted(comparing)
+    module = tiny_module(reward={"compared": {"reward": client(server.url, whole_groups=True), "weight": 1.0}}, images_at_once=3)
+    keys = prompt_keys(0, 0, TINY_PROMPTS[:2], torch.device("cpu"))
+    _, scores = module.grpo.sample_and_score(module.policy, TINY_PROMPTS[:2], module.cycle[0], keys, images_at_once=3)
+    assert [len(images) for images in server.bodies] == [8, 8]
+    assert scores["compared"].values.tolist() == [8] * 16
+
+
+def test_a_client_that_does_not_know_of_groups_is_told(scripted: Callable[..., Scripted]) -> None:
+    server = scripted(comparing)
+    with pytest.raises(RewardError, match="compares the images of a group; give the reward http whole_groups: true"):
+        client(server.url)(IMAGES, [Prompt("a")] * 5)
+    assert client(server.url, whole_groups=True)(IMAGES, [Prompt("a")] * 5).values.tolist() == [5] * 5
+
+
+def test_a_whole_group_is_not_sent_in_halves(scripted: Callable[..., Scripted]) -> None:
+    server = scripted(lambda images: comparing(images) if len(images) <= 2 else (413, b"too large"))
+    with pytest.raises(RewardError, match="A group of 5 is not divided: raise its limits"):
+        client(server.url, whole_groups=True)(IMAGES, [Prompt("a")] * 5)
 
 
 def test_a_request_that_takes_too_long_is_not_a_service_that_is_away(scripted: Callable[..., Scripted]) -> None:

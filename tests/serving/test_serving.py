@@ -25,7 +25,7 @@ import psutil
 import pytest
 import torch
 
-from tests.served import ROOT, Service, service
+from tests.served import ROOT, Mean, Service, service
 from varrl_lightning.commands import serve as serving
 from varrl_lightning.rewards.http_request import ItemError, decode_image, encode_request
 from varrl_lightning.types import Prompt
@@ -91,7 +91,10 @@ def test_an_image_that_the_reward_fails_on_answers_for_itself(served: Service) -
         bodies = [request(*[png()] * 3, png(1.0), png()), *[request(*[png()] * 5)] * 3]
         answers = [answer for _, answer in pool.map(lambda body: ask(served, body), bodies)]
     assert answers[0]["values"] == pytest.approx([GREY] * 3 + [None] + [GREY])  # type: ignore[comparison-overlap]
-    assert answers[0]["errors"][3] == "the reward 'tests.served.Mean' raised ValueError: too bright to look at"
+    said = answers[0]["errors"][3]
+    assert said.startswith("the reward 'tests.served.Mean' raised ValueError: too bright to look at (File ")
+    assert said.endswith(f'served.py", line {Mean.__call__.__code__.co_firstlineno + 3}, in __call__)')
+    assert 'raise ValueError("too bright to look at")' in served.log.read_text()
     assert answers[0]["regions"][3] == []
     for answer in answers[1:]:
         assert answer["values"] == pytest.approx([GREY] * 5)

@@ -17,6 +17,7 @@ from varrl_lightning.policies.base import VARPolicy
 from varrl_lightning.policies.lora import base_tensors
 from varrl_lightning.registry import MASK_SOURCES, build
 from varrl_lightning.rewards.base import Reward
+from varrl_lightning.rewards.groups import whole_groups
 from varrl_lightning.rewards.weighted import WeightedRewards
 from varrl_lightning.training.guards import Guards
 from varrl_lightning.training.reader_guard import advice, checked_readers, stops
@@ -168,9 +169,12 @@ def reader_reads(rewards: WeightedRewards, judge: Reward | None, prompts: Sequen
 def reward_runs(rewards: WeightedRewards, rollout: Rollout) -> Finding:
     """Check that the rewards score a rollout, and measure how long that takes."""
     try:
-        rewards.score_all(rollout.images[:1], rollout.image_prompts[:1])  # engines load on the first call
+        images, prompts = rollout.images, rollout.image_prompts
+        groups = list(whole_groups(rollout.branches, rollout.stage).values())
+        first = rollout.stage.images_per_prompt if rewards.whole_groups else 1
+        rewards.score_all(images[:first], prompts[:first])  # engines load on the first call
         start = time.perf_counter()
-        scores = rewards.total(rewards.score_all(rollout.images, rollout.image_prompts))
+        scores = rewards.total(rewards.score_all(images, prompts, groups))
         took = (time.perf_counter() - start) / len(rollout.images)
     except RewardError as error:
         return Finding("reward", False, "it failed", str(error))

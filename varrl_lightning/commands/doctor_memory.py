@@ -22,13 +22,14 @@ from varrl_lightning.memory import GIB, MARGIN, Forecast, Phase, Simulation, Sim
 from varrl_lightning.module import VARGRPO
 from varrl_lightning.policies.base import VARPolicy
 from varrl_lightning.policies.published import FAMILIES, published
+from varrl_lightning.rewards.weighted import ask_for_groups
 from varrl_lightning.strategies import configured_kind
 from varrl_lightning.types import Prompt
 
 COLUMNS = {
     "grads": ("gradients",),
     "optim": ("moments", "fp32 copy", "copy to return to"),
-    "rollout": ("rollout", "prompts"),
+    "rollout": ("rollout", "prompts", "whole group"),
     "working": ("working",),
 }
 """Headings of the table, with the parts that each sums; all other parts are in the column `weights`."""
@@ -90,7 +91,7 @@ def _sketched(arguments: Namespace, policy: VARPolicy) -> VARGRPO:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(VARGRPO, "model")
     plain = arguments.clone()
-    plain.policy, plain.reward, plain.mask_source, plain.judge = policy, _NoReward(), "full", None
+    plain.policy, plain.reward, plain.mask_source, plain.judge = policy, _NoReward(ask_for_groups(plain.reward)), "full", None
     with reraise_as(ConfigError, *BUILD_ERRORS):
         model: VARGRPO = parser.instantiate(Namespace(model=plain)).model  # type: ignore[no-untyped-call]
     return model
@@ -98,6 +99,9 @@ def _sketched(arguments: Namespace, policy: VARPolicy) -> VARGRPO:
 
 class _NoReward:
     """Stands for the configured reward, which need not be loaded, since its memory is not counted."""
+
+    def __init__(self, whole_groups: bool) -> None:
+        self.whole_groups = whole_groups
 
     def __call__(self, images: torch.Tensor, prompts: Sequence[Prompt]) -> torch.Tensor:
         return images.new_zeros(len(images))

@@ -15,6 +15,7 @@ from varrl_lightning.errors import (
     FAILED,
     USE,
     ConfigError,
+    MaskSourceError,
     MemoryFullError,
     PluginError,
     RankError,
@@ -40,7 +41,7 @@ ADVERTS = ("💡 Tip", "`weights_only` was not set")
 
 SHOWN_PLAINLY = (
     *(ConfigError, StartError, PluginError, MisconfigurationException),
-    *(RewardError, RunStoppedError, RankError, RanksDisagreeError, SaveError, MemoryFullError),
+    *(RewardError, MaskSourceError, RunStoppedError, RankError, RanksDisagreeError, SaveError, MemoryFullError),
 )
 """Errors that are shown as one message, without a traceback."""
 

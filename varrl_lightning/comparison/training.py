@@ -20,7 +20,8 @@ from varrl_lightning.data import PromptDataModule
 from varrl_lightning.errors import StartError
 from varrl_lightning.module import VARGRPO
 from varrl_lightning.policies.base import VARPolicy
-from varrl_lightning.rewards.base import Reward, score_images
+from varrl_lightning.rewards.base import Reward, score_groups
+from varrl_lightning.rewards.groups import single_images
 from varrl_lightning.types import Case, Prompt, Sampling
 from varrl_lightning.types.normal_form import normal_words
 from varrl_lightning.weights.fingerprint import fingerprint
@@ -149,7 +150,7 @@ def _each(module: VARGRPO, prompts: Sequence[Prompt], sampling: Sampling, judge:
     evaluation = module.evaluate(prompts, sampling)
     values = {"reward": evaluation.values.tolist()} | _words(prompts, evaluation.texts, evaluation.case)
     if judge is not None:
-        scores = score_images(judge, evaluation.images, prompts, "judge")
+        scores = score_groups(judge, evaluation.images, prompts, "judge", single_images(len(evaluation.images)))
         judged = _words(prompts, scores.texts, scores.case)
         values |= {f"judge_{name}": of_prompts for name, of_prompts in judged.items()}
     rounded = {name: [round(x, 5) for x in of_prompts] for name, of_prompts in values.items()}

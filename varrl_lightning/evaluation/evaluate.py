@@ -16,6 +16,7 @@ from varrl_lightning.metrics.scores import CategoryMean, MeanScore
 from varrl_lightning.metrics.text import Form, NormalizedEditDistance, WordAccuracy
 from varrl_lightning.policies.base import VARPolicy
 from varrl_lightning.prompts.benchmarks import benchmark_of, categories_of
+from varrl_lightning.rewards.groups import single_images
 from varrl_lightning.rewards.weighted import WeightedRewards
 from varrl_lightning.types import Case, Prompt, Sampling, Scores
 
@@ -181,10 +182,14 @@ def evaluate(
     images_at_once: int = 64,
     share: Sequence[int] | None = None,
 ) -> Evaluation:
-    """Sample one image per prompt and score it with every reward; `share` as in `sample_images`."""
+    """Sample one image per prompt and score it with every reward; `share` as in `sample_images`.
+
+    A reward that compares the images of a group is called with each image by itself: a prompt has no other, and what it says does
+    not depend on the other prompts or on how many processes share them.
+    """
     images = sample_images(policy, prompts, sampling, seed, images_at_once, share)
     prompts = prompts if share is None else [prompts[i] for i in share]
-    scores = rewards.score_all(images, prompts)
+    scores = rewards.score_all(images, prompts, single_images(len(images)))
     values, name = rewards.total(scores).values, _reader(scores, rewards)
     if name is None:
         return Evaluation(prompts, images, values, scores, None)

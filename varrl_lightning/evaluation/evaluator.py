@@ -18,7 +18,8 @@ from varrl_lightning.grpo.grpo import GRPO
 from varrl_lightning.grpo.rollout import Share
 from varrl_lightning.policies.averaging import WeightAverage
 from varrl_lightning.policies.base import VARPolicy
-from varrl_lightning.rewards.base import Reward, score_images
+from varrl_lightning.rewards.base import Reward, score_groups
+from varrl_lightning.rewards.groups import single_images
 from varrl_lightning.strategies import Parallel
 from varrl_lightning.types import Prompt, Sampling
 
@@ -153,7 +154,8 @@ class Evaluator:
         evaluation = self._share_of(prompts, sampling, share)
         evaluations = [evaluation.without_images()]
         if self.judge is not None:
-            scores = score_images(self.judge, evaluation.images, evaluation.prompts, "judge")
+            groups = single_images(len(evaluation.images))
+            scores = score_groups(self.judge, evaluation.images, evaluation.prompts, "judge", groups)
             judged = replace(evaluations[0], values=scores.values, scores={}, texts=scores.texts, readable=scores.usable)
             evaluations.append(replace(judged, case=scores.case))
         return evaluations

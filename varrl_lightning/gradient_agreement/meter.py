@@ -23,6 +23,7 @@ from varrl_lightning.grpo.objective import Objective, detached, flat
 from varrl_lightning.grpo.rollout import prompt_keys
 from varrl_lightning.policies.base import VARPolicy
 from varrl_lightning.policies.state import Anchor
+from varrl_lightning.rewards.groups import whole_groups
 from varrl_lightning.types import LogProbs, Prompt, Rollout, Sampling, Scores, Stage
 
 LEAST = 3
@@ -149,6 +150,10 @@ class AgreementMeter:
 
     def _credit(self, variant: Variant, rollout: Rollout, scores: Mapping[str, Scores]) -> Credit:
         part, part_scores = _first_continuations(rollout, scores, variant.stage)
+        if variant.grpo.rewards.whole_groups and variant.stage.continuations < rollout.stage.continuations:
+            # Such a reward has compared more images than this variant has.
+            groups = whole_groups(part.branches, variant.stage).values()
+            part_scores = variant.grpo.rewards.score_all(part.images, part.image_prompts, groups)
         return variant.grpo.assign(part, variant.grpo.branch_scores(self.policy, part, part_scores))
 
     def _gradients(
@@ -263,21 +268,7 @@ def _first_continuations(rollout: Rollout, scores: Mapping[str, Scores], stage: 
         tail_tokens=[tokens[kept] for tokens in rollout.tail_tokens],
         keys=None if rollout.keys is None else rollout.keys[kept],
     )
-    return part, {name: _rows_of(of_reward, kept) for name, of_reward in scores.items()}
-
-
-def _rows_of(scores: Scores, kept: list[int]) -> Scores:
-    def rows(values: Sequence[Any] | None) -> list[Any] | None:
-        return None if values is None else [values[row] for row in kept]
-
-    return Scores(
-        values=scores.values[kept],
-        components={name: values[kept] for name, values in scores.components.items()},
-        regions=rows(scores.regions),
-        valid=None if scores.valid is None else scores.valid[kept],
-        texts=rows(scores.texts),
-        parts={name: _rows_of(part, kept) for name, part in scores.parts.items()},
-    )
+    return part, {name: of_reward.rows(kept) for name, of_reward in scores.items()}
 
 
 def _only(rows: Rows, scale: int, lengths: Sequence[int]) -> Rows:

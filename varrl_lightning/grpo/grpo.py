@@ -14,10 +14,12 @@ from varrl_lightning.grpo.credit import BranchScores, Credit, CreditOptions, Row
 from varrl_lightning.grpo.objective import Objective, detached, flat
 from varrl_lightning.grpo.rollout import sample_tree
 from varrl_lightning.grpo.stopwatch import Stopwatch
-from varrl_lightning.mask_sources.base import MaskSource
+from varrl_lightning.mask_sources.base import MaskSource, pixel_mask
 from varrl_lightning.policies.base import VARPolicy
 from varrl_lightning.policies.state import Anchor
 from varrl_lightning.rewards.background import BackgroundScoring
+from varrl_lightning.rewards.base import Reward
+from varrl_lightning.rewards.groups import PartialScores, whole_groups
 from varrl_lightning.rewards.weighted import WeightedRewards
 from varrl_lightning.types import LogProbs, Prompt, Rollout, Sampling, Scores, Stage
 
@@ -89,7 +91,7 @@ class GRPO:
     def describe(self, rollouts_done: int) -> dict[str, object]:
         """The stage of the next rollout and all parts by name: what processes that train together must hold alike."""
         stages = {f"stages.{i}": stage for i, stage in enumerate(dict.fromkeys(self.cycle))}
-        rewards = {f"reward {name}": f"{_class(t.reward)}, weight {t.weight}" for name, t in self.rewards.terms.items()}
+        rewards = {f"reward {name}": f"{_reward(t.reward)}, weight {t.weight}" for name, t in self.rewards.terms.items()}
         alternation = ", ".join(stage.name for stage in self.cycle)
         parts = {"stage": self.stage(rollouts_done).name, "mask_source": _class(self.mask_source), "sampling": self.sampling}
         return {"alternation": alternation, **stages, **vars(self.credit), **vars(self.objective), **rewards, **parts}
@@ -113,6 +115,9 @@ class GRPO:
             images_at_once: most images sampled and decoded at one time; None for all.
             branches: which of the P * A branches to sample; None for all.
             stopwatch: measures `rollout`, `reward` (waiting for it), and `scoring` (all of the rewards' work).
+
+        Raises:
+            ValueError: when a group is sampled in part, but a reward compares the images of a group.
         """
         rollout, scores = self.sample_and_score(
             policy, prompts, stage, keys, images_at_once=images_at_once, branches=branches, stopwatch=stopwatch
@@ -130,13 +135,31 @@ class GRPO:
         branches: Sequence[int] | None = None,
         stopwatch: Stopwatch | None = None,
     ) -> tuple[Rollout, dict[str, Scores]]:
-        """A tree of images, and the scores of its images by reward name; arguments as in `sample`."""
+        """A tree of images, and the scores of its images by reward name; arguments and errors as in `sample`."""
+        rollout, scores = self.sample_and_score_part(
+            policy, prompts, stage, keys, images_at_once=images_at_once, branches=branches, stopwatch=stopwatch
+        )
+        return rollout, scores.of_images(self.rewards.terms, rollout.branches, stage)
+
+    def sample_and_score_part(
+        self,
+        policy: VARPolicy,
+        prompts: Sequence[Prompt],
+        stage: Stage,
+        keys: Int[Tensor, " P"],
+        *,
+        images_at_once: int | None = None,
+        branches: Sequence[int] | None = None,
+        stopwatch: Stopwatch | None = None,
+    ) -> tuple[Rollout, PartialScores]:
+        """The same, but without the scores of groups that are sampled in part, from rewards that compare the images of a group."""
         stopwatch = stopwatch or Stopwatch()
-        with BackgroundScoring(self.rewards) as scoring:
+        all_branches = range(len(prompts) * stage.branches)
+        with BackgroundScoring(self.rewards, whole_groups(all_branches if branches is None else branches, stage)) as scoring:
             with stopwatch("rollout"):
                 rollout = sample_tree(policy, prompts, stage, self.sampling, keys, images_at_once, scoring.add, branches)
             with stopwatch("reward"):
-                scores = scoring.result()
+                scores = scoring.partial_result()
         stopwatch.seconds["scoring"] = scoring.seconds
         return rollout, scores
 
@@ -148,8 +171,8 @@ class GRPO:
         total = self.rewards.total(scores)
         # Without any score there is nothing to ask the mask source; such branches take their group's mask, and do not count.
         scored = bool(total.usable.any())
-        pixel_mask = self.mask_source(rollout, total, policy) if scored else torch.zeros_like(rollout.images[:, 0])
-        return scores_by_branch(rollout, scores, pixel_mask, self.credit.mask)
+        mask = pixel_mask(self.mask_source, rollout, total, policy) if scored else torch.zeros_like(rollout.images[:, 0])
+        return scores_by_branch(rollout, scores, mask, self.credit.mask)
 
     def assign(self, rollout: Rollout, scores: BranchScores) -> Credit:
         """Returns, advantages and weights of the tokens of all P * A branches of a batch.
@@ -221,6 +244,10 @@ class GRPO:
             if old and first in old:
                 options["support"] = old[first].support
             yield part, policy(tokens, cond.at(index), stage.start, stage.stop, **options)
+
+
+def _reward(reward: Reward) -> str:
+    return _class(reward) + (" of whole groups" if reward.whole_groups else "")
 
 
 def _class(x: object) -> str:

@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Protocol, runtime_checkable
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from varrl_lightning.errors import MaskSourceError, PluginError, raised_at
 from varrl_lightning.policies.base import VARPolicy
+from varrl_lightning.registry import name_of
 from varrl_lightning.rewards.base import Reward
+from varrl_lightning.rewards.precision import full_precision
 from varrl_lightning.types import Rollout, Scores
 
 
@@ -17,8 +21,8 @@ from varrl_lightning.types import Rollout, Scores
 class MaskSource(Protocol):
     """Says which pixels of an image decided its reward; the caller thresholds, unites and propagates (section 3.5).
 
-    A user's mask source needs `__call__` alone; a plain function will do. `registry.build` adds the other members, with the
-    defaults that `BaseMaskSource` has.
+    It is called in full precision (see `full_precision`). A user's mask source needs `__call__` alone; a plain function will do.
+    `registry.build` adds the other members, with the defaults that `BaseMaskSource` has.
     """
 
     def __call__(self, rollout: Rollout, scores: Scores, policy: VARPolicy) -> Float[Tensor, "N H W"] | None:
@@ -50,3 +54,25 @@ class BaseMaskSource:
 
     def use_rewards(self, rewards: Mapping[str, Reward]) -> None:
         """Use none of them."""
+
+
+def pixel_mask(source: MaskSource, rollout: Rollout, scores: Scores, policy: VARPolicy) -> Float[Tensor, "N H W"] | None:
+    """Call a mask source in full precision.
+
+    Raises:
+        MaskSourceError: when it raises, or answers with the wrong type or shape; names the mask source, and the line of its code.
+        PluginError, torch.OutOfMemoryError: as the mask source raises them.
+    """
+    says = f"the mask source {name_of(source)!r}"
+    try:
+        with full_precision(rollout.images.device):
+            mask = source(rollout, scores, policy)
+    except (PluginError, torch.OutOfMemoryError):  # these say what to do
+        raise
+    except Exception as error:  # a user's mask source may raise anything
+        raise MaskSourceError(f"{says} raised {type(error).__name__}: {error}{raised_at(error)}") from error
+    expected = (len(rollout.images), *rollout.images.shape[-2:])
+    if mask is not None and not (isinstance(mask, Tensor) and tuple(mask.shape) == expected):
+        got = f"a tensor of shape {tuple(mask.shape)}" if isinstance(mask, Tensor) else f"a {type(mask).__name__}"
+        raise MaskSourceError(f"{says} returned {got}; expected a tensor of shape {expected}, one map per image, or None")
+    return mask

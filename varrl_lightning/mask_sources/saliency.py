@@ -78,23 +78,30 @@ class Saliency(BaseMaskSource):
         """Take the reward to differentiate from those of the run.
 
         Raises:
-            SaliencyError: when `from_reward` is not one of them, or when several could be meant.
+            SaliencyError: when `from_reward` is not one of them, when several could be meant, or when it compares images.
         """
+        self.reward = self._chosen(rewards)
+        if self.reward.whole_groups:
+            raise SaliencyError(
+                f"saliency: the reward {name_of(self.reward)} compares the images of a group (whole_groups), so that its values "
+                "are not about their own images alone. Name another reward by from_reward, or use another mask source."
+            )
+
+    def _chosen(self, rewards: Mapping[str, Reward]) -> Reward:
         if self.reward is not None:
-            return
+            return self.reward
         if self.from_reward is not None:
             if self.from_reward not in rewards:
                 hint = did_you_mean(self.from_reward, rewards)
                 raise SaliencyError(f"saliency: no reward named {self.from_reward!r}.{hint} The run has: {', '.join(rewards)}.")
-            self.reward = rewards[self.from_reward]
-            return
+            return rewards[self.from_reward]
         able = rewards if len(rewards) == 1 else {n: r for n, r in rewards.items() if r.differentiable is not None}
         if len(able) != 1:
             raise SaliencyError(
                 f"saliency needs one reward to differentiate, and of {', '.join(rewards)} there are {len(able)} with a method "
                 "`differentiable`. Say which by from_reward, or give another one by reward."
             )
-        self.reward = next(iter(able.values()))
+        return next(iter(able.values()))
 
     def __call__(self, rollout: Rollout, scores: Scores, policy: VARPolicy) -> Float[Tensor, "N H W"]:
         """One map per image; all zeros where the gradient vanishes or is not finite.

@@ -181,9 +181,20 @@ class Forecast:
     def rollout(self, stage: Stage, images_at_once: int | None) -> list[Phase]:
         """The phases of sampling and decoding, `images_at_once` images at a time."""
         measured = self.simulation.rollout(stage, self.rows(stage), images_at_once)
-        common = {**self.static, "gathered weights": self.gathered, "prompts": self._prompts(stage)}
+        group = self.whole_group(stage)
+        common = {**self.static, "gathered weights": self.gathered, "prompts": self._prompts(stage), "whole group": group}
         named = (("rollout", measured.sampling), ("decode", measured.decoding))
         return [Phase(name, stage.name, {**common, "working": size}, "images_at_once") for name, size in named]
+
+    def whole_group(self, stage: Stage) -> int:
+        """Bytes of the images of a group, which a reward that compares them is given beside those that were sampled.
+
+        They are a copy where the group was sampled in parts, or by several processes, of which one is given all of them.
+        """
+        if not self.simulation.whole_groups:
+            return 0
+        height, width = self.simulation.cond.schedule.image_size
+        return 4 * stage.images_per_prompt * 3 * height * width
 
     def update(self, stage: Stage, micro_batch_size: int | None) -> Phase:
         """The phase of the forward and backward pass of the largest micro-batch."""

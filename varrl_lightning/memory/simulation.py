@@ -77,6 +77,8 @@ class Simulation:
     ) -> None:
         self.mode = FakeTensorMode(allow_non_fake_inputs=True)
         self.sampling, self.objective, self.precision = grpo.sampling, grpo.objective, str(precision)
+        self.whole_groups = grpo.rewards.whole_groups
+        """Whether a reward is given the images of a whole group."""
         anchored = grpo.objective.kl_coef > 0
         self.device = device or torch.device("cpu")
         dtype = TRUE.get(self.precision)

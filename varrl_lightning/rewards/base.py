@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import torch
 from jaxtyping import Float
+from numpy.typing import NDArray
 from torch import Tensor
 
-from varrl_lightning.errors import RewardError
+from varrl_lightning.errors import RewardError, raised_at
+from varrl_lightning.rewards.answers import read_answer
+from varrl_lightning.rewards.precision import full_precision
 from varrl_lightning.types import Prompt, Scores
 
-RewardResult: TypeAlias = "Scores | Tensor | list[float | None]"
+RewardResult: TypeAlias = "Scores | Tensor | NDArray[Any] | Sequence[float | None]"
 RewardFunction: TypeAlias = "Callable[[Tensor, Sequence[Prompt]], RewardResult]"
 DifferentiableFunction: TypeAlias = "Callable[[Tensor, Sequence[Prompt]], Scores | Tensor]"
 
@@ -31,12 +34,22 @@ class Reading:
 class Reward(Protocol):
     """Scores images against their prompts: any number, the higher the better.
 
-    A user's reward needs `__call__` alone; a plain function will do. `registry.build` adds the other members, with the defaults
-    that `BaseReward` has.
+    It is called in full precision, in any thread (see `full_precision`), with any part of a batch; with whole groups where it asks
+    for them by `whole_groups`. A user's reward needs `__call__` alone; a plain function will do. `registry.build` adds the other
+    members, with the defaults that `BaseReward` has.
     """
 
     def __call__(self, images: Float[Tensor, "N 3 H W"], prompts: Sequence[Prompt]) -> RewardResult:
-        """One return per image, RGB in [0, 1]; NaN or None where there is none; a tensor has the shape (N,)."""
+        """One return per image, RGB in [0, 1]; NaN or None where there is none; a tensor or array has the shape (N,)."""
+        ...
+
+    @property
+    def whole_groups(self) -> bool:
+        """Whether it compares the images of a group. By default False: each image is scored by itself.
+
+        If True, a call has the A * K images of one prompt, branch by branch, each with its K continuations, wherever they were
+        sampled. In validation and test there is one image per prompt, and a call has this one; it may be answered by None.
+        """
         ...
 
     @property
@@ -87,6 +100,7 @@ class BaseReward:
 
     differentiable: DifferentiableFunction | None = None
     reads_words: bool = False
+    whole_groups: bool = False
 
     def check_prompts(self, prompts: Sequence[Prompt]) -> None:
         """Accept all prompts."""
@@ -107,64 +121,36 @@ class BaseReward:
         return None
 
 
-@torch.no_grad()
 def score_images(reward: RewardFunction, images: Float[Tensor, "N 3 H W"], prompts: Sequence[Prompt], name: str) -> Scores:
-    """Call a reward and return its answer as `Scores` in float32 on the images' device.
+    """Call a reward in full precision and return its answer as `Scores` in float32 on the images' device.
 
     Where it gave NaN, infinity or None, `valid` is False and the value stays NaN, so that using it by mistake is seen.
 
     Raises:
-        RewardError: when it raises, or answers with the wrong type, length or shape; names the reward.
+        RewardError: when it raises, or answers with the wrong type, length or shape; names the reward, and the line of its code.
     """
-    try:
-        answer = reward(images.detach(), prompts)
-    except Exception as error:  # a user's reward may raise anything
-        raise RewardError(f"the reward {name!r} raised {type(error).__name__}: {error}") from error
-    scores = _as_scores(answer, len(images), name)
-    values = scores.values.detach().to(images.device, torch.float32)
-    valid = torch.isfinite(values)
-    if scores.valid is not None:
-        valid &= scores.valid.to(images.device)
-    if not valid.all():
-        # The same text each time, so that Python's default filter shows it once.
-        warnings.warn(f"the reward {name!r} gave no score to some images; they are left out of their groups", stacklevel=3)
-    return replace(
-        scores,
-        values=values.masked_fill(~valid, torch.nan),
-        components={k: v.detach().to(images.device, torch.float32) for k, v in scores.components.items()},
-        valid=valid,
-    )
-
-
-def _as_scores(answer: Any, n: int, name: str) -> Scores:
-    if isinstance(answer, Scores):
-        _check_lengths(answer, n, name)
-        return answer
-    if isinstance(answer, (list, tuple)):
+    with torch.no_grad(), full_precision(images.device):
         try:
-            answer = torch.tensor([torch.nan if value is None else float(value) for value in answer], dtype=torch.float32)
-        except (TypeError, ValueError) as error:
-            raise RewardError(f"the reward {name!r} returned a list with {error}; expected numbers and None") from error
-    if isinstance(answer, Tensor):
-        _check_shape(answer, n, f"the reward {name!r} returned values")
-        return Scores(values=answer.float())
-    raise RewardError(
-        f"the reward {name!r} returned a {type(answer).__name__}; "
-        "expected Scores, a tensor of shape (N,) or a list of floats and None"
-    )
+            # What inference mode has made can take no part in a gradient, which a reward may want.
+            answer = reward(images.clone() if images.is_inference() else images.detach(), prompts)
+        except Exception as error:  # a user's reward may raise anything
+            message = f"the reward {name!r} raised {type(error).__name__}: {error}{raised_at(error)}"
+            raise RewardError(message) from error
+        scores = read_answer(answer, len(images), name, images.device)
+    if not scores.usable.all():
+        # The same text each time, so that Python's default filter shows it once.
+        warnings.warn(f"the reward {name!r} gave no score to some images; they are left out of their groups", stacklevel=2)
+    return scores
 
 
-def _check_lengths(scores: Scores, n: int, name: str) -> None:
-    _check_shape(scores.values, n, f"the reward {name!r} returned values")
-    for part, tensor in scores.components.items():
-        _check_shape(tensor, n, f"the reward {name!r} returned the component {part!r}")
-    if scores.valid is not None:
-        _check_shape(scores.valid, n, f"the reward {name!r} returned valid")
-    for what, lists in (("regions", scores.regions), ("texts", scores.texts)):
-        if lists is not None and len(lists) != n:
-            raise RewardError(f"the reward {name!r} returned {what} for {len(lists)} of {n} images; expected a list each")
+def score_groups(
+    reward: Reward, images: Float[Tensor, "N 3 H W"], prompts: Sequence[Prompt], name: str, groups: Iterable[range]
+) -> Scores:
+    """`score_images`, group by group if the reward asks for whole groups.
 
-
-def _check_shape(tensor: Tensor, n: int, what: str) -> None:
-    if tuple(tensor.shape) != (n,):
-        raise RewardError(f"{what} of shape {tuple(tensor.shape)} for {n} images; expected ({n},), one per image")
+    Args:
+        groups: the images of each group, in order; together they are all images.
+    """
+    if not reward.whole_groups:
+        return score_images(reward, images, prompts, name)
+    return Scores.join([score_images(reward, images[g.start : g.stop], prompts[g.start : g.stop], name) for g in groups])

@@ -22,7 +22,7 @@ from torch import Tensor
 from varrl_lightning.algorithms.ocr_score import ocr_score
 from varrl_lightning.errors import RewardError
 from varrl_lightning.rewards.base import BaseReward, Reading
-from varrl_lightning.rewards.http_answer import Row, decode_answer, scores_of
+from varrl_lightning.rewards.http_answer import Row, read_answer, read_rows, scores_of
 from varrl_lightning.rewards.http_request import HEALTH, INFO, KEY_HEADER, PATH, encode_request, knows_no_extra, shortened
 from varrl_lightning.types import Prompt, Scores
 
@@ -51,21 +51,32 @@ class _FailedError(Exception):
     """The service is there, but this request went wrong."""
 
 
+class _MalformedError(_FailedError):
+    """The service answered, but not as the protocol says."""
+
+    def __init__(self, message: str, answer: bytes) -> None:
+        super().__init__(message)
+        self.answer = answer
+
+
 class HttpReward(BaseReward):
     """Scores images by one or several reward services, in the range of the reward that they serve.
 
     It sends one request per group of equal prompts, several at a time. While no service can be reached it warns and waits; an
-    answer that comes late is the same answer. An image that a service cannot score is NaN. The client connects to the addresses
-    directly, through no proxy.
+    answer that comes late is the same answer. An image that a service cannot score is NaN, and so is one about which the answer
+    holds no finite number (a number in a string is one); the others of its request keep their scores. The client connects to the
+    addresses directly, through no proxy.
 
     Args:
         url: address of a service, `http://host:port`, or several, which take turns and stand in for each other.
         api_key: sent as `X-API-Key`; by default the environment's VARRL_API_KEY, which stays out of the run's config.yaml.
         timeout: seconds for one answer, > 0.
-        retries: how often a request that went wrong (not: a service that is away) is sent again before its images are NaN, >= 0.
+        retries: how often a request that went wrong (not: a service that is away) is sent again before its images are NaN, >= 0;
+            it is not sent again once two answers were the same.
         backoff: seconds before the first repetition, doubled for each further one up to 10, > 0.
         patience: seconds to wait for a service that is away before the run is stopped, its state saved, >= 0.
         parallel: requests at one time, >= 1.
+        whole_groups: whether the reward that is served compares the images of a group; a request then holds a whole one.
 
     Raises:
         ValueError: on a value out of its range.
@@ -83,6 +94,7 @@ class HttpReward(BaseReward):
         backoff: float = 0.5,
         patience: float = 600.0,
         parallel: int = 8,
+        whole_groups: bool = False,
     ) -> None:
         self.urls = [_address(u) for u in ([url] if isinstance(url, str) else url)]
         if not self.urls:
@@ -95,7 +107,7 @@ class HttpReward(BaseReward):
             if not (value > 0 and math.isfinite(value)):
                 raise ValueError(f"{name} must be > 0 and finite, in seconds, got {value}")
         self.timeout, self.retries, self.backoff = timeout, retries, backoff
-        self.patience, self.parallel = patience, parallel
+        self.patience, self.parallel, self.whole_groups = patience, parallel, whole_groups
         self._sends_extra = True
 
     def check_prompts(self, prompts: Sequence[Prompt]) -> None:
@@ -163,6 +175,7 @@ class HttpReward(BaseReward):
     def _group(self, images: Float[Tensor, "N 3 H W"], prompts: Sequence[Prompt], turn: int, call: _Call) -> list[Row]:
         """The rows of one request; waits and tries again until there are some."""
         body = encode_request(images, prompts if self._sends_extra else [replace(prompt, extra={}) for prompt in prompts])
+        malformed: bytes | None = None
         failures, pause, deadline = 0, self.backoff, time.monotonic() + self.patience
         while True:
             try:
@@ -175,14 +188,18 @@ class HttpReward(BaseReward):
                     "the reward service is older than Prompt.extra, and scores without it; update the service", stacklevel=2
                 )
                 return self._group(images, prompts, turn, call)
-            except TooLargeError:
+            except TooLargeError as error:
                 if len(images) == 1:
                     raise
+                if self.whole_groups:
+                    raise TooLargeError(f"{error} A group of {len(images)} is not divided: raise its limits.") from error
                 halves = (slice(0, len(images) // 2), slice(len(images) // 2, None))
                 return [row for half in halves for row in self._group(images[half], prompts[half], turn, call)]
             except _FailedError as error:
                 failures += 1
-                if failures > self.retries:
+                same = isinstance(error, _MalformedError) and error.answer == malformed
+                malformed = error.answer if isinstance(error, _MalformedError) else None
+                if same or failures > self.retries:
                     return [Row(error=str(error))] * len(images)
                 deadline = time.monotonic() + self.patience
             except _AwayError as error:
@@ -209,6 +226,8 @@ class HttpReward(BaseReward):
                 return self._ask(url, body, n)
             except _AwayError as error:
                 away.append(f"{url}: {error}")
+            except _MalformedError as error:
+                raise _MalformedError(f"{url}: {error}", error.answer) from error
             except _FailedError as error:
                 raise _FailedError(f"{url}: {error}") from error
         raise _AwayError("; ".join(away))
@@ -224,9 +243,16 @@ class HttpReward(BaseReward):
                 raise _AwayError(f"{error}, nor on its health page") from probe
             raise _FailedError(str(error)) from error
         try:
-            return decode_answer(answer, n)
+            read = read_answer(answer)
+            rows = read_rows(read, n)
         except ValueError as error:
-            raise _FailedError(f"it answered in another form: {error}") from error
+            raise _MalformedError(f"it answered in another form: {error}", answer) from error
+        if read.get("whole_groups") is True and not self.whole_groups:
+            raise RefusedError(
+                f"the reward that {url} serves compares the images of a group; give the reward http whole_groups: true, or it "
+                "would compare those of any part of a group"
+            )
+        return rows
 
     def _exchange(self, url: str, method: str, path: str, body: bytes | None = None, *, timeout: float) -> bytes:
         """One request and its answer's body.
@@ -308,8 +334,10 @@ def _address(url: Any) -> str:
 
 
 def _warn_about(rows: Sequence[Row]) -> None:
-    errors = list(dict.fromkeys(row.error for row in rows if row.error is not None))
-    if errors:
-        count = sum(row.error is not None for row in rows)
-        more = f"; and {len(errors) - 3} other reasons" if len(errors) > 3 else ""
-        warnings.warn(f"no score for {count} of {len(rows)} images: {'; '.join(errors[:3])}{more}", stacklevel=3)
+    """Warn about images without a score, and about those of whose answer a part could not be read."""
+    for scored, what in ((False, "no score for"), (True, "no complete answer about")):
+        told = [row.error for row in rows if row.error is not None and (row.value is not None) == scored]
+        errors = list(dict.fromkeys(told))
+        if errors:
+            more = f"; and {len(errors) - 3} other reasons" if len(errors) > 3 else ""
+            warnings.warn(f"{what} {len(told)} of {len(rows)} images: {'; '.join(errors[:3])}{more}", stacklevel=3)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import torch
@@ -26,7 +27,7 @@ class Row:
         components: named parts of the value.
         regions: boxes in pixels; None when the reward gives none for any image.
         texts: words that were read; None when the reward does not read.
-        error: why there is no value, when a reason is known.
+        error: why there is no value, when a reason is known; beside a value, what else could not be read.
     """
 
     value: float | None = None
@@ -36,14 +37,20 @@ class Row:
     error: str | None = None
 
 
-def encode_answer(rows: Sequence[Row]) -> dict[str, Any]:
-    """The object that answers a request; everything in it is a list with one entry per image."""
+def encode_answer(rows: Sequence[Row], whole_groups: bool = False) -> dict[str, Any]:
+    """The object that answers a request; all lists in it have one entry per image, and all numbers are finite.
+
+    Args:
+        whole_groups: whether the reward compares the images of a request.
+    """
+    rows = [_with_finite_regions(row) for row in rows]
     names = dict.fromkeys(name for row in rows for name in row.components)
     return {
+        **({"whole_groups": True} if whole_groups else {}),
         "values": [_number(row.value) for row in rows],
-        "components": {name: [_number(row.components.get(name)) for row in rows] for name in names},
+        "components": {_unicode(name): [_number(row.components.get(name)) for row in rows] for name in names},
         "regions": _or_none(rows, lambda row: None if row.regions is None else [corners(box) for box in row.regions]),
-        "texts": _or_none(rows, lambda row: None if row.texts is None else [_unicode(text) for text in row.texts]),
+        "texts": _or_none(rows, lambda row: None if row.texts is None else [_unicode(str(text)) for text in row.texts]),
         "errors": [None if row.error is None else _unicode(shortened(row.error)) for row in rows],
     }
 
@@ -54,57 +61,104 @@ def _or_none(rows: Sequence[Row], part: Callable[[Row], list[Any] | None]) -> li
     return None if all(p is None for p in parts) else [p or [] for p in parts]
 
 
+def _with_finite_regions(row: Row) -> Row:
+    if row.regions is None or all(math.isfinite(corner) for box in row.regions for corner in corners(box)):
+        return row
+    return replace(row, value=None, regions=(), error=row.error or "the reward's regions are not finite")
+
+
 def decode_answer(body: bytes, n: int) -> list[Row]:
-    """One row per image from the body of an answer about n images.
+    """One row per image from the body of an answer about n images; see `read_rows`.
 
     Raises:
         ValueError: when the body is not an answer as the protocol defines it, in particular not one entry per image.
     """
+    return read_rows(read_answer(body), n)
+
+
+def read_answer(body: bytes) -> Mapping[str, Any]:
+    """The object that the body of an answer holds.
+
+    Raises:
+        ValueError: when it is not JSON, or no object with a mapping of components. NaN and Infinity are read, as many services
+            write them.
+    """
     try:
-        answer = read_json(body)
+        answer = read_json(body, constants=True)
     except RequestError as error:
         raise ValueError(str(error)) from error
-    if not isinstance(answer, dict) or not isinstance(answer.get("components", {}), dict):
+    if not isinstance(answer, dict) or not isinstance(answer.get("components") or {}, dict):
         raise ValueError("the answer must be an object with 'values' and, if any, 'components' by name")
-    values = _column(answer.get("values"), n, "values", _read_number)
+    return answer
+
+
+def read_rows(answer: Mapping[str, Any], n: int) -> list[Row]:
+    """One row per image of an answer about n images.
+
+    An entry that cannot be read costs its image alone: the value is None, and the error names the entry. Of a component it costs
+    that component of the image, and the error says so beside the value.
+
+    Raises:
+        ValueError: when there is not one entry per image.
+    """
+    problems: list[list[str]] = [[] for _ in range(n)]
+    values = _column(answer.get("values"), n, "values", _read_number, problems)
+    regions = _optional(answer, "regions", n, _read_boxes, problems)
+    texts = _optional(answer, "texts", n, _read_texts, problems)
+    unscored = [bool(of_image) for of_image in problems]
     components = {
-        name: _column(column, n, f"the component {name!r}", _read_number) for name, column in answer.get("components", {}).items()
+        name: _column(column, n, f"the component {name!r}", _read_number, problems)
+        for name, column in (answer.get("components") or {}).items()
     }
-    regions = _optional(answer, "regions", n, _read_boxes)
-    texts = _optional(answer, "texts", n, _read_texts)
-    errors = _optional(answer, "errors", n, _read_error)
+    errors = _optional(answer, "errors", n, _read_error, problems)
     return [
-        Row(values[i], {name: column[i] for name, column in components.items()}, regions[i], texts[i], errors[i]) for i in range(n)
+        Row(
+            None if unscored[i] else values[i],
+            {name: column[i] for name, column in components.items()},
+            regions[i],
+            texts[i],
+            errors[i] or ("; ".join(problems[i]) or None),
+        )
+        for i in range(n)
     ]
 
 
-def _column(column: Any, n: int, what: str, read: Callable[[Any], T]) -> list[T]:
+def _column(column: Any, n: int, what: str, read: Callable[[Any], T], problems: list[list[str]]) -> list[T | None]:
+    """The entries of a column; None for those that cannot be read, whose image is told so in `problems`."""
     if not isinstance(column, list) or len(column) != n:
         got = f"{len(column)} entries" if isinstance(column, list) else kind_of(column)
         raise ValueError(f"{what} must be a list of {n}, one entry per image, got {got}")
-    try:
-        return [read(entry) for entry in column]
-    except (ValueError, TypeError, OverflowError) as error:
-        raise ValueError(shortened(f"{what}: {error}")) from error
+    entries: list[T | None] = []
+    for i, (entry, of_image) in enumerate(zip(column, problems, strict=True)):
+        try:
+            entries.append(None if entry is None else read(entry))
+        except (ValueError, TypeError, OverflowError) as error:
+            of_image.append(shortened(f"{what}[{i}]: {error}"))
+            entries.append(None)
+    return entries
 
 
-def _optional(answer: Mapping[str, Any], key: str, n: int, read: Callable[[Any], T]) -> list[T | None]:
-    return [None] * n if answer.get(key) is None else [*_column(answer[key], n, key, read)]
+def _optional(answer: Mapping[str, Any], key: str, n: int, read: Callable[[Any], T], problems: list[list[str]]) -> list[T | None]:
+    return [None] * n if answer.get(key) is None else _column(answer[key], n, key, read, problems)
 
 
-def _read_number(entry: Any) -> float | None:
-    if entry is not None and (isinstance(entry, bool) or not isinstance(entry, (int, float))):
+def _read_number(entry: Any) -> float:
+    """A finite number, also in a string."""
+    if isinstance(entry, bool) or not isinstance(entry, (int, float, str)):
         raise ValueError(f"expected a number or null, got {entry!r}")
-    return None if entry is None else float(entry)
+    try:
+        number = float(entry)
+    except (ValueError, OverflowError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise ValueError(f"expected a finite number or null, got {entry!r}")
+    return number
 
 
 def _read_boxes(entry: Any) -> list[Box]:
     if not isinstance(entry, list) or not all(isinstance(box, list) and len(box) == 4 for box in entry):
         raise ValueError(f"expected a list of [x0, y0, x1, y1], got {entry!r}")
-    corners = [[_read_number(corner) for corner in box] for box in entry]
-    if not all(c is not None and math.isfinite(c) for box in corners for c in box):
-        raise ValueError(f"expected finite corners, got {entry!r}")
-    return [Box(*box) for box in corners]  # type: ignore[arg-type]
+    return [Box(*map(_read_number, box)) for box in entry]
 
 
 def _read_texts(entry: Any) -> list[str]:
@@ -114,9 +168,7 @@ def _read_texts(entry: Any) -> list[str]:
 
 
 def _read_error(entry: Any) -> str | None:
-    if entry is not None and not isinstance(entry, str):
-        raise ValueError(f"expected a string or null, got {entry!r}")
-    return None if entry is None else shortened(entry)
+    return shortened(entry if isinstance(entry, str) else json.dumps(entry)) or None
 
 
 def rows_of(scores: Scores) -> list[Row]:

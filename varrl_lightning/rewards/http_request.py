@@ -117,14 +117,17 @@ def check_request(body: bytes, limits: Limits) -> dict[str, list[Any]]:
     return request
 
 
-def read_json(body: bytes) -> Any:
-    """Decode JSON, without the NaN and Infinity that Python would add to it.
+def read_json(body: bytes, constants: bool = False) -> Any:
+    """Decode JSON.
+
+    Args:
+        constants: whether to read the NaN and Infinity that Python's encoder writes, though JSON has none.
 
     Raises:
         RequestError: 400 when it is not JSON.
     """
     try:
-        return json.loads(body.decode("utf-8"), parse_constant=_refuse)
+        return json.loads(body.decode("utf-8"), parse_constant=float if constants else _refuse)
     except (ValueError, RecursionError) as error:  # also UnicodeDecodeError, and integers of thousands of digits
         raise RequestError(400, shortened(f"the body is not JSON in UTF-8: {error}")) from error
 
@@ -190,8 +193,11 @@ def corners(box: Box) -> list[float]:
 
 
 def shortened(message: str) -> str:
-    """The beginning of a message, since it may repeat what a client sent."""
-    return message if len(message) <= _LONGEST else message[:_LONGEST] + "..."
+    """The beginning and the end of a message, since it may repeat what a client sent."""
+    if len(message) <= _LONGEST:
+        return message
+    end = _LONGEST // 2
+    return f"{message[: _LONGEST - end]} ... {message[-end:]}"
 
 
 def kind_of(value: Any) -> str:

@@ -12,7 +12,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from varrl_lightning.errors import raised_at
 from varrl_lightning.rewards.base import BaseReward, Reading, Reward
+from varrl_lightning.rewards.precision import full_precision
 from varrl_lightning.rewards.word_pictures import GROUND, WordPicture, draw_word, load_face, why_not_drawn
 from varrl_lightning.types import Prompt
 from varrl_lightning.types.normal_form import normal_words
@@ -134,7 +136,7 @@ def check_readers(
             pictures = {word: draw_word(word, faces) for word in chosen if word not in lacking}
             read = _read(reward, pictures, deadline)
         except Exception as error:  # a user's reward may raise anything
-            checks.append(ReaderCheck(name, trains, len(words), problem=f"{type(error).__name__}: {error}"))
+            checks.append(ReaderCheck(name, trains, len(words), problem=f"{type(error).__name__}: {error}{raised_at(error)}"))
             continue
         if read is not None:
             lacking = {word: characters for word, characters in lacking.items() if word in chosen}
@@ -157,7 +159,9 @@ def _read(reward: Reward, pictures: Mapping[str, WordPicture], deadline: float) 
             break
         batch = words[first : first + _AT_ONCE]
         prompts = [Prompt(f'a sign that says "{w}"', words=(w,), regions=(pictures[w].region,)) for w in batch]
-        readings = reward.read_back(_stacked([pictures[word] for word in batch]), prompts)
+        images = _stacked([pictures[word] for word in batch])
+        with full_precision(images.device):
+            readings = reward.read_back(images, prompts)
         if readings is None:
             return None
         read |= {word: reading for word, reading in zip(batch, readings, strict=True) if reading is not None}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,9 +12,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from varrl_lightning.algorithms.vmr import combine_rewards
-from varrl_lightning.errors import RewardError, did_you_mean
-from varrl_lightning.registry import REWARDS, build, name_of
-from varrl_lightning.rewards.base import BaseReward, Reward, RewardFunction, score_images
+from varrl_lightning.errors import PluginError, RewardError, did_you_mean
+from varrl_lightning.registry import REWARDS, build, name_of, named_class
+from varrl_lightning.rewards.base import BaseReward, Reward, RewardFunction, score_groups, score_images
+from varrl_lightning.rewards.groups import equal_prompts
 from varrl_lightning.types import Prompt, Scores
 
 
@@ -47,6 +48,7 @@ class WeightedRewards(BaseReward):
         if not any(term.weight for term in terms.values()):
             raise ValueError(f"at least one reward needs a weight other than 0, got {list(terms) or 'no reward'}")
         self.terms = dict(terms)
+        self.whole_groups = any(term.reward.whole_groups for term in self.terms.values())
 
     @classmethod
     def from_spec(cls, spec: Any) -> WeightedRewards:
@@ -106,15 +108,34 @@ class WeightedRewards(BaseReward):
         for term in self.terms.values():
             term.reward.prepare()
 
-    def score_all(self, images: Float[Tensor, "N 3 H W"], prompts: Sequence[Prompt]) -> dict[str, Scores]:
+    def score_all(
+        self, images: Float[Tensor, "N 3 H W"], prompts: Sequence[Prompt], groups: Iterable[range] | None = None
+    ) -> dict[str, Scores]:
         """The scores of each reward, by name.
+
+        Args:
+            groups: the images of each group, for rewards that compare them; by default those of one prompt that follow each other.
 
         Raises:
             RewardError: see `score_images`; also when there is not one prompt per image.
         """
-        if len(images) != len(prompts):
-            raise RewardError(f"got {len(images)} images and {len(prompts)} prompts; expected one prompt per image")
-        return {name: score_images(term.reward, images, prompts, name) for name, term in self.terms.items()}
+        _check_prompts_of(images, prompts)
+        groups = equal_prompts(prompts) if groups is None else list(groups)
+        return {name: score_groups(term.reward, images, prompts, name, groups) for name, term in self.terms.items()}
+
+    def score_part(self, images: Float[Tensor, "N 3 H W"], prompts: Sequence[Prompt], whole_group: bool) -> dict[str, Scores]:
+        """The scores of some of the rewards, each of which is called once.
+
+        Args:
+            whole_group: whether the images are one whole group, for the rewards that compare its images, and not any images, for
+                the other rewards.
+
+        Raises:
+            RewardError: as for `score_all`.
+        """
+        _check_prompts_of(images, prompts)
+        asked = {name: term.reward for name, term in self.terms.items() if term.reward.whole_groups == whole_group}
+        return {name: score_images(reward, images, prompts, name) for name, reward in asked.items()}
 
     def total(self, scores: Mapping[str, Scores]) -> Scores:
         """The weighted sum; where a reward gave no score, its weight goes to the others.
@@ -140,6 +161,26 @@ class WeightedRewards(BaseReward):
     def __call__(self, images: Float[Tensor, "N 3 H W"], prompts: Sequence[Prompt]) -> Scores:
         """`total` of `score_all`: a weighted sum is a reward like any other."""
         return self.total(self.score_all(images, prompts))
+
+
+def ask_for_groups(spec: Any) -> bool:
+    """Whether a user's `reward` compares the images of a group, as far as its class and arguments tell without building it.
+
+    A reward that cannot be found is taken to compare none.
+    """
+    if isinstance(spec, Mapping) and "class_path" not in spec:
+        named = {name: entry.get("reward", name) if isinstance(entry, Mapping) else name for name, entry in spec.items()}
+        return any(ask_for_groups(reward) for reward in named.values())
+    try:
+        found, arguments = named_class(REWARDS, spec)
+    except PluginError:
+        return False
+    return arguments.get("whole_groups") is True or getattr(found, "whole_groups", False) is True
+
+
+def _check_prompts_of(images: Tensor, prompts: Sequence[Prompt]) -> None:
+    if len(images) != len(prompts):
+        raise RewardError(f"got {len(images)} images and {len(prompts)} prompts; expected one prompt per image")
 
 
 def _name(spec: Any, reward: Reward) -> str:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from queue import Empty
 from typing import Any, TypeAlias
 
@@ -24,6 +26,7 @@ from varrl_lightning.rewards.http_request import PATH, ItemError, Limits, decode
 from varrl_lightning.serving.gate import end_with_the_parent
 from varrl_lightning.types import Prompt
 
+_log = logging.getLogger(__name__)
 Item: TypeAlias = "tuple[UInt8[Tensor, '3 H W'], Prompt]"
 Decoded: TypeAlias = "list[Item | ItemError]"
 
@@ -86,15 +89,19 @@ class RewardAPI(LitAPI):  # type: ignore[misc]
 
     def predict(self, x: Any) -> Any:
         """The rows of each request; of the only one, when requests are not batched."""
+        assert self.reward is not None
         requests: list[Decoded] = x if self.max_batch_size > 1 else [x]
-        flat = [item for request in requests for item in request]
-        rows = iter(self._rows(flat))
-        answers = [[next(rows) for _ in request] for request in requests]
+        if self.reward.whole_groups:  # a request is a group, which is compared with no other
+            answers = [self._rows(request) for request in requests]
+        else:
+            rows = iter(self._rows([item for request in requests for item in request]))
+            answers = [[next(rows) for _ in request] for request in requests]
         return answers if self.max_batch_size > 1 else answers[0]
 
     def encode_response(self, output):  # type: ignore[no-untyped-def]
         """The answer to one request."""
-        return encode_answer(output)
+        assert self.reward is not None
+        return encode_answer(output, self.reward.whole_groups)
 
     def _rows(self, items: Sequence[Item | ItemError]) -> list[Row]:
         """One row per item; images of one size are scored together."""
@@ -103,6 +110,11 @@ class RewardAPI(LitAPI):  # type: ignore[misc]
         for i, item in enumerate(items):
             if not isinstance(item, ItemError):
                 sizes[tuple(item[0].shape)].append(i)
+        assert self.reward is not None
+        if self.reward.whole_groups and len(sizes) > 1:
+            found = ", ".join(f"{width} x {height}" for _, height, width in sizes)
+            error = f"the reward compares the images of a request, which must be of one size, got {found}"
+            return [replace(row, error=row.error or error) for row in rows]
         for places in sizes.values():
             scored = self._score([item for i in places if not isinstance(item := items[i], ItemError)])
             for place, row in zip(places, scored, strict=True):
@@ -110,14 +122,18 @@ class RewardAPI(LitAPI):  # type: ignore[misc]
         return rows
 
     def _score(self, items: Sequence[Item]) -> list[Row]:
-        """The rows of images of one size; when the reward raises, it is called for each half: only the culprits are lost."""
+        """The rows of images of one size; when the reward raises, it is called for each half: only the culprits are lost.
+
+        Of a reward that compares the images of a group, the whole group is lost.
+        """
         assert self.reward is not None
         images = torch.stack([image for image, _ in items]).to(self.place).float() / 255
         try:
             return rows_of(score_images(self.reward, images, [prompt for _, prompt in items], self.name))
         except RewardError as error:
-            if len(items) == 1:
-                return [Row(error=str(error))]
+            if len(items) == 1 or self.reward.whole_groups:
+                _log.warning("%s", error, exc_info=error.__cause__)
+                return [Row(error=str(error))] * len(items)
         del images  # the reward may have run out of memory
         half = len(items) // 2
         return self._score(items[:half]) + self._score(items[half:])

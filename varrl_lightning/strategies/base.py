@@ -15,7 +15,7 @@ from lightning.pytorch.strategies import DDPStrategy, ParallelStrategy, Strategy
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from varrl_lightning.errors import RankError
+from varrl_lightning.errors import SELF_EXPLAINING, RankError, raised_at
 from varrl_lightning.policies.base import VARPolicy
 from varrl_lightning.types import Prompt
 
@@ -92,11 +92,25 @@ class Parallel:
             result = work()
         except Exception as error:  # whatever it is, the others must hear of it, or they wait for ever
             problem = error
-        answers = self.gather((result and result[1], problem and f"{type(problem).__name__}: {problem}"))
+        answers = self.gather((result and result[1], problem and _described(problem)))
         failures = [f"rank {rank}: {message}" for rank, (_, message) in enumerate(answers) if message]
         if failures or result is None:
             raise RankError("\n".join(failures)) from problem
         return result[0], cast("list[Shared]", [shared for shared, _ in answers])
+
+    def exchange(self, sent: Sequence[tuple[int, Tensor]], received: Sequence[tuple[int, Tensor]]) -> None:
+        """Send tensors to other processes and receive theirs; returns when all are there.
+
+        Args:
+            sent: (rank, what is sent to it).
+            received: (rank, where to put what it sends: contiguous, of the same shape and dtype). Several of one pair of ranks
+                arrive in their order.
+        """
+        operations = [dist.P2POp(dist.isend, x.contiguous(), rank) for rank, x in sent]
+        operations += [dist.P2POp(dist.irecv, x, rank) for rank, x in received]
+        if operations:
+            for transfer in dist.batch_isend_irecv(operations):
+                transfer.wait()
 
     def sum(self, x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         """The sum of a tensor over processes, the same on all."""
@@ -169,6 +183,12 @@ class Parallel:
     def drop(self, optimizer: Optimizer) -> None:
         """Drop the gradient, so that the step that follows changes nothing."""
         optimizer.zero_grad()
+
+
+def _described(problem: Exception) -> str:
+    """An error in one line, with the line of code that it comes from unless its message says what there is to know."""
+    place = "" if isinstance(problem, SELF_EXPLAINING) else raised_at(problem)
+    return f"{type(problem).__name__}: {problem}{place}"
 
 
 def _with_gradient(optimizer: Optimizer) -> list[nn.Parameter]:

@@ -13,7 +13,7 @@ Dimensions used in shape annotations everywhere:
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import FrozenInstanceError, dataclass, field, fields
+from dataclasses import FrozenInstanceError, dataclass, field, fields, replace
 from typing import Any, ClassVar, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import torch
@@ -287,6 +287,28 @@ class Scores:
         """Mask of the images that have a finite value."""
         finite = torch.isfinite(self.values)
         return finite if self.valid is None else finite & self.valid
+
+    def rows(self, kept: Sequence[int]) -> Scores:
+        """The scores of some of the images, by their numbers; a number may occur several times."""
+        return replace(
+            self,
+            values=self.values[list(kept)],
+            components={name: values[list(kept)] for name, values in self.components.items()},
+            regions=None if self.regions is None else [self.regions[row] for row in kept],
+            valid=None if self.valid is None else self.valid[list(kept)],
+            texts=None if self.texts is None else [self.texts[row] for row in kept],
+            parts={name: part.rows(kept) for name, part in self.parts.items()},
+        )
+
+    def to(self, device: torch.device) -> Scores:
+        """The same on another device."""
+        return replace(
+            self,
+            values=self.values.to(device),
+            components={name: values.to(device) for name, values in self.components.items()},
+            valid=None if self.valid is None else self.valid.to(device),
+            parts={name: part.to(device) for name, part in self.parts.items()},
+        )
 
     @staticmethod
     def join(parts: Sequence[Scores]) -> Scores:
