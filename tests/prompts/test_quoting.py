@@ -19,6 +19,7 @@ from varrl_lightning.prompts.sets import check_words_disjoint, write_prompts
 from varrl_lightning.rewards.ocr import OCRReward
 from varrl_lightning.rewards.weighted import WeightedReward, WeightedRewards
 from varrl_lightning.types import Prompt
+from varrl_lightning.types.normal_form import normal_words
 
 HUNDRED: list[dict[str, Any]] = [
     json.loads(line) for line in Path(__file__).with_name("quoting.jsonl").read_text(encoding="utf-8").splitlines()
@@ -84,6 +85,18 @@ def test_each_is_read_right_or_named(row: dict[str, Any], tmp_path: Path) -> Non
     if warning:
         assert repr(row["id"]) in warning
         assert prompt.unclear_quotes in warning
+
+
+def test_what_the_default_reader_cannot_write_is_named() -> None:
+    """Of the prompts with words, those that the real engine's alphabet lacks characters of, and no others."""
+    prompts = {row["id"]: Prompt(row["text"], id=row["id"]) for row in HUNDRED if row["expect"] != "refused"}
+    reward = OCRReward(detect=False)
+    for row in HUNDRED:
+        if row["expect"] != "refused":
+            lacking = reward.unreadable(normal_words(prompts[row["id"]].words, "keep"))
+            assert bool(lacking) == row.get("unreadable", False), (row["id"], lacking)
+    with pytest.warns(UserWarning, match=r"\(U\+[0-9A-F]{4}"):
+        reward.check_prompts(list(prompts.values()))
 
 
 def test_all_at_once_is_one_warning_with_their_number_and_the_first(tmp_path: Path) -> None:
