@@ -14,8 +14,9 @@ from torch import Tensor
 
 from tests.tiny import PROMPTS, tiny_loader, tiny_module, tiny_trainer
 from varrl_lightning.rewards.background import BackgroundScoring
-from varrl_lightning.rewards.base import score_images
+from varrl_lightning.rewards.base import BaseReward, Reading, score_images
 from varrl_lightning.rewards.precision import full_precision
+from varrl_lightning.rewards.reader_check import check_readers
 from varrl_lightning.rewards.weighted import WeightedReward, WeightedRewards
 from varrl_lightning.types import Prompt, Rollout, Scores
 
@@ -176,3 +177,21 @@ def test_saliency_has_its_gradients_in_every_precision(precision: Any, wrt: str)
     trainer = tiny_trainer(max_steps=1, precision=precision)
     trainer.fit(module, tiny_loader(), tiny_loader(PROMPTS[:2]))
     assert 0 < float(trainer.callback_metrics["mask_coverage"]) < 1
+
+
+def test_a_reader_is_checked_in_full_precision() -> None:
+    class Reader(BaseReward):
+        def __init__(self) -> None:
+            self.states: list[tuple[Any, ...]] = []
+
+        def __call__(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
+            return images.mean((1, 2, 3))
+
+        def read_back(self, images: Tensor, prompts: Sequence[Prompt]) -> list[Reading | None] | None:
+            self.states.append(state())
+            return [Reading(prompt.words[0], True) for prompt in prompts]
+
+    with torch.autocast("cpu", torch.bfloat16):
+        check_readers({"reader": (reader := Reader(), True)}, PROMPTS)
+    assert reader.states
+    assert set(reader.states) == {NEUTRAL}

@@ -12,7 +12,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from varrl_lightning.errors import raised_at
 from varrl_lightning.rewards.base import BaseReward, Reading, Reward
 from varrl_lightning.rewards.precision import full_precision
 from varrl_lightning.rewards.word_pictures import GROUND, WordPicture, draw_word, load_face, why_not_drawn
@@ -136,7 +135,7 @@ def check_readers(
             pictures = {word: draw_word(word, faces) for word in chosen if word not in lacking}
             read = _read(reward, pictures, deadline)
         except Exception as error:  # a user's reward may raise anything
-            checks.append(ReaderCheck(name, trains, len(words), problem=f"{type(error).__name__}: {error}{raised_at(error)}"))
+            checks.append(ReaderCheck(name, trains, len(words), problem=f"{type(error).__name__}: {error}"))
             continue
         if read is not None:
             lacking = {word: characters for word, characters in lacking.items() if word in chosen}
