@@ -102,7 +102,7 @@ def test_a_kl_acts_on_groups_without_variance_but_not_where_nothing_is_judged() 
 
 def test_the_first_rollout_may_be_idle(caplog: pytest.LogCaptureFixture) -> None:
     """A schedule is stepped before the optimizer has made a step."""
-    caplog.set_level(logging.INFO)
+    caplog.set_level(logging.INFO, logger="lightning.pytorch")
     start = weights(tiny_module())
     module = fitted(["flat", "flat"], lr_scheduler=halving)
     assert torch.equal(weights(module), start)

@@ -32,6 +32,10 @@ def time_metrics(rollout: Rollout, branches: int, seconds: Mapping[str, float], 
     }
 
 
+SHOWN = ("reward", "word_accuracy")
+"""The metrics of the progress bar."""
+
+
 class StepLog:
     """Logs what a training step has measured: to every logger, to the progress bar, and to the Trainer's `callback_metrics`.
 
@@ -53,10 +57,11 @@ class StepLog:
         value.
         """
         measured = self.measured(stage, metrics)
-        shown = shown_metrics(metrics)
-        absent = dict.fromkeys(self._names - measured.keys(), math.nan)
+        values = measured | dict.fromkeys(self._names - measured.keys(), math.nan)
         self._names |= measured.keys()
-        others = {name: value for name, value in (measured | absent).items() if name not in shown}
+        # By name, since Lightning refuses a metric that is on the bar in one step and not in another.
+        shown = {name: value for name, value in values.items() if name in SHOWN}
+        others = {name: value for name, value in values.items() if name not in SHOWN}
         module.log_dict(shown, prog_bar=True, logger=False, batch_size=batch_size)
         module.log_dict(others, logger=False, batch_size=batch_size)
         log_step(module.trainer, measured)
