@@ -59,7 +59,13 @@ def test_a_group_whose_std_is_below_the_minimum_is_inactive_whatever_divides() -
 
 def test_a_branch_alone_has_nothing_to_compare() -> None:
     _, active = group_advantages(torch.tensor([[NAN, 2.0], [1.0, 1.0]]), min_std=0.0)
-    assert active.tolist() == [[False, False], [True, True]]
+    assert not active.any()
+
+
+def test_equal_returns_are_inactive_without_a_minimum() -> None:
+    advantages, active = group_advantages(torch.tensor([[91.31956] * 3, [91.31956, 91.31956, 91.4]]), min_std=0.0)
+    assert active.tolist() == [[False] * 3, [True] * 3]
+    assert advantages[0].tolist() == [0.0] * 3
 
 
 def test_a_large_common_value_costs_no_digits() -> None:

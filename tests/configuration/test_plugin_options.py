@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -110,3 +111,14 @@ def test_a_whole_reward_takes_the_place_of_the_configurations(capsys: pytest.Cap
     with pytest.raises(SystemExit):
         main(["fit", "--config", "quickstart.yaml", "--model.reward", "{class_path: ocr, init_args: {lam: 2.0}}", "--print_config"])
     assert yaml.safe_load(capsys.readouterr().out)["model"]["reward"] == {"class_path": "ocr", "init_args": {"lam": 2.0}}
+
+
+def test_a_later_configuration_gives_the_whole_reward(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    later = tmp_path / "later.yaml"
+    later.write_text("model: {reward: {class_path: ocr, init_args: {lam: 2.0}}}")
+    for files in (["--config", "quickstart.yaml", "--config", str(later)], ["-c", "quickstart.yaml", f"--config={later}"]):
+        with pytest.raises(SystemExit):
+            main(["fit", *files, "--print_config"])
+        model = yaml.safe_load(capsys.readouterr().out)["model"]
+        assert model["reward"] == {"class_path": "ocr", "init_args": {"lam": 2.0}}
+        assert model["mask_source"] == "boxes"

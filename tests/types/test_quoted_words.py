@@ -137,6 +137,9 @@ def test_pairs_of_many_languages_and_apostrophes_beside_them(text: str, words: t
         ('"A cat sits on a mat"', ("A cat sits on a mat",), "the whole text stands in quotes"),
         ('SALE 2024" and "NEW"', ("NEW",), "has no partner"),
         ("a sign reads ' OPEN ' here", (), "has no partner"),
+        ('a sign ""OPEN"" here', (), 'there is nothing within ""'),
+        ("a sign &quot;OPEN&quot; here", (), "&quot; stands for a quotation mark"),
+        ("a door 'PUSH' and a sign &ldquo;OPEN&rdquo;", ("PUSH",), "&ldquo; stands for a quotation mark"),
     ],
 )
 def test_what_is_unclear_says_so(text: str, words: tuple[str, ...], why: str) -> None:
@@ -144,7 +147,28 @@ def test_what_is_unclear_says_so(text: str, words: tuple[str, ...], why: str) ->
     assert why in read_quotes(text).unclear
 
 
-MARKS = ["“”", "„“", "„”", "””", "«»", "»«", "‹›", "「」", "『』", "《》", '""', "''", "‘’", "‚‘", "’’", "``", "＂＂", "〝〟"]
+MARKS = [
+    "“”",
+    "„“",
+    "„”",
+    "””",
+    "«»",
+    "»«",
+    "‹›",
+    "「」",
+    "『』",
+    "《》",
+    '""',
+    "''",
+    "‘’",
+    "‚‘",
+    "’’",
+    "``",
+    "＂＂",
+    "〝〟",
+    "❝❞",
+    "❛❜",
+]
 PLAIN = [pair for pair in MARKS if pair not in ("””", "»«")]  # of Latin scripts alone
 SAID = ["SHUT", "Don't Stop", "HOT TEA", "Geöffnet", "営業中", "ОТКРЫТО", "No. 5", "l'été", "OPEN 24 HOURS!", "ÅBEN,"]
 BETWEEN = [", ", " next to ", " and the dog's ", " on a 12 inch wall with ", " (red) and "]

@@ -56,12 +56,12 @@ def group_advantages(
     varied = usable & differ(known, usable)[:, None]
     centred = torch.where(varied, known - known.sum(dim=1, keepdim=True) / count.clamp(min=1), 0.0)
     std = (centred.square().sum(dim=1, keepdim=True) / (count - 1).clamp(min=1)).sqrt()
-    active = usable & (count >= 2) & (std >= min_std)
+    active = varied & (std >= min_std)
     if scale == "group":
         centred = centred / (std + eps)
     elif scale == "batch":
         centred = centred / (_batch_std(known, usable) + eps)
-    return torch.where(active & varied, centred, 0.0).to(returns.dtype), active
+    return torch.where(active, centred, 0.0).to(returns.dtype), active
 
 
 def differ(values: Float[Tensor, "*rows n"], valid: Bool[Tensor, "*rows n"]) -> Bool[Tensor, "*rows"]:

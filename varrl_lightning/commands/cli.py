@@ -24,9 +24,9 @@ from varrl_lightning.commands.early_checks import check_devices, check_model, ch
 from varrl_lightning.commands.run_config import RunConfig
 from varrl_lightning.commands.user_errors import BUILD_ERRORS, reraise_as, run_command
 from varrl_lightning.configuration.explain import explain
-from varrl_lightning.configuration.files import refuse_keys, refuse_old_names, resolve_configs
+from varrl_lightning.configuration.files import forget_former, refuse_keys, refuse_old_names, resolve_configs
 from varrl_lightning.configuration.function_help import function_help
-from varrl_lightning.configuration.plugin_options import changed_spec, split_plugin_options, whole_spec
+from varrl_lightning.configuration.plugin_options import PLUGINS, changed_spec, replacing, split_plugin_options, whole_spec
 from varrl_lightning.data import EvaluationBatches, PromptDataModule
 from varrl_lightning.errors import ConfigError, StartError
 from varrl_lightning.figures.predictions import save_images
@@ -47,7 +47,7 @@ class VarrlCLI(LightningCLI):
 
     def __init__(self, arguments: Sequence[str]) -> None:
         resolved, self.config_files = resolve_configs(arguments)
-        resolved, self._plugin_options = split_plugin_options(resolved)
+        resolved, self._plugin_options = split_plugin_options(forget_former(resolved, PLUGINS, replacing))
         super().__init__(
             VARGRPO,
             PromptDataModule,

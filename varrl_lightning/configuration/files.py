@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +59,33 @@ def resolve_configs(arguments: Sequence[str]) -> tuple[list[str], list[Path]]:
             resolved.append(argument)
             pending = argument in _FLAGS
     return resolved, files
+
+
+def forget_former(arguments: Sequence[str], keys: Sequence[str], replacing: Callable[[str], str]) -> list[str]:
+    """The arguments, with one before each further configuration that gives any of these keys, to forget its former value.
+
+    Args:
+        arguments: with the paths of files that exist, as `resolve_configs` gives them.
+        keys: dotted.
+        replacing: the argument for an option.
+    """
+    result: list[str] = []
+    seen = False
+    for i, argument in enumerate(arguments):
+        flag, equals, value = argument.partition("=")
+        if flag in _FLAGS and (equals or i + 1 < len(arguments)):
+            given = _read(Path(value if equals else arguments[i + 1])) if seen else None
+            result += [replacing(f"--{key}") for key in keys if _value(given, key.split(".")) is not None]
+            seen = True
+        result.append(argument)
+    return result
+
+
+def _read(path: Path) -> Any:
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError:  # the parser's own message says where
+        return None
 
 
 def refuse_old_names(files: Sequence[Path]) -> None:

@@ -16,6 +16,7 @@ from varrl_lightning.rewards.http_request import RequestError, corners, kind_of,
 from varrl_lightning.types import Box, Scores
 
 T = TypeVar("T")
+_LARGEST = torch.finfo(torch.float32).max  # of a score: beyond it a number would be infinite
 
 
 @dataclass(frozen=True)
@@ -143,14 +144,14 @@ def _optional(answer: Mapping[str, Any], key: str, n: int, read: Callable[[Any],
 
 
 def _read_number(entry: Any) -> float:
-    """A finite number, also in a string."""
+    """A number that is finite in float32; it may stand in a string."""
     if isinstance(entry, bool) or not isinstance(entry, (int, float, str)):
         raise ValueError(f"expected a number or null, got {entry!r}")
     try:
         number = float(entry)
     except (ValueError, OverflowError):
         number = math.nan
-    if not math.isfinite(number):
+    if not abs(number) <= _LARGEST:
         raise ValueError(f"expected a finite number or null, got {entry!r}")
     return number
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from varrl_lightning.types.normal_form import IGNORABLE
 
-SINGLE = frozenset("'‘’‚‛`´＇")
+SINGLE = frozenset("'‘’‚‛`´＇❛❜")
 """Marks that may be apostrophes too."""
 PRIMES = frozenset("′″‴")
 PAIRS = {

@@ -22,6 +22,7 @@ from varrl_lightning.types.quote_marks import (
 from varrl_lightning.types.single_quotes import belongs_to_a_word, read_singles
 
 _EDGES = re.compile(r"^[\s,，]+|[\s,，]+$")
+_ENTITY = re.compile(r"&(?:quot|#34|#x22|[lr][ds]quo|[bs]dquo|sbquo|[lr]aquo|[lr]saquo);", re.IGNORECASE)
 _AROUND = 12
 _SENTENCE = 6
 """Words: of so many in quotes, the quotes are rather a sentence's than those of what is to be written."""
@@ -83,8 +84,10 @@ def read_quotes(text: str) -> Quotes:
 def _outermost(text: str) -> tuple[list[Quotation], list[str]]:
     """The quotations that are within no other, in order, and what is unclear about the text's marks."""
     marks = marks_of(text)
+    entity = _ENTITY.search(text)
+    written = [f"{entity.group()} stands for a quotation mark in HTML: write the mark itself"] if entity else []
     if not marks:
-        return [], []
+        return [], written
     quotations, unclear = _doubles(text, [m for m in marks if m.text not in SINGLE and m.text not in PRIMES])
     outside = [m for m in marks if m.text in SINGLE and not any(q.start <= m.start < q.stop for q in quotations)]
     reading, doubtful = read_singles(text, outside)
@@ -93,6 +96,7 @@ def _outermost(text: str) -> tuple[list[Quotation], list[str]]:
     unclear += [_alone(text, m) for m in marks if m.text in PRIMES and not m.before.isalnum()]
     if doubtful:
         unclear.append("apostrophes and single quotation marks can be told apart in several ways")
+    unclear += written
     return sorted(q for q in quotations if not any(o.start < q.start and q.stop < o.stop for o in quotations)), unclear
 
 
@@ -108,6 +112,8 @@ def _doubles(text: str, marks: Sequence[Mark]) -> tuple[list[Quotation], list[st
             quotations.append(Quotation.between(marks[i], marks[end]))
             if marks[end].measured and belongs_to_a_word(text, marks[i], marks[end]):
                 unclear.append(f"{marks[end].text} may close a quotation or mean inches in {_around(text, marks[end])!r}")
+            if marks[i].stop == marks[end].start and (marks[i].before.isalnum() or marks[end].after.isalnum()):
+                unclear.append(f"there is nothing within {text[marks[i].start : marks[end].stop]} in {_around(text, marks[end])!r}")
             unclear += _unclear_within(text, marks, ends, i, end)
         i = (i if end is None else end) + 1
     return quotations, unclear

@@ -11,8 +11,8 @@ from varrl_lightning.types.quote_marks import Mark, is_letter
 Role = Literal["opens", "closes", "apostrophe"]
 Span = tuple[int, int]
 
-_CLOSERS = {"'": "'", "‘": "’", "‛": "’", "’": "’", "‚": "‘’", "`": "`'´", "´": "´", "＇": "＇"}
-_QUOTES_ALONE = frozenset("‚＇")
+_CLOSERS = {"'": "'", "‘": "’", "‛": "’", "’": "’", "‚": "‘’", "`": "`'´", "´": "´", "＇": "＇", "❛": "❜", "❜": "❜"}
+_QUOTES_ALONE = frozenset("‚＇❛")
 # Words that begin with an apostrophe and are none without it: not 'round.
 _LEFT_OUT = re.compile(r"(?:\d\ds?|n|em|til|tis|twas|twere|cuz|neath|gainst|kay|[st])(?!\w)", re.IGNORECASE)
 _DECADE = re.compile(r"\d0s(?!\w)")
