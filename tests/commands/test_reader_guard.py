@@ -13,8 +13,10 @@ import pytest
 import yaml
 from torch import Tensor
 
+from tests.tiny import TinyPolicy, tiny_policy
 from varrl_lightning.__main__ import main
 from varrl_lightning.commands.doctor_checks import reader_reads
+from varrl_lightning.policies.state import Cond
 from varrl_lightning.registry import REWARDS, build
 from varrl_lightning.rewards.base import BaseReward, Reading
 from varrl_lightning.rewards.ocr_engines import Word
@@ -60,8 +62,19 @@ def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Path("words.jsonl").write_text("".join(json.dumps({"text": f'{i} "{word}"'}) + "\n" for i, word in enumerate(LINES)))
 
 
-def run(command: str, reward: Any, *options: str) -> int:
-    model = {"policy": {"class_path": "tiny.tiny_policy"}, "reward": reward, "mask_source": "full", "m": 2, "group_size": 2}
+class Polyglot(TinyPolicy):
+    """A policy that takes words of any script."""
+
+    def encode_prompts(self, prompts: Sequence[Prompt]) -> Cond:
+        return super().encode_prompts([p if p.text.isascii() else Prompt('"STONE"', id=p.id) for p in prompts])
+
+
+def polyglot() -> TinyPolicy:
+    return tiny_policy(kind=Polyglot)
+
+
+def run(command: str, reward: Any, *options: str, policy: str = "tiny.tiny_policy") -> int:
+    model = {"policy": {"class_path": policy}, "reward": reward, "mask_source": "full", "m": 2, "group_size": 2}
     data = {"train": "words.jsonl", "batch_size": 2}
     trainer = {"accelerator": "cpu", "max_steps": 1, "logger": False, "callbacks": [], "enable_progress_bar": False}
     trainer |= {"default_root_dir": "run", "limit_val_batches": 0, "enable_checkpointing": False, "enable_model_summary": False}
@@ -90,7 +103,7 @@ def test_fit_does_not_start_with_garbage_unless_it_is_to_be_a_warning(capsys: py
 
 def test_the_doctor_names_characters_and_prompts_of_the_whole_file(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.warns(UserWarning, match=r"'М' \(U\+041C.*1 of 11 prompts: '10 \"МИР\"' \('МИР'\)"):
-        assert run("doctor", RAPIDOCR, "--json") == 0
+        assert run("doctor", RAPIDOCR, "--json", policy=f"{__name__}.polyglot") == 0
     (found,) = [f for f in json.loads(capsys.readouterr().out) if f["check"] == "reader"]
     assert found["passed"]
     assert "reads 4 of 5 drawn words right (0.80); cannot write 'МИР' of 'МИР'" in found["figure"]
