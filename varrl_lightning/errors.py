@@ -108,6 +108,9 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 
 def no_such_name(owner: str, name: str, names: Iterable[str]) -> str:
-    """`owner has no 'name'. Did you mean 'nama'?`, followed by the known names."""
+    """`owner has no 'name'. Did you mean 'nama'?`, followed by the known names, if there are any."""
+    names = list(names)
+    if not names:
+        return f"{owner} has no {name!r}; it has none at all."
     listing = textwrap.fill(f"It has: {', '.join(names)}.", width=118, initial_indent="  ", subsequent_indent="  ")
     return f"{owner} has no {name!r}.{did_you_mean(name, names)}\n{listing}"

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, default_collate
 
 from varrl_lightning.prompts.batches import FORMS, as_prompts
 from varrl_lightning.types import Prompt
@@ -138,3 +138,44 @@ def test_what_holds_no_prompts_is_described(batch: Any, said: str) -> None:
 def test_a_field_that_no_prompt_can_have_is_named(batch: Any, said: str) -> None:
     with pytest.raises(ValueError, match=re.escape(said)):
         as_prompts(batch)
+
+
+TAGGED = [("a cup", {"tag": "one"}), ("a hat", {"tag": "two"})]
+
+
+@pytest.mark.parametrize(
+    "batch",
+    [
+        (["a cup", "a hat"], [{"tag": "one"}, {"tag": "two"}]),
+        (["a cup", "a hat"], [{"prompt": "a cup", "tag": "one"}, {"prompt": "a hat", "tag": "two"}]),
+        (["a cup", "a hat"], {"tag": ["one", "two"]}),
+        TAGGED,
+        [*zip(*TAGGED, strict=True)],
+        default_collate(TAGGED),
+        [(torch.zeros(3, 2, 2), *row) for row in TAGGED],
+    ],
+)
+def test_what_stands_in_objects_beside_the_texts_arrives(batch: Any) -> None:
+    assert [(prompt.text, prompt.extra) for prompt in as_prompts(batch)] == [("a cup", {"tag": "one"}), ("a hat", {"tag": "two"})]
+
+
+def test_classes_with_objects_beside_them() -> None:
+    prompts = as_prompts((torch.tensor([3, 4]), [{"tag": "one"}, {"tag": "two"}]))
+    assert [(prompt.label, prompt.extra) for prompt in prompts] == [(3, {"tag": "one"}), (4, {"tag": "two"})]
+
+
+def test_other_texts_in_objects_beside_the_texts_are_said() -> None:
+    with pytest.warns(UserWarning, match="'prompt' beside the texts of a batch has others"):
+        assert as_prompts((["a cup"], [{"prompt": "a hat", "tag": "one"}])) == [Prompt("a cup", extra={"tag": "one"})]
+
+
+@pytest.mark.parametrize("rows", [[(torch.zeros(3, 2, 2), "a"), (torch.zeros(3, 2, 2), "b")], [("a", 0), ("b", 1)]])
+def test_no_row_of_a_list_of_tuples_is_lost(rows: Any) -> None:
+    assert [prompt.text for prompt in as_prompts(rows)] == ["a", "b"]
+
+
+@pytest.mark.parametrize("rows", [1, 2])
+def test_objects_that_the_default_collate_turned_over_are_left_out(rows: int) -> None:
+    row = {"prompt": "x", "include": [{"class": "cup", "count": 2}] * rows}
+    with pytest.warns(UserWarning, match="the column 'include' does not have one value for each"):
+        assert [dict(prompt.extra) for prompt in as_prompts(default_collate([row] * rows))] == [{}] * rows

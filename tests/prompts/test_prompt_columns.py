@@ -91,6 +91,11 @@ def test_the_names_of_text_and_negative_prompt(tmp_path: Path, text: str, negati
     assert as_prompts({name: [value] for name, value in row.items()}) == [wanted]
 
 
+def test_a_name_without_a_value_is_not_there(tmp_path: Path) -> None:
+    rows = lines({"text": None, "prompt": "two cups", "negative_prompt": None})
+    assert load_prompts(write(tmp_path / "nulls.jsonl", rows)) == [Prompt("two cups")]
+
+
 def test_two_texts_are_told(tmp_path: Path) -> None:
     path = write(
         tmp_path / "x.jsonl", lines({"prompt": "a", "text": "b"}, {"prompt": "c", "text": "d"}, {"prompt": "e", "text": "e"})

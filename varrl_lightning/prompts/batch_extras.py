@@ -52,7 +52,12 @@ def extra_column(name: str, column: Any, rows: int) -> list[Any] | None:
 
 
 def _is_turned(part: Any, rows: int) -> bool:
-    """Whether an entry of a column is a column itself: the default collate makes tuples of texts, and tensors of numbers."""
+    """Whether an entry of a column is a column itself: the default collate makes tuples of texts, and tensors of numbers.
+
+    Of objects it makes one with a column under each key, which numbers show; a list of texts may be a row's own.
+    """
+    if isinstance(part, Mapping):
+        return any(_is_turned(value, rows) for value in part.values())
     if isinstance(part, tuple):
         return len(part) == rows and all(isinstance(text, str) for text in part)
     shape: Sequence[int] = getattr(part, "shape", ())

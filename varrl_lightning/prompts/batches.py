@@ -33,8 +33,9 @@ def as_prompts(batch: Any) -> list[Prompt]:
     or a class (`label`, `class`), one mapping of columns with one of these (a Hugging Face batch), and a tuple or list that holds
     one of the former, texts before numbers: `(captions, images)`, `(images, labels)`. A single prompt, string or mapping is a
     batch of one. Other fields of a prompt (`id`, `words`, `category`, `negative` or `negative_prompt`, ...) are taken by their
-    names. Whatever else a row has goes into `Prompt.extra`, tensors as plain values; but pictures, features and other large arrays
-    are left out (`batch_extras.is_large`), and with a warning what JSON does not have.
+    names, also from objects beside the texts: `(texts, [{"tag": ...}, ...])`. Whatever else a row has goes into `Prompt.extra`,
+    tensors as plain values; but pictures, features and other large arrays are left out (`batch_extras.is_large`), and with a
+    warning what JSON does not have.
 
     Raises:
         TypeError: names what was given and the known forms.
@@ -61,8 +62,47 @@ def _read(batch: Any) -> list[Prompt] | None:
         return [_prompt(item) for item in batch]
     if _is_ambiguous(batch):
         return None
-    candidates = [prompts for prompts in map(_read, batch) if prompts]
-    return next((prompts for prompts in candidates if not _is_numbered(prompts)), candidates[0] if candidates else None)
+    return _of_parts(list(zip(*batch, strict=True)) if _is_rows(batch) else batch)
+
+
+def _of_parts(batch: Any) -> list[Prompt] | None:
+    """The prompts of that part of a tuple which has texts, else classes; with what stands in objects beside them."""
+    candidates = [(item, prompts) for item, prompts in zip(batch, map(_read, batch), strict=True) if prompts]
+    item, prompts = next((both for both in candidates if not _is_numbered(both[1])), (candidates or [(None, None)])[0])
+    named = _listed(item)
+    if prompts is None or not isinstance(named, (list, tuple)) or not all(isinstance(x, (str, int)) for x in named):
+        return prompts
+    return _with_objects(list(named), [other for other in batch if other is not item]) or prompts
+
+
+def _is_rows(batch: Any) -> bool:
+    """Whether a batch is one of tuples as `collate_fn=list` leaves them, (text, object) or (image, text), and not of columns."""
+    if not all(isinstance(item, tuple) for item in batch):
+        return False
+    kinds = {tuple(map(type, item)) for item in batch}
+    return len(kinds) == 1 and len(set(*kinds)) > 1 and type(None) not in set(*kinds)
+
+
+def _with_objects(named: list[Any], others: list[Any]) -> list[Prompt] | None:
+    """The prompts of texts or classes beside which their other values stand: `(texts, [{"tag": ...}, ...])`, or as columns."""
+    for other in map(_listed, others):
+        if isinstance(other, Mapping):
+            return _of_mapping({_name_of(named[0]): named} | _without_texts(other, named))
+        if isinstance(other, (list, tuple)) and len(other) == len(named) and all(isinstance(row, Mapping) for row in other):
+            return [_prompt({_name_of(x): x} | _without_texts(row, x)) for x, row in zip(named, other, strict=True)]
+    return None
+
+
+def _name_of(x: str | int) -> str:
+    return TEXTS[0] if isinstance(x, str) else LABEL[0]
+
+
+def _without_texts(mapping: Mapping[Any, Any], named: Any) -> dict[Any, Any]:
+    """What a mapping has beside the texts, or classes, that were read elsewhere; said where its own are others."""
+    for name in TEXTS + LABEL:
+        if name in mapping and mapping[name] is not None and _listed(mapping[name]) != named:
+            warnings.warn(f"{name!r} beside the texts of a batch has others than these, and is not read", stacklevel=2)
+    return {name: value for name, value in mapping.items() if name not in TEXTS + LABEL}
 
 
 def _of_mapping(batch: Mapping[Any, Any]) -> list[Prompt] | None:

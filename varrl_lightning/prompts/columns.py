@@ -34,6 +34,7 @@ def prompt_values(
     taken, remarks = set(own), []
     for field, names in (("text", text_names), ("negative", NEGATIVE)):
         given = [name for name in names if line.get(name) is not None]
+        taken |= {name for name in names if name in line and line[name] is None}
         if given:
             own[field] = line[given[0]]
             taken.add(given[0])
