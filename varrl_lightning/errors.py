@@ -6,7 +6,7 @@ import difflib
 import sysconfig
 import textwrap
 import traceback
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 USE, FAILED = 2, 1
@@ -105,6 +105,11 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     """` Did you mean 'x'?` for the closest known name, or nothing."""
     close = difflib.get_close_matches(name, list(known), n=1)
     return f" Did you mean {close[0]!r}?" if close else ""
+
+
+def listed(names: Sequence[str], most: int = 50) -> str:
+    """`'a', 'b', ...`: the first names, as many as a user can look through."""
+    return ", ".join(map(repr, names[:most])) + (", ..." if len(names) > most else "")
 
 
 def no_such_name(owner: str, name: str, names: Iterable[str]) -> str:

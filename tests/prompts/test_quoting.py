@@ -99,14 +99,15 @@ def test_what_the_default_reader_cannot_write_is_named() -> None:
         reward.check_prompts(list(prompts.values()))
 
 
-def test_all_at_once_is_one_warning_with_their_number_and_the_first(tmp_path: Path) -> None:
+def test_all_at_once_is_one_warning_that_names_each(tmp_path: Path) -> None:
     prompts, warning, refusal = read_as_doctor_does(written(tmp_path / "p.jsonl", HUNDRED))
     unclear = [p for p in prompts if p.unclear_quotes]
     assert warning.count("\n") == 0
     assert f"{tmp_path / 'p.jsonl'}: the quotes of {len(unclear)} of 100 prompts are unclear" in warning
-    assert [repr(p.id) in warning for p in unclear] == [True] * 5 + [False] * (len(unclear) - 5)
+    assert [p.id for p in unclear if repr(p.id) not in warning] == []
+    assert warning.count("; taken: ") == quotes.NAMED
     refused = [row["id"] for row in HUNDRED if row["expect"] == "refused"]
-    assert f"{len(refused)} of 100 prompts have none: {', '.join(map(repr, refused[:5]))}, ..." in refusal
+    assert f"{len(refused)} of 100 prompts have none: {', '.join(map(repr, refused))}." in refusal
 
 
 def test_batches_of_texts_are_warned_of_and_prompts_that_were_read_are_not_again(tmp_path: Path) -> None:

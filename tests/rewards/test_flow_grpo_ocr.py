@@ -105,7 +105,7 @@ def test_failures_and_prompts_without_words_have_no_score() -> None:
 
 def test_prompts_without_words_are_named() -> None:
     prompts = [Prompt('"tea"'), *(Prompt(f"cat {i}") for i in range(6))]
-    with pytest.raises(ValueError, match=r"6 of 7 prompts have none: 'cat 0', 'cat 1', 'cat 2', 'cat 3', 'cat 4', \.\.\.\."):
+    with pytest.raises(ValueError, match=r"6 of 7 prompts have none: 'cat 0', .*'cat 5'\."):
         FlowGRPOOCR(engine=Reads()).check_prompts(prompts)
     FlowGRPOOCR(engine=Reads(), without_words="skip").check_prompts(prompts)
     FlowGRPOOCR(engine=Reads()).check_prompts(prompts[:1])

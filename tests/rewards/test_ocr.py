@@ -149,8 +149,8 @@ def test_a_failed_region_fails_its_image() -> None:
 def test_prompts_without_words_are_named_before_training() -> None:
     reward = OCRReward(engine=Scripted({}))
     reward.check_prompts([Prompt(text='a sign that says "hot"')])
-    silent = [Prompt(text=f"a cat {i}") for i in range(7)]
-    with pytest.raises(ValueError, match=r"7 of 8 prompts have none: 'a cat 0', .*'a cat 4', \.\.\.\. Quote them"):
+    silent = [Prompt(text=f"a cat {i}") for i in range(51)]
+    with pytest.raises(ValueError, match=r"51 of 52 prompts have none: 'a cat 0', .*'a cat 49', \.\.\.\. Quote them"):
         reward.check_prompts([*silent, prompt("hot")])
     with pytest.raises(ValueError, match=r"1 of 1 prompts have none: 'a cat 0'\. Quote"):
         reward.check_prompts(silent[:1])

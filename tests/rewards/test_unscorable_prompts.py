@@ -66,7 +66,7 @@ def test_several_rewards_share_the_prompts_between_them() -> None:
     ocr = OCRReward(engine=Blind(), without_words="skip")  # type: ignore[arg-type]
     rewards = weighted(text=(ocr, 1.0), labels=(OfLabels(), -1.0))
     rewards.check_training_prompts([SPOKEN, Prompt("a cube", label=3)])
-    with pytest.raises(ValueError, match=r"\(text, labels\) can score images of 7 of 8 .*: 'cube', 'cube', .*, \.\.\."):
+    with pytest.raises(ValueError, match=r"\(text, labels\) can score images of 7 of 8 .*: ('cube', ){6}'cube'\. "):
         rewards.check_training_prompts([SPOKEN] + [SILENT] * 7)
     assert weighted(all=(rewards, 1.0)).can_score(SPOKEN)  # a weighted sum is a reward like any other
     assert not weighted(all=(rewards, 1.0)).can_score(SILENT)

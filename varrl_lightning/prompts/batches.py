@@ -68,9 +68,11 @@ def _read(batch: Any) -> list[Prompt] | None:
 def _of_parts(batch: Any) -> list[Prompt] | None:
     """The prompts of that part of a tuple which has texts, else classes; with what stands in objects beside them."""
     candidates = [(item, prompts) for item, prompts in zip(batch, map(_read, batch), strict=True) if prompts]
-    item, prompts = next((both for both in candidates if not _is_numbered(both[1])), (candidates or [(None, None)])[0])
+    if not candidates:
+        return None
+    item, prompts = next((both for both in candidates if not _is_numbered(both[1])), candidates[0])
     named = _listed(item)
-    if prompts is None or not isinstance(named, (list, tuple)) or not all(isinstance(x, (str, int)) for x in named):
+    if not isinstance(named, (list, tuple)) or not all(isinstance(x, (str, int)) for x in named):
         return prompts
     return _with_objects(list(named), [other for other in batch if other is not item]) or prompts
 

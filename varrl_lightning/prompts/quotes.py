@@ -9,33 +9,38 @@ from pathlib import Path
 from varrl_lightning.types import Prompt
 
 NAMED = 5
-"""Prompts that one warning names."""
+"""Prompts that one warning describes; others it names only."""
 MOST = 50
-"""Prompts of batches that are named in one process: a stream of them may have no end."""
+"""Prompts that are named in all, of one file, and of the batches of one process: a stream of them may have no end."""
 _told: set[str] = set()
 _named: set[str] = set()
 """Texts of prompts that a warning was about, and of those that were in batches."""
 
 
 def unclear_quotes(prompts: Sequence[Prompt]) -> str:
-    """What is unclear about the quotes of prompts whose words were taken from them: how many and the first; empty if nothing is.
+    """What is unclear about the quotes of prompts whose words were taken from them: how many and which; empty if nothing is.
 
     Prompts that list their words are clear, whatever their quotes.
     """
     unclear = [prompt for prompt in prompts if prompt.unclear_quotes]
     if not unclear:
         return ""
-    named = "; ".join(_described(prompt) for prompt in unclear[:NAMED]) + ("; ..." if len(unclear) > NAMED else "")
+    named = "; ".join(map(_described, unclear[:NAMED]))
+    if others := unclear[NAMED:MOST]:
+        named += f"; likewise {', '.join(map(_name, others))}" + (", ..." if len(unclear) > MOST else "")
     return (
         f"the quotes of {len(unclear)} of {len(prompts)} prompts are unclear, and the words taken from them may not be those that "
         f"are meant: {named}. Mend the quotes, or list what is to be written under 'words'."
     )
 
 
+def _name(prompt: Prompt) -> str:
+    return repr(prompt.id if len(prompt.id) <= 100 else prompt.id[:100] + "...")
+
+
 def _described(prompt: Prompt) -> str:
-    name = prompt.id if len(prompt.id) <= 100 else prompt.id[:100] + "..."
     words = ", ".join(map(repr, prompt.words)) or "no words"
-    return f"{name!r} ({prompt.unclear_quotes}; taken: {words})"
+    return f"{_name(prompt)} ({prompt.unclear_quotes}; taken: {words})"
 
 
 def warn_of_file(prompts: Sequence[Prompt], path: str | Path) -> None:

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from varrl_lightning.algorithms.ocr_score import edit_distance
+from varrl_lightning.errors import listed
 from varrl_lightning.rewards.alphabets import unreadable_words, warn_of_unreadable
 from varrl_lightning.rewards.base import BaseReward, Reading
 from varrl_lightning.rewards.ocr_engines import OCREngine, RapidOCREngine, one_of
@@ -71,10 +72,9 @@ class FlowGRPOOCR(BaseReward):
         """Raise a ValueError that names the prompts without words; warn of those with characters that the reader cannot write."""
         missing = [p.id for p in prompts if not _has_target(p)]
         if missing and self.without_words == "error":
-            named = ", ".join(map(repr, missing[:5])) + (", ..." if len(missing) > 5 else "")
             raise ValueError(
                 f"the flow_grpo_ocr reward needs a quoted string to look for, and {len(missing)} of {len(prompts)} prompts have "
-                f"none: {named}. Quote it in the text, list it under 'words', or set without_words to 'skip'."
+                f"none: {listed(missing)}. Quote it in the text, list it under 'words', or set without_words to 'skip'."
             )
         warn_of_unreadable(prompts, lambda prompt: prompt.words[:1], self.unreadable, self.engine)
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from varrl_lightning.algorithms.ocr_score import ocr_score
 from varrl_lightning.algorithms.word_metrics import word_closeness, words_found
+from varrl_lightning.errors import listed
 from varrl_lightning.rewards.alphabets import unreadable_words, warn_of_unreadable
 from varrl_lightning.rewards.base import BaseReward, Reading
 from varrl_lightning.rewards.ocr_engines import OCREngine, RapidOCREngine, Word, one_of
@@ -87,10 +88,9 @@ class OCRReward(BaseReward):
         """Raise a ValueError that names the prompts without words; warn of those with characters that the reader cannot write."""
         missing = [p.id for p in prompts if not normal_words(p.words)]
         if missing and self.without_words == "error":
-            named = ", ".join(map(repr, missing[:5])) + (", ..." if len(missing) > 5 else "")
             raise ValueError(
                 f"the OCR reward needs words to look for, and {len(missing)} of {len(prompts)} prompts have none: "
-                f"{named}. Quote them in the text, list them under 'words', or set without_words to 'skip'."
+                f"{listed(missing)}. Quote them in the text, list them under 'words', or set without_words to 'skip'."
             )
         warn_of_unreadable(prompts, lambda prompt: prompt.words, self.unreadable, self.engine)
 

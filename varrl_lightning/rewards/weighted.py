@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from varrl_lightning.algorithms.vmr import combine_rewards
-from varrl_lightning.errors import PluginError, RewardError, did_you_mean
+from varrl_lightning.errors import PluginError, RewardError, did_you_mean, listed
 from varrl_lightning.registry import REWARDS, build, name_of, named_class
 from varrl_lightning.rewards.base import BaseReward, Reward, RewardFunction, score_groups, score_images
 from varrl_lightning.rewards.groups import equal_prompts
@@ -95,12 +95,11 @@ class WeightedRewards(BaseReward):
         """
         hopeless = [prompt.id for prompt in prompts if not self.can_score(prompt)]
         if hopeless:
-            named = ", ".join(map(repr, hopeless[:5])) + (", ..." if len(hopeless) > 5 else "")
             trains = ", ".join(name for name, term in self.terms.items() if term.weight)
             raise ValueError(
-                f"no reward that trains ({trains}) can score images of {len(hopeless)} of {len(prompts)} training prompts: {named}"
-                ". Nothing can be learnt from them: leave them out, give them what the reward needs (one that reads needs words in "
-                "quotes), or add a reward that scores any image, such as clip_score."
+                f"no reward that trains ({trains}) can score images of {len(hopeless)} of {len(prompts)} training prompts: "
+                f"{listed(hopeless)}. Nothing can be learnt from them: leave them out, give them what the reward needs (one that "
+                "reads needs words in quotes), or add a reward that scores any image, such as clip_score."
             )
 
     def prepare(self) -> None:
