@@ -20,9 +20,8 @@ from varrl_lightning.configuration.specs import Specified, built
 from varrl_lightning.data import EvaluationBatches
 from varrl_lightning.evaluation.evaluate import Evaluation
 from varrl_lightning.evaluation.evaluator import Evaluator
-from varrl_lightning.grpo.arguments import built_cycle, built_sampling, built_score
+from varrl_lightning.grpo.arguments import built_credit, built_cycle, built_objective, built_sampling, built_score
 from varrl_lightning.grpo.credit import BranchScores, CreditOptions, MaskOptions, NormaliseOptions
-from varrl_lightning.grpo.diagnostics import credit_metrics, reward_metrics
 from varrl_lightning.grpo.grpo import GRPO
 from varrl_lightning.grpo.objective import KLOptions, Objective
 from varrl_lightning.grpo.rollout import Share, prompt_keys
@@ -42,7 +41,7 @@ from varrl_lightning.training.guards import Guards
 from varrl_lightning.training.judge_and_reference import built_judge, built_reference
 from varrl_lightning.training.shared_batch import batches_of, prompts_of_all, share_of_branches
 from varrl_lightning.training.shared_rollout import sample_on_all
-from varrl_lightning.training.step_log import StepLog, time_metrics
+from varrl_lightning.training.step_log import StepLog, step_metrics
 from varrl_lightning.training.trainer_checks import check_dtype, check_trainer, check_training, silence_expected_warnings
 from varrl_lightning.training.updater import LRSchedulerFactory, OptimizerFactory, Updater, paper_optimizer
 from varrl_lightning.types import Prompt, Rollout, Sampling, SamplingChanges, Score, Stage
@@ -152,23 +151,16 @@ class VARGRPO(L.LightningModule):
         self.automatic_optimization = False
         self.save_hyperparameters()
         self.policy: VARPolicy = built("policy", VARPolicy, policy)
-        kl_options: KLOptions = built("kl", KLOptions, kl)
-        mask_options: MaskOptions = built("mask", MaskOptions, mask)
-        normalise_options: NormaliseOptions = built("normalise", NormaliseOptions, normalise)
         self.guards: Guards = built("guards", Guards, guards)
         check_sizes(group_size, num_continuations, micro_batch_size, images_at_once)
-        self.rewards = WeightedRewards.from_spec(reward)
+        credit = built_credit(eta, alpha, combine, mask, normalise)
         self.sampling = built_sampling(sampling, self.policy.default_sampling)
         self.sampling.check(len(self.policy.schedule()))
+        objective = built_objective(built_score(score, self.sampling), clip_low, clip_high, ratio, kl_coef, kl)
         self.cycle = built_cycle(self.policy, stages, m, group_size, num_continuations, alternation, suffix_starts, first_scale)
-        self.grpo = GRPO(
-            cycle=self.cycle,
-            rewards=self.rewards,
-            mask_source=build(MASK_SOURCES, mask_source),
-            sampling=self.sampling,
-            credit=CreditOptions(eta, alpha, combine, mask_options, normalise_options),
-            objective=Objective(built_score(score, self.sampling), clip_low, clip_high, ratio, kl_coef, kl_options),
-        )
+        self.rewards = WeightedRewards.from_spec(reward)
+        source = build(MASK_SOURCES, mask_source)
+        self.grpo = GRPO(self.cycle, self.rewards, source, self.sampling, credit, objective)
         self.grpo.check_policy(self.policy)
         self.judge = built_judge(judge, self.rewards)
         self.optimizer_factory = built("optimizer", OptimizerFactory, optimizer) or paper_optimizer
@@ -233,9 +225,7 @@ class VARGRPO(L.LightningModule):
         size = self.micro_batches.number
         with stopwatch("update"), explain_out_of_memory("micro_batch_size", size):
             metrics = self.updater.update(self, self.parallel, rollout, credit, real_branches=share.real, micro_batch_size=size)
-        metrics |= reward_metrics(scores, credit, self.grpo.credit.eta)
-        metrics |= credit_metrics(stage, rollout.schedule, credit, self.grpo.credit.alpha)
-        metrics |= time_metrics(rollout, len(scores), stopwatch.seconds, self.updater.skipped)
+        metrics |= step_metrics(self.grpo, rollout, scores, credit, stopwatch.seconds, self.updater.skipped)
         metrics |= {**self.counters.metrics(), "stage": float(self.cycle.index(stage))}
         self._step_log.log(self, stage, metrics | self.micro_batches.metrics, len(prompts))
         self.counters.rollouts_done += 1

@@ -8,7 +8,9 @@ from dataclasses import replace
 from typing import Any, Literal
 
 from varrl_lightning.algorithms.stages import cycle, spelled_out
-from varrl_lightning.configuration.specs import built
+from varrl_lightning.configuration.specs import Specified, built
+from varrl_lightning.grpo.credit import CreditOptions, MaskOptions, NormaliseOptions
+from varrl_lightning.grpo.objective import KLOptions, Objective
 from varrl_lightning.policies.base import VARPolicy
 from varrl_lightning.types import Sampling, SamplingChanges, Score, Stage
 
@@ -62,3 +64,34 @@ def built_score(score: Any, sampling: Sampling) -> Score:
     if named.sampling not in (Sampling(), sampling):
         raise ValueError(f"score.sampling is the module's own sampling: set `sampling` in its place, got {named.sampling}")
     return replace(named, sampling=sampling)
+
+
+def built_credit(
+    eta: float,
+    alpha: float,
+    combine: Literal["weighted_sum", "standardised_sum"],
+    mask: Specified[MaskOptions],
+    normalise: Specified[NormaliseOptions],
+) -> CreditOptions:
+    """How scores become weights of tokens; the arguments are those of `VARGRPO`.
+
+    Raises:
+        ValueError: on a value out of its range.
+    """
+    return CreditOptions(eta, alpha, combine, built("mask", MaskOptions, mask), built("normalise", NormaliseOptions, normalise))
+
+
+def built_objective(
+    score: Score,
+    clip_low: float,
+    clip_high: float,
+    ratio: Literal["token", "scale_mean", "scale_sum", "bit"],
+    kl_coef: float,
+    kl: Specified[KLOptions],
+) -> Objective:
+    """The loss; the arguments are those of `VARGRPO`.
+
+    Raises:
+        ValueError: on a value out of its range.
+    """
+    return Objective(score, clip_low, clip_high, ratio, kl_coef, built("kl", KLOptions, kl))

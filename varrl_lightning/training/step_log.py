@@ -7,8 +7,22 @@ from collections.abc import Mapping, Sequence
 
 import lightning as L
 
+from varrl_lightning.grpo.credit import BranchScores, Credit
+from varrl_lightning.grpo.diagnostics import credit_metrics, reward_metrics
+from varrl_lightning.grpo.grpo import GRPO
 from varrl_lightning.loggers import log_step
 from varrl_lightning.types import Rollout, Stage
+
+
+def step_metrics(
+    grpo: GRPO, rollout: Rollout, scores: BranchScores, credit: Credit, seconds: Mapping[str, float], skipped: bool
+) -> dict[str, float]:
+    """What a step's rewards, credit and clocks say; `seconds` and `skipped` are those of `time_metrics`."""
+    return {
+        **reward_metrics(scores, credit, grpo.credit.eta),
+        **credit_metrics(rollout.stage, rollout.schedule, credit, grpo.credit.alpha),
+        **time_metrics(rollout, len(scores), seconds, skipped),
+    }
 
 
 def time_metrics(rollout: Rollout, branches: int, seconds: Mapping[str, float], skipped: bool = False) -> dict[str, float]:
