@@ -4,6 +4,8 @@
 
 Prints, for each file of weights (the model that comes with the package, if none is named), word accuracy and NED by the reward's
 reader, and word accuracy by Tesseract where it is installed: of complete pictures and of the same pictures decoded after m scales.
+First every list of prompts as the recipes sample them, those of pre-training too, whose words the model has seen; then one list in
+several ways.
 """
 
 from __future__ import annotations
@@ -34,6 +36,7 @@ WAYS = {
     "top 2, guidance 2": Sampling(top_k=2, cfg=2.0),
     "all codes, temperature 1": Sampling(),
 }
+SPLITS = ("pretraining", "train", "validation", "test")
 
 
 def read(images: Tensor, prompts: Sequence[Prompt], reward: OCRReward) -> dict[str, float]:
@@ -59,24 +62,31 @@ def main() -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("weights", nargs="*", default=["embedded"], metavar="TRANSFORMER")
-    parser.add_argument("--split", default="test", choices=("train", "validation", "test"))
+    parser.add_argument("--split", default="test", choices=SPLITS, help="the list that is sampled in several ways (default: test)")
     parser.add_argument("--prompts", type=int, help="only the first so many prompts; all by default")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--ways", type=int, default=len(WAYS), help="only the first so many ways of sampling")
     parser.add_argument("--no-judge", action="store_true", help="leave Tesseract out, which takes most of the time")
     arguments = parser.parse_args()
-    prompts = load_prompts(f"builtin:lettering/{arguments.split}.jsonl")[: arguments.prompts]
+    lists = {split: load_prompts(f"builtin:lettering/{split}.jsonl")[: arguments.prompts] for split in SPLITS}
     readers = {"ocr": OCRReward(detect=False, max_line_width=96, min_confidence=0.5)}
     if not arguments.no_judge and why_not_installed() is None:
         readers["tesseract"] = TesseractReward(detect=False)
-    print(f"{len(prompts)} prompts, {sum(len(p.words) for p in prompts)} words; whole / after {CONTENT} scales")
+    ways = list(WAYS.items())[: arguments.ways]
+    runs = [(split, *ways[0]) for split in SPLITS] + [(arguments.split, *way) for way in ways[1:]]
+    print(f"whole / after {CONTENT} scales")
     for path in arguments.weights:
         policy = LetteringPolicy.from_pretrained(path)
-        for name, sampling in list(WAYS.items())[: arguments.ways]:
+        for split, name, sampling in runs:
+            prompts = lists[split]
             pictures = sample_both(policy, prompts, sampling, arguments.seed)
             metrics = {reader: [read(images, prompts, reward) for images in pictures] for reader, reward in readers.items()}
             shown = ", ".join(f"{reader} {w['word_accuracy']:.3f} / {c['word_accuracy']:.3f}" for reader, (w, c) in metrics.items())
-            print(f"{path} | {name} | {shown}, NED {metrics['ocr'][0]['ned']:.3f}", flush=True)
+            words = sum(len(prompt.words) for prompt in prompts)
+            print(
+                f"{path} | {split}, {len(prompts)} prompts of {words} words | {name} | {shown}, NED {metrics['ocr'][0]['ned']:.3f}",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Writes the prompts that the recipes name: `python examples/prompts/make_prompts.py`.
 
-`lettering/`: signs with one to three words, for the embedded model, from the words in `lettering/*.txt` here. `signs/`: text to be
+`lettering/`: signs with one to three words, for the embedded model, from the words in `lettering/*.txt` here; those of
+`pretraining` were rendered to teach it, those of the other splits never. `signs/`: text to be
 rendered, in quotes. `imagenet/`: a class each, for taste; `imagenet/text_*`: classes with lettering, for text.
 Words, and where there are none classes, are in one split only. The files are the same each time: what is drawn by lot is seeded.
 """
@@ -52,18 +53,24 @@ tomorrow yesterday forever always never maybe hello goodbye thanks please enter 
 SHARES = {"validation": 1, "test": 2}
 """Of every eight words the second goes to validation, the third to test, the others to training."""
 LETTERED = ("street sign", "menu", "comic book", "book jacket", "web site", "scoreboard", "packet", "crossword puzzle")
+LETTERING = {"pretraining": ("train", 1), "train": ("unseen", 3), "validation": ("validation", 3), "test": ("test", 1)}
+"""Splits of the embedded model's words: the name in their seed, and the signs that are made for each word."""
 
 
-def lettering(words: Sequence[str], split: str) -> Iterator[dict[str, Any]]:
-    """Each word once on a sign of its own, in turn alone, with one more and with two; colour and material are named in half."""
-    rng = random.Random(f"signs {split}")
+def lettering(words: Sequence[str], seed: str, signs_each: int) -> Iterator[dict[str, Any]]:
+    """Each word first on so many signs, in turn alone, with one more and with two; colour and material are named in half."""
+    rng = random.Random(f"signs {seed}")
     order = list(words)
     rng.shuffle(order)
-    for number, first in enumerate(order):
-        said = [first]
-        while len(said) < 1 + number % 3:
-            if (other := rng.choice(words)) not in said:
-                said.append(other)
+    asked: set[frozenset[str]] = set()
+    for number in range(signs_each * len(order)):
+        # Each round begins one further, so that a word that was alone comes with one more next, and then with two.
+        turn, place = divmod(number, len(order))
+        count = 1 + (place + turn) % 3
+        said = with_others(order[place], count, words, rng)
+        while frozenset(said) in asked:
+            said = with_others(order[place], count, words, rng)
+        asked.add(frozenset(said))
         rng.shuffle(said)
         # Each is left open as often as it is named.
         style = " ".join(filter(None, (rng.choice((*named, *(None,) * len(named))) for named in (tuple(COLOURS), MATERIALS))))
@@ -73,8 +80,16 @@ def lettering(words: Sequence[str], split: str) -> Iterator[dict[str, Any]]:
             "text": f'{sign} that says "{" ".join(said)}"',
             "words": said,
             "regions": [[0, line * LINE_HEIGHT, WIDTH, (line + 1) * LINE_HEIGHT] for line in range(LINES)],
-            "category": ("1 word", "2 words", "3 words")[number % 3],
+            "category": ("1 word", "2 words", "3 words")[count - 1],
         }
+
+
+def with_others(first: str, count: int, words: Sequence[str], rng: random.Random) -> list[str]:
+    said = [first]
+    while len(said) < count:
+        if (other := rng.choice(words)) not in said:
+            said.append(other)
+    return said
 
 
 def split_of(position: int) -> str:
@@ -110,10 +125,11 @@ def lettered_classes(names: Sequence[str], split: str) -> Iterator[dict[str, Any
 
 
 def main() -> None:
+    for split, (seed, signs_each) in LETTERING.items():
+        words = (Path(__file__).parent / "lettering" / f"{split}.txt").read_text().split()
+        write(ASSETS / "lettering" / f"{split}.jsonl", lettering(words, seed, signs_each))
     names = (ASSETS / "imagenet" / "classes.txt").read_text().splitlines()
     for split in ("train", *SHARES):
-        words = (Path(__file__).parent / "lettering" / f"{split}.txt").read_text().split()
-        write(ASSETS / "lettering" / f"{split}.jsonl", lettering(words, split))
         write(ASSETS / "signs" / f"{split}.jsonl", signs(split))
         write(ASSETS / "imagenet" / f"{split}.jsonl", classes(names, split))
         write(ASSETS / "imagenet" / f"text_{split}.jsonl", lettered_classes(names, split))

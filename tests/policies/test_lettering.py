@@ -225,11 +225,13 @@ def test_the_embedded_model_spells_about_half_of_its_words_and_by_its_first_scal
 
 
 def test_prompt_files() -> None:
-    """Splits share no word; regions are all lines, the empty ones too, and every colour, material and letter is asked for."""
+    """The words of all four lists are disjoint; regions are all lines, the empty ones too, and every colour, material and letter
+    is asked for.
+    """
     words = {}
-    for split, count in (("train", 2647), ("validation", 600), ("test", 600)):
+    for split, count, each in (("pretraining", 2647, 1), ("train", 400, 3), ("validation", 200, 3), ("test", 600, 1)):
         prompts = load_prompts(ASSETS / f"{split}.jsonl")
-        assert len(prompts) == count
+        assert len(prompts) == count * each
         signs = [sign_of(prompt) for prompt in prompts]
         words[split] = {word for sign in signs for word in sign.words}
         assert len(words[split]) == count

@@ -168,12 +168,12 @@ def words_of(data: SignBatches) -> set[str]:
 
 def test_held_out_words_are_never_drawn() -> None:
     pictures = WordPictures(batches=12, batch_size=64, invented=0.4).training
-    held_out = set(read_words(ASSETS / "validation.jsonl")) | set(read_words(ASSETS / "test.jsonl"))
+    held_out = {word for split in ("train", "validation", "test") for word in read_words(ASSETS / f"{split}.jsonl")}
     assert pictures.forbidden == held_out
     words = words_of(pictures)
     assert not held_out.intersection(words)
-    assert words.intersection(read_words(ASSETS / "train.jsonl"))
-    assert words.difference(read_words(ASSETS / "train.jsonl"))  # the invented ones
+    assert words.intersection(read_words(ASSETS / "pretraining.jsonl"))
+    assert words.difference(read_words(ASSETS / "pretraining.jsonl"))  # the invented ones
 
 
 def test_invented_words_avoid_the_forbidden_ones() -> None:
@@ -188,7 +188,7 @@ def test_letters_are_read_back() -> None:
 
 
 def test_leaking_splits_are_refused(tmp_path: Path) -> None:
-    leaky = tmp_path / "train.jsonl"
+    leaky = tmp_path / "pretraining.jsonl"
     leaky.write_text(json.dumps({"text": f'"{read_words(ASSETS / "test.jsonl")[0]}"'}) + "\n")
     with pytest.raises(ValueError, match="holds 1 words of the held-out files"):
         WordPictures(batches=1, train=leaky)

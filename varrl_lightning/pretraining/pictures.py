@@ -95,16 +95,16 @@ class SignBatches(Dataset[Batch]):
 
 
 class WordPictures(LightningDataModule):
-    """Pictures of training words and of invented ones; words of the other splits never occur in training.
+    """Pictures of pre-training words and of invented ones; words of the other splits never occur in training.
 
     Args:
         batches: batches of an epoch.
         batch_size: pictures of a batch.
         invented: share of invented words.
         seed: of the choice of words and of the pictures.
-        train: prompt file of the training words.
+        train: prompt file of the words that are rendered.
         validation: prompt file of the validation words.
-        held_out: prompt files whose words are never invented.
+        held_out: prompt files whose words are never rendered: those that reinforcement learning trains and tests on.
     """
 
     def __init__(
@@ -113,9 +113,9 @@ class WordPictures(LightningDataModule):
         batch_size: int = 64,
         invented: float = 0.4,
         seed: int = 0,
-        train: Path = ASSETS / "train.jsonl",
+        train: Path = ASSETS / "pretraining.jsonl",
         validation: Path = ASSETS / "validation.jsonl",
-        held_out: Sequence[Path] = (ASSETS / "validation.jsonl", ASSETS / "test.jsonl"),
+        held_out: Sequence[Path] = tuple(ASSETS / f"{split}.jsonl" for split in ("train", "validation", "test")),
     ) -> None:
         super().__init__()
         forbidden = frozenset(word for path in held_out for word in read_words(path))
