@@ -85,7 +85,8 @@ class VARGRPO(L.LightningModule):
         clip_high: the ratio is clipped above at 1 + clip_high.
         ratio: the probability that the ratio is of: `token`, `scale_mean`, `scale_sum`, or `bit` for bitwise families.
         updates_per_rollout: optimizer steps on one rollout, >= 1.
-        normalise: divisors of advantages and weights, see `NormaliseOptions`: `advantages`, `tokens`, `constant`.
+        normalise: divisors of advantages and weights, see `NormaliseOptions`: `advantages`, `tokens`, `constant`, `advantage_eps`,
+            `min_std`.
         mask: how pixels become weights of tokens, see `MaskOptions`: `propagation`, `missing`, `outside`, `dilation`, `threshold`.
         score: which distribution is trained: `model`, `sampler`, `guided`, `corrected`, or a `Score`.
         sampling: how rollouts and evaluations are sampled: a complete `Sampling`, or changes to the policy's default.

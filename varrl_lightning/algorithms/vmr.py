@@ -104,13 +104,18 @@ def combine_rewards(
     return torch.where(usable, shared, 0.0).to(first.dtype), usable
 
 
-def standardised_sum(values_per_reward: Mapping[str, Float[Tensor, "P A"]], weights: Mapping[str, float]) -> Float[Tensor, "P A"]:
+def standardised_sum(
+    values_per_reward: Mapping[str, Float[Tensor, "P A"]], weights: Mapping[str, float], *, eps: float = 1e-4, min_std: float = 1e-6
+) -> Float[Tensor, "P A"]:
     """Compute the weighted sum of soft values, each standardised within its group first: the other way to join several rewards.
 
         sum_i w_i (V_i - mean_group V_i) / std_group V_i
 
     The rewards' own scales drop out. A reward without variance in a group adds 0 there; one that is NaN at a branch, or known at
     fewer than two branches of the group, leaves its weight to the others. The sum is NaN where no reward is left.
+
+    Args:
+        eps, min_std: as in `group_advantages`, for each reward.
 
     Raises:
         ValueError: as `combine_rewards`.
@@ -128,7 +133,7 @@ def standardised_sum(values_per_reward: Mapping[str, Float[Tensor, "P A"]], weig
     scores, known = {}, {}
     for name, values in values_per_reward.items():
         finite = torch.isfinite(values)
-        scores[name] = group_advantages(widened(values), finite)[0][..., None]
+        scores[name] = group_advantages(widened(values), finite, eps=eps, min_std=min_std)[0][..., None]
         known[name] = (finite & (finite.sum(dim=-1, keepdim=True) >= 2))[..., None]
     combined, usable = combine_rewards(scores, known, weights)
     return torch.where(usable, combined, math.nan).squeeze(-1).to(next(iter(values_per_reward.values())).dtype)

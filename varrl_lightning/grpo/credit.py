@@ -64,6 +64,9 @@ class NormaliseOptions(OptionGroup):
         advantages: group-centred returns are divided by the std of the `group`, of the `batch`, or not (`none`).
         tokens: the weights k_t * mask are normalised within a `branch`, over the `batch`, by a `constant`, or not (`none`).
         constant: the divisor of the weights, > 0; goes with `tokens: constant` alone.
+        advantage_eps: added to the std that divides advantages, in the unit of the returns, >= 0.
+        min_std: a group whose returns have a smaller std counts as one without variance, >= 0. A reward that is a confidence always
+            varies a little: where all branches are right, it would make unit advantages of noise.
 
     Raises:
         ValueError: on a value out of its range.
@@ -72,6 +75,8 @@ class NormaliseOptions(OptionGroup):
     advantages: Literal["group", "batch", "none"] = "group"
     tokens: Literal["branch", "batch", "constant", "none"] = "branch"
     constant: float | None = None
+    advantage_eps: float = 1e-4
+    min_std: float = 1e-6
 
     def __post_init__(self) -> None:
         check_choices(self)
@@ -79,6 +84,9 @@ class NormaliseOptions(OptionGroup):
             raise ValueError(f"normalise.constant goes with normalise.tokens 'constant', got {self.tokens!r} with {self.constant}")
         if self.constant is not None and not self.constant > 0:
             raise ValueError(f"normalise.constant must be > 0, got {self.constant}")
+        for name in ("advantage_eps", "min_std"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"normalise.{name} must be >= 0 and finite, in the unit of the returns, got {getattr(self, name)}")
 
 
 @dataclass(frozen=True)
@@ -276,12 +284,13 @@ def assign_credit(
     usable = {name: u.view(shape) for name, u in scores.usable.items()}
     rewards, valid = combine_rewards(values, usable, dict(weights))
     returns = _returns(values, usable, rewards, valid, dict(weights), stage, options)
-    advantages, active = group_advantages(returns, torch.isfinite(returns), scale=options.normalise.advantages)
+    normalise = options.normalise
+    spread = {"eps": normalise.advantage_eps, "min_std": normalise.min_std}
+    advantages, active = group_advantages(returns, torch.isfinite(returns), scale=normalise.advantages, **spread)
     mask = _mask(scores.tokens_on, stage, schedule, options.mask, returns)
     log_k = log_panw_weights(schedule, stage.start, stage.stop, options.alpha)
     everyone = torch.ones_like(active.flatten())
     kl_mask = mask if masked_kl else torch.ones_like(mask)
-    normalise = options.normalise
     return Credit(
         rewards=rewards,
         valid=valid,
@@ -306,7 +315,7 @@ def _returns(
     if options.combine == "weighted_sum":
         return stage_returns(rewards, stage, options.eta, valid)
     each = {name: stage_returns(values[name], stage, options.eta, usable[name]) for name in values}
-    return standardised_sum(each, weights)
+    return standardised_sum(each, weights, eps=options.normalise.advantage_eps, min_std=options.normalise.min_std)
 
 
 def _mask(
