@@ -71,7 +71,8 @@ class VARGRPO(L.LightningModule):
         mask_source: which pixels the reward is about: a plugin's name, or as for `reward`; `full` masks nothing.
         m: the middle step: a number of scales, or a resolution such as `256px`; T means plain GRPO.
         group_size: A, branches per prompt, >= 2.
-        num_continuations: K, continuations of a branch in the prefix stage, >= 1.
+        num_continuations: K, continuations of a branch in the prefix stage; with 0, a branch's reward is its draft's, the first m
+            scales decoded at full size: an exact gradient of E[R(draft)], a biased one of E[R].
         eta: temperature of the middle return (Eq. 10), > 0.
         alpha: decay exponent of k_t = 1 / (h_t w_t)^alpha (Eq. 9).
         alternation: the cycle of stages, by name; `prefix*300` repeats.
@@ -95,7 +96,7 @@ class VARGRPO(L.LightningModule):
         max_grad_norm: gradients are clipped to this norm; None for no clipping.
         micro_batch_size: branches in one backward pass; None for all; `auto` for as many as the device's memory holds with a tenth
             to spare, predicted when training starts. It does not change what is computed.
-        images_at_once: most images sampled and decoded at one time, at least the K of one branch; None for all (64 in evaluation).
+        images_at_once: most images sampled and decoded at one time, at least those of one branch; None for all (64 in evaluation).
         seed: seed of all noise in training.
         eval_seed: seed of the noise in validation, test and before/after pictures.
         judge: a second reader for `test`, given like `reward`, unseen by training; `auto` is Tesseract where it is installed and

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from varrl_lightning.algorithms.stages import cycle, full_stage, prefix_stage, stage_returns, suffix_stage
+from varrl_lightning.algorithms.stages import cycle, full_stage, prefix_stage, spelled_out, stage_returns, suffix_stage
 from varrl_lightning.algorithms.vmr import soft_value
 from varrl_lightning.types import Stage
 
@@ -55,6 +55,35 @@ def test_returns_are_soft_values_before_the_end_and_rewards_at_the_end() -> None
     valid[0, 5] = False
     assert stage_returns(terminal, Stage(0, 3, 50), 0.3).isnan().nonzero().tolist() == [[0, 3], [0, 4]]
     assert stage_returns(terminal, Stage(0, 3, 50), 0.3, valid).isnan().nonzero().tolist() == [[0, 3], [0, 5]]
+
+
+def test_drafts_have_a_column_of_their_own() -> None:
+    stage = prefix_stage(18, 12, 16, 0)
+    assert stage == Stage(0, 12, 16, continuations=0, name="prefix")
+    assert cycle(18, 12, 16, 0, PPPS) == (stage,) * 3 + (SUFFIX,)
+    assert (stage.scores_drafts, stage.images_per_branch, stage.images_per_prompt) == (True, 1, 16)
+    assert [(s.scores_drafts, s.images_per_branch, s.images_per_prompt) for s in (PREFIX, SUFFIX)] == [
+        (False, 2, 32),
+        (False, 1, 16),
+    ]
+    rewards = torch.tensor([[[0.5], [math.nan]]])
+    assert stage_returns(rewards, Stage(0, 2, 2, 0), 0.3).nan_to_num(-1).tolist() == [[0.5, -1.0]]
+    with pytest.raises(ValueError, match=r"has \(A, K\) = \(2, 1\), got rewards of \(2, 0\)"):
+        stage_returns(torch.zeros(1, 2, 0), Stage(0, 2, 2, 0), 1.0)
+
+
+@pytest.mark.parametrize("alternation", [("suffix",), ("all", "suffix*2")])
+def test_drafts_need_a_prefix(alternation: tuple[str, ...]) -> None:
+    with pytest.raises(ValueError, match=r"num_continuations = 0 scores the drafts .* but the alternation .* has no prefix"):
+        cycle(18, 12, 16, 0, alternation)
+    assert cycle(18, 18, 16, 0, alternation) == (full_stage(18, 16),)  # K is ignored, as any other
+
+
+def test_no_draft_ends_with_the_last_scale() -> None:
+    with pytest.raises(ValueError, match=r"Stage\(start=2, stop=4, .*\) ends with the last scale, where continuations is 1"):
+        spelled_out([Stage(2, 4, 4, 0)], T=4)
+    with pytest.raises(ValueError, match=r"num_continuations \(K\) must be at least 0, which scores drafts, got -1"):
+        Stage(0, 2, 4, -1)
 
 
 def test_errors_name_value_and_range() -> None:

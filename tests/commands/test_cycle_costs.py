@@ -28,6 +28,17 @@ def test_a_stage_that_starts_late_counts_its_own_scales_only() -> None:
     assert (cost.images, cost.tokens) == (6, 2 * (4 + 16))
 
 
+def test_drafts_are_images_too() -> None:
+    costs = cycle_costs(cycle(4, 2, 16, 0, ("prefix",)), SCHEDULE, prompts=4, ranks=2)
+    assert (costs[0].images, costs[0].tokens) == (64, 4 * 16 * 5)
+    console = Console(file=io.StringIO(), width=100)
+    console.print(cost_table(costs))
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "4 x 16 x 1 draft = 64" in text
+    assert "64 images sampled and scored" in text
+    assert "32 branches, 32 images on each" in " ".join(text.split())
+
+
 def test_the_table_spells_it_out() -> None:
     console = Console(file=io.StringIO(), width=80)
     console.print(cost_table(cycle_costs(cycle(4, 2, 16, 2, ("prefix*3", "suffix")), SCHEDULE, prompts=4)))

@@ -36,9 +36,10 @@ def _log_policy(policy: TabularPolicy) -> list[Tensor]:
     return [policy.tree.factorised(x.double(), t) for t, x in enumerate(policy.token_logits())]
 
 
-def _rewards(policy: TabularPolicy) -> Tensor:
-    """R of every s_T, all different, so that no group is without variance by chance."""
-    return torch.randn(policy.tree.states(len(policy.tree)), generator=torch.Generator().manual_seed(5)).double()
+def _rewards(policy: TabularPolicy, stage: Stage) -> Tensor:
+    """R of every s_T, or of every draft s_b; all different, so that no group is without variance by chance."""
+    states = policy.tree.states(stage.stop if stage.continuations == 0 else len(policy.tree))
+    return torch.randn(states, generator=torch.Generator().manual_seed(5)).double()
 
 
 def _branch_tokens(policy: TabularPolicy, states: Tensor, stop: int) -> list[Tensor]:
@@ -49,12 +50,12 @@ def _branch_tokens(policy: TabularPolicy, states: Tensor, stop: int) -> list[Ten
 
 
 def _expected_update(policy: TabularPolicy, stage: Stage, ratio: Literal["token", "scale_mean", "scale_sum"]) -> list[Tensor]:
-    """Gradient of the tables, expected over all groups of A = 2 branches with K continuations each.
+    """Gradient of the tables, expected over all groups of A = 2 branches with K continuations each; with K = 0, of drafts.
 
     Mean-only advantages times A / (A-1), alpha = 0, a full mask, no normaliser, no KL, the sampler's own score.
     """
     A, K, T = stage.branches, stage.continuations, len(policy.tree)
-    log_policy, R = [x.detach() for x in _log_policy(policy)], _rewards(policy)
+    log_policy, R = [x.detach() for x in _log_policy(policy)], _rewards(policy, stage)
     start = paths(log_policy, 0, stage.start)[0] if stage.start else torch.zeros(1).double()
     branch = paths(log_policy, stage.start, stage.stop)  # (S_a, branches of each)
     tail = paths(log_policy, stage.stop, T) if stage.stop < T else torch.zeros(len(R), 1).double()
@@ -66,7 +67,8 @@ def _expected_update(policy: TabularPolicy, stage: Stage, ratio: Literal["token"
         log_probability.append(
             start[s] + sum(branch[s, b] + tail[state, list(k)].sum() for (b, k), state in zip(drawn, states, strict=True))
         )
-        rewards.append([[R[state * tail.shape[1] + leaf] for leaf in k] for (_, k), state in zip(drawn, states, strict=True)])
+        images = [[state * tail.shape[1] + leaf for leaf in k] or [state] for (_, k), state in zip(drawn, states, strict=True)]
+        rewards.append([[R[image] for image in of_branch] for of_branch in images])
     probability = torch.stack(log_probability).exp()
     assert probability.sum().item() == pytest.approx(1)
 
@@ -87,11 +89,11 @@ def _expected_update(policy: TabularPolicy, stage: Stage, ratio: Literal["token"
 
 
 def _gradient_of_the_value(policy: TabularPolicy, stage: Stage) -> list[Tensor]:
-    """Gradient of E[V_K] with respect to the stage's tables, V_K the Eq. 10 estimate from K draws of a fixed tail."""
-    log_policy, R, T = _log_policy(policy), _rewards(policy), len(policy.tree)
+    """Gradient of E[V_K] with respect to the stage's tables, V_K the Eq. 10 estimate from K draws of a fixed tail; V_0 = R."""
+    log_policy, R, T = _log_policy(policy), _rewards(policy, stage), len(policy.tree)
     K = stage.continuations
     value = R
-    if stage.stop < T:
+    if stage.stop < T and K > 0:
         tail = paths(log_policy, stage.stop, T).detach()
         draws = list(product(range(tail.shape[1]), repeat=K))
         of_state = R.view(tail.shape)
@@ -105,6 +107,8 @@ def _name(x: Stage | int) -> str:
 
 
 STAGES = [
+    (2, Stage(0, 1, branches=2, continuations=0)),
+    (3, Stage(1, 2, branches=2, continuations=0)),
     (2, Stage(0, 1, branches=2, continuations=1)),
     (2, Stage(0, 1, branches=2, continuations=2)),
     (3, Stage(0, 2, branches=2, continuations=2)),

@@ -19,6 +19,7 @@ from varrl_lightning.types import Prompt, Rollout, Sampling, Stage
 GRIDS = ((1, 1), (1, 2), (1, 3))
 STAGES = {
     "prefix": Stage(0, 2, branches=6, continuations=2),
+    "drafts": Stage(0, 2, branches=6, continuations=0),
     "suffix": Stage(2, 3, branches=6),
     "suffix of three starts": Stage(2, 3, branches=6, starts=3),
     "suffix of six starts": Stage(1, 3, branches=6, starts=6),

@@ -96,6 +96,7 @@ def test_what_autograd_keeps_is_counted() -> None:
     [
         pytest.param(16, 1, Stage(0, 4, 4, 2), id="small"),
         pytest.param(32, 2, Stage(4, 6, 4), id="middle"),
+        pytest.param(16, 1, Stage(0, 4, 4, 0), id="drafts"),
         pytest.param(64, 4, Stage(0, 4, 4, 2), id="large", marks=pytest.mark.slow),
     ],
 )

@@ -20,6 +20,7 @@ def prefix_stage(T: int, m: int, A: int, K: int, first_scale: FirstScale = "trai
     """Return the stage of scales `[0, m)` for the middle return (Eq. 5, Prefix).
 
     Args:
+        K: continuations of a branch; 0 for the reward of the draft, which the first m scales decode to.
         first_scale: `shared` is what the paper's own indices say, where actions begin with r_2: r_1 is sampled once per prompt,
             shared by the branches and not trained.
 
@@ -73,11 +74,12 @@ def cycle(
 
     Args:
         m: the middle step, in [1, T]; at T there is nothing to split: one stage of all scales, K ignored.
+        num_continuations: K of the prefix, >= 0.
         alternation: names out of prefix, suffix and all, each with an optional count: `("prefix*300", "suffix*100")`.
         starts: different s_m per prompt of a suffix; divides the group.
 
     Raises:
-        ValueError: on an unknown name, a bad count, an empty alternation or an m out of range.
+        ValueError: on an unknown name, a bad count, an empty alternation or an m out of range; on K = 0 without a prefix.
 
     Examples:
         >>> stages = cycle(T=10, m=6, group_size=4, num_continuations=2, alternation=["prefix*2", "suffix"])
@@ -93,6 +95,11 @@ def cycle(
     names = [name for entry in alternation for name in _repeated(entry)]
     if m == T:
         return (full_stage(T, group_size, first_scale),)
+    if num_continuations == 0 and "prefix" not in names:
+        raise ValueError(
+            f"num_continuations = 0 scores the drafts of prefix updates, but the alternation {list(alternation)} has no prefix: "
+            "add one, or leave num_continuations out"
+        )
     stages = {
         "prefix": lambda: prefix_stage(T, m, group_size, num_continuations, first_scale),
         "suffix": lambda: suffix_stage(T, m, group_size, starts),
@@ -122,8 +129,8 @@ def spelled_out(stages: Sequence[Stage], T: int) -> tuple[Stage, ...]:
     for stage in stages:
         if stage.stop > T:
             raise ValueError(f"{stage} ends after the last of {T} scales")
-        if stage.stop == T and stage.continuations > 1:
-            raise ValueError(f"{stage} ends with the last scale, where continuations is 1")
+        if stage.stop == T and stage.continuations != 1:
+            raise ValueError(f"{stage} ends with the last scale, where continuations is 1: there is neither a tail nor a draft")
         if stage.start == 0 and stage.starts > 1:
             raise ValueError(f"{stage} starts with nothing drawn, where starts is 1")
     return tuple(stages)
@@ -132,7 +139,10 @@ def spelled_out(stages: Sequence[Stage], T: int) -> tuple[Stage, ...]:
 def stage_returns(
     rewards: Float[Tensor, "P A K"], stage: Stage, eta: float, valid: Bool[Tensor, "P A K"] | None = None
 ) -> Float[Tensor, "P A"]:
-    """Compute the return of each branch: V_b of Eq. 10, or R itself when there is one continuation; NaN where none is valid.
+    """Compute the return of each branch: V_b of Eq. 10, or R itself of its one image (K of 0 or 1); NaN where none is valid.
+
+    Args:
+        rewards: (P, A, max(K, 1)).
 
     Raises:
         ValueError: when the shape of the rewards is not the stage's (A, K).
@@ -143,11 +153,13 @@ def stage_returns(
         tensor([[1.4338, 1.0000]])
         >>> stage_returns(torch.tensor([[[0.0], [2.0]]]), suffix, eta=1.0)
         tensor([[0., 2.]])
+        >>> stage_returns(torch.tensor([[[0.0], [2.0]]]), prefix_stage(10, 6, A=2, K=0), eta=1.0)  # of two drafts
+        tensor([[0., 2.]])
     """
-    expected = (stage.branches, stage.continuations)
+    expected = (stage.branches, stage.images_per_branch)
     if rewards.shape[1:] != expected:
         raise ValueError(f"stage {stage.name!r} has (A, K) = {expected}, got rewards of {tuple(rewards.shape[1:])}")
-    if stage.continuations > 1:
+    if stage.images_per_branch > 1:
         return soft_value(rewards, eta, valid)
     usable = torch.isfinite(rewards) if valid is None else valid
     return torch.where(usable, rewards, math.nan).squeeze(-1)

@@ -19,7 +19,7 @@ class StageCost:
         stage: the stage.
         times: how often the stage comes in one cycle.
         prompts: P, over all ranks.
-        images: P * A * K, all of them sampled, decoded and scored.
+        images: P * A * K, or P * A drafts; all of them sampled, decoded and scored.
         tokens: trained tokens: those of scales `[start, stop)` in P * A branches.
         share: of an image's tokens, how much the stage trains, in (0, 1].
         ranks: processes that share the branches.
@@ -73,7 +73,7 @@ def cost_table(costs: Sequence[StageCost]) -> Table:
         table.add_row(
             stage.name,
             str(cost.times),
-            f"{cost.prompts} x {stage.branches} x {stage.continuations} = {cost.images}",
+            f"{cost.prompts} x {stage.branches} x {'1 draft' if stage.scores_drafts else stage.continuations} = {cost.images}",
             f"{stage.start + 1}-{stage.stop}",
             f"{cost.tokens:,}",
             f"{cost.share:.0%}",
@@ -99,10 +99,11 @@ def _over_ranks(costs: Sequence[StageCost]) -> list[str]:
     lines = []
     for cost in costs:
         ranks, each, A, branches = cost.ranks, cost.branches_per_rank, cost.stage.branches, cost.prompts * cost.stage.branches
+        images = each * cost.stage.images_per_branch
         groups = f"{each // A} whole groups" if each % A == 0 else f"groups of {A} are split"
         idle = ranks * each - branches
         lines.append(
-            f"{cost.stage.name}: {branches} branches over {ranks} ranks: {each} branches, {each * cost.stage.continuations} images "
+            f"{cost.stage.name}: {branches} branches over {ranks} ranks: {each} branches, {images} images "
             f"on each ({groups}{f'; {idle} of {ranks * each} places repeat a branch' if idle else ''})."
         )
     return lines

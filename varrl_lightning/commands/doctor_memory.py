@@ -226,7 +226,7 @@ def _parts_advice(forecast: Forecast, usable: int) -> str:
     most = forecast.largest_part(usable)
     if most:
         return f"set model.images_at_once to {most} (now {forecast.images_at_once or 'all'})"
-    return "not even the continuations of one branch can be sampled at once: lower num_continuations or the image size"
+    return "not even the images of one branch can be sampled at once: lower num_continuations or the image size"
 
 
 def _micro_advice(forecast: Forecast, usable: int) -> str:

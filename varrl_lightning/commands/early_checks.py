@@ -18,9 +18,10 @@ from varrl_lightning.configuration.specs import built
 from varrl_lightning.grpo.arguments import built_sampling
 from varrl_lightning.grpo.credit import CreditOptions, MaskOptions, NormaliseOptions
 from varrl_lightning.grpo.objective import KLOptions, Objective
+from varrl_lightning.mask_sources.base import check_drafts
 from varrl_lightning.policies.averaging import check_decay
 from varrl_lightning.policies.published_names import known_schedule
-from varrl_lightning.registry import MASK_SOURCES, REWARDS, check
+from varrl_lightning.registry import MASK_SOURCES, REWARDS, check, named_class
 from varrl_lightning.schedule import Schedule, square
 from varrl_lightning.training.argument_checks import check_sizes
 from varrl_lightning.training.guards import Guards
@@ -62,12 +63,15 @@ def check_plugins(model: Namespace) -> None:
 
     Raises:
         PluginError: as `registry.check`.
+        ValueError: where the mask source cannot work on the drafts that the stages score.
     """
     rewards = _plain(model.reward)
     several = isinstance(rewards, Mapping) and "class_path" not in rewards
     for name, entry in rewards.items() if several else [("", {"reward": rewards})]:
         check(REWARDS, entry.get("reward", name) if isinstance(entry, Mapping) else name)
     check(MASK_SOURCES, _plain(model.mask_source))
+    source, _ = named_class(MASK_SOURCES, _plain(model.mask_source))
+    check_drafts(source, _check_stages(model, _schedule_of(model.policy)))
     if model.judge not in (None, "auto"):
         check(REWARDS, _plain(model.judge))
 
@@ -93,18 +97,19 @@ def check_devices(trainer: Namespace) -> None:
         ) from error
 
 
-def _check_stages(model: Namespace, schedule: Schedule | None) -> None:
+def _check_stages(model: Namespace, schedule: Schedule | None) -> tuple[Stage, ...]:
+    """The stages of the cycle; none where it is not known which scales they have."""
     if model.stages is not None:
         stages = [built("stages", Stage, _plain(stage)) for stage in model.stages]
-        spelled_out(stages, len(schedule) if schedule else max([1, *(stage.stop + 1 for stage in stages)]))
-    elif schedule is not None:
+        return spelled_out(stages, len(schedule) if schedule else max([1, *(stage.stop + 1 for stage in stages)]))
+    if schedule is not None:
         sizes = (model.group_size, model.num_continuations, model.alternation)
-        cycle(len(schedule), schedule.resolve_m(model.m), *sizes, starts=model.suffix_starts, first_scale=model.first_scale)
-    else:
-        m = _ANY.resolve_m(model.m) if isinstance(model.m, str) else model.m
-        if m < 1:
-            raise ValueError(f"m must be at least 1, and at most the number of scales, got {m}")
-        cycle(m, m, model.group_size, model.num_continuations, model.alternation)  # of all scales: the others are not known
+        return cycle(len(schedule), schedule.resolve_m(model.m), *sizes, starts=model.suffix_starts, first_scale=model.first_scale)
+    m = _ANY.resolve_m(model.m) if isinstance(model.m, str) else model.m
+    if m < 1:
+        raise ValueError(f"m must be at least 1, and at most the number of scales, got {m}")
+    cycle(m, m, model.group_size, model.num_continuations, model.alternation)  # of all scales: the others are not known
+    return ()
 
 
 def _schedule_of(spec: Any) -> Schedule | None:

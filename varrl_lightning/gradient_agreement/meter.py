@@ -75,7 +75,8 @@ class AgreementMeter:
 
     The gradient is that of the policy term (of the complete loss if a variant has a KL) before clipping, by the code that trains.
     Variants that sample alike share the images: those of the most continuations serve variants that take fewer, since the k-th
-    continuation of a branch depends on its key alone. Variants that also train the same distribution share a forward pass.
+    continuation of a branch depends on its key alone; those that score drafts share theirs. Variants that also train the same
+    distribution share a forward pass.
 
     The policy does not change, and no random generator is used. With D trained parameters of 4 bytes each, memory holds
     (blocks + 1) D for every variant, besides one gradient for each variant that shares a forward pass; with `per_scale` this is
@@ -248,10 +249,11 @@ def independent_batches(prompts: Sequence[Prompt], batches: int, size: int, seed
 
 
 def _families(variants: Sequence[Variant]) -> list[list[Variant]]:
-    """Variants that sample the same branches: those of one stage, but for its continuations, and one way of sampling."""
+    """Variants that share images: those of one stage, but for the number of continuations if there are any, and one sampling."""
     families: dict[tuple[Stage, Sampling], list[Variant]] = {}
     for v in variants:
-        families.setdefault((replace(v.stage, continuations=1, name=""), v.grpo.sampling), []).append(v)
+        stage = replace(v.stage, continuations=min(v.stage.continuations, 1), name="")
+        families.setdefault((stage, v.grpo.sampling), []).append(v)
     return list(families.values())
 
 

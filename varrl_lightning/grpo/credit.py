@@ -139,7 +139,7 @@ class Credit:
     Args:
         rewards: the combined reward of each image; meaningless where not `valid`.
         valid: images with a usable reward.
-        returns: V_b of each branch, or R when b = T; NaN for a branch without a valid image.
+        returns: V_b of each branch, or R when b = T or K is 0; NaN for a branch without a valid image.
         advantages: one per branch, rows (P, A); 0 where inactive.
         active: branches whose group has something to compare.
         mask: propagated mask of each token.
@@ -186,7 +186,7 @@ class BranchScores:
     """Scores of a set of branches, before they are compared with the others of their group.
 
     Args:
-        values: scores of the K images of each branch, by reward name.
+        values: scores of the K images of each branch, or of its draft, by reward name.
         usable: which of the values exist, by reward name.
         components: named parts of the scores, for the log, by reward name.
         tokens_on: the tokens that the rewards looked at: the propagated mask, still without `mask.outside`; None for all tokens.
@@ -245,7 +245,7 @@ def scores_by_branch(
         scores: scores of the images, by reward name.
         pixel_mask: which pixels each score is about, in [0, 1]; None for all.
     """
-    shape = (len(rollout.branches), rollout.stage.continuations)
+    shape = (len(rollout.branches), rollout.stage.images_per_branch)
     return BranchScores(
         values={name: s.values.view(shape).float() for name, s in scores.items()},
         usable={name: s.usable.view(shape) for name, s in scores.items()},
@@ -259,7 +259,7 @@ def _tokens_on(rollout: Rollout, pixel_mask: Tensor | None, options: MaskOptions
     if pixel_mask is None:
         return None
     stage = rollout.stage
-    united = unite_over_continuations(pixel_mask, stage.continuations, options.threshold)
+    united = unite_over_continuations(pixel_mask, stage.images_per_branch, options.threshold)
     spread = propagate(united, rollout.schedule, stage.start, stage.stop, method=options.propagation, dilation=options.dilation)
     return spread > 0
 
@@ -279,7 +279,7 @@ def assign_credit(
         weights: weight of each reward, by its name.
         masked_kl: whether the propagated mask applies to the KL too.
     """
-    shape = (-1, stage.branches, stage.continuations)
+    shape = (-1, stage.branches, stage.images_per_branch)
     values = {name: v.view(shape) for name, v in scores.values.items()}
     usable = {name: u.view(shape) for name, u in scores.usable.items()}
     rewards, valid = combine_rewards(values, usable, dict(weights))

@@ -14,7 +14,7 @@ from varrl_lightning.grpo.credit import BranchScores, Credit, CreditOptions, Row
 from varrl_lightning.grpo.objective import Objective, detached, flat
 from varrl_lightning.grpo.rollout import sample_tree
 from varrl_lightning.grpo.stopwatch import Stopwatch
-from varrl_lightning.mask_sources.base import MaskSource, pixel_mask
+from varrl_lightning.mask_sources.base import MaskSource, check_drafts, pixel_mask
 from varrl_lightning.policies.base import VARPolicy
 from varrl_lightning.policies.state import Anchor
 from varrl_lightning.rewards.background import BackgroundScoring
@@ -55,7 +55,7 @@ class GRPO:
         objective: the loss, and which distribution it trains.
 
     Raises:
-        ValueError: when the objective's score has another sampling, or the rewards are not those that the mask source needs.
+        ValueError: when the objective's score has another sampling, or the mask source cannot do with the rewards or with drafts.
     """
 
     cycle: tuple[Stage, ...]
@@ -72,6 +72,7 @@ class GRPO:
             object.__setattr__(self, "objective", followed)
         elif score.sampling != self.sampling:
             raise ValueError(f"objective.score.sampling must be that of the rollouts, {self.sampling}, got {score.sampling}")
+        check_drafts(self.mask_source, self.cycle)
         self.mask_source.use_rewards({name: term.reward for name, term in self.rewards.terms.items()})
 
     def stage(self, rollouts_done: int) -> Stage:

@@ -63,12 +63,14 @@ def sample_tree(
 ) -> Rollout:
     """Sample `stage.starts` states s_a per prompt, fork them into A branches up to b, and each branch into K continuations up to T.
 
+    With K = 0 nothing is sampled after b: the images are the branches' own drafts. The tokens of a branch do not depend on K.
+
     What is sampled depends on the keys alone, neither on `images_at_once` nor on which process samples which branches.
 
     Args:
         prompts: P prompts of one image size.
         keys: one per prompt; or a generator, whose numbers depend on the order of the rows.
-        images_at_once: most images that are sampled and decoded at one time, at least the K of one branch; None for all.
+        images_at_once: most images that are sampled and decoded at one time, at least those of one branch; None for all.
         on_images: called with the images of each such chunk, and a prompt for each image, before the next chunk is sampled.
         branches: which of the P * A to sample; all when None.
     """
@@ -79,8 +81,8 @@ def sample_tree(
     prompt_rows = sorted({branch // stage.branches for branch in branches})
     cond = policy.encode_prompts([prompts[i] for i in prompt_rows])
     their_keys = keys if isinstance(keys, torch.Generator) else keys[prompt_rows]
-    limit = len(branches) * stage.continuations if images_at_once is None else images_at_once
-    step = max(1, limit // stage.continuations)
+    each = stage.images_per_branch
+    step = len(branches) if images_at_once is None else max(1, images_at_once // each)
     parts = []
     for first in range(0, len(branches), step):
         chunk = branches[first : first + step]
@@ -88,7 +90,7 @@ def sample_tree(
         parts.append(_grow(policy, _forks(policy, cond, their_keys, sampling, stage, places), stage, len(cond.schedule)))
         if on_images is not None:
             owners = [prompts[branch // stage.branches] for branch in chunk]
-            on_images(parts[-1].images, [prompt for prompt in owners for _ in range(stage.continuations)])
+            on_images(parts[-1].images, [prompt for prompt in owners for _ in range(each)])
     leaf_keys = [part.keys for part in parts if part.keys is not None]
     return Rollout(
         stage=stage,
@@ -139,11 +141,14 @@ class _Part:
 
 
 def _grow(policy: VARPolicy, forks: State, stage: Stage, depth: int) -> _Part:
-    """Branches from s_a to b, their leaves at T, and the images of these."""
-    branches = policy.sample(forks, stage.stop)
-    # Fork while the branches still have their cache, and release it before the leaves grow.
-    leaves, branches = branches.fork(stage.continuations), branches.finished()
-    leaves = policy.sample(leaves, depth).finished()
+    """Branches from s_a to b, their leaves at T, and the images of these; a branch without continuations is its own leaf."""
+    branches = policy.sample(forks, stage.stop, final=stage.scores_drafts)
+    if stage.scores_drafts:
+        leaves = branches = branches.finished()
+    else:
+        # Fork while the branches still have their cache, and release it before the leaves grow.
+        leaves, branches = branches.fork(stage.continuations), branches.finished()
+        leaves = policy.sample(leaves, depth).finished()
     images = policy.decode_latent(leaves.latent).float().clamp(0, 1)
     keys = leaves.keys if isinstance(leaves.keys, Tensor) else None
     return _Part(branches.tokens, leaves.tokens[stage.stop :], branches.log_probs[stage.start :], keys, images)

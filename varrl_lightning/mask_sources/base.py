@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -14,7 +14,7 @@ from varrl_lightning.policies.base import VARPolicy
 from varrl_lightning.registry import name_of
 from varrl_lightning.rewards.base import Reward
 from varrl_lightning.rewards.precision import full_precision
-from varrl_lightning.types import Rollout, Scores
+from varrl_lightning.types import Rollout, Scores, Stage
 
 
 @runtime_checkable
@@ -38,6 +38,11 @@ class MaskSource(Protocol):
         """Whether all images of a prompt must be in one process, since the source compares them. By default False."""
         ...
 
+    @property
+    def whole_images(self) -> bool:
+        """Whether it cannot work on drafts (K = 0), which have no tail tokens: a run of both is refused. By default False."""
+        ...
+
     def use_rewards(self, rewards: Mapping[str, Reward]) -> None:
         """Take the rewards of the run, by name; called once, before training begins. By default they are not needed.
 
@@ -51,9 +56,26 @@ class BaseMaskSource:
     """The optional members of `MaskSource`, each with its default."""
 
     whole_groups: bool = False
+    whole_images: bool = False
 
     def use_rewards(self, rewards: Mapping[str, Reward]) -> None:
         """Use none of them."""
+
+
+def check_drafts(source: object, stages: Sequence[Stage]) -> None:
+    """Check that a mask source, or its class, can work on the images of all stages.
+
+    Raises:
+        ValueError: when it needs whole images and a stage scores drafts; names both.
+    """
+    drafts = next((stage for stage in stages if stage.scores_drafts), None)
+    if drafts is not None and getattr(source, "whole_images", False) is True:
+        name = source.__name__ if isinstance(source, type) else name_of(source)
+        raise ValueError(
+            f"the mask source {name!r} needs whole images (whole_images), but stage {drafts.name!r} has 0 continuations "
+            "(num_continuations, K) and scores drafts: set K to at least 1, or take another mask source (boxes, saliency, "
+            "disagreement, full)"
+        )
 
 
 def pixel_mask(source: MaskSource, rollout: Rollout, scores: Scores, policy: VARPolicy) -> Float[Tensor, "N H W"] | None:

@@ -166,10 +166,10 @@ def _no_gradient(reward: Reward, reason: str) -> SaliencyError:
 
 @torch.no_grad()
 def last_latent(rollout: Rollout, policy: VARPolicy, rows: slice) -> Float[Tensor, "R C h w"]:
-    """The latent of these rows after all scales: first the tokens of their branch, then those of the image itself."""
+    """The latent that these rows were decoded from: the tokens of their branch, then those of the image itself; none of a draft."""
     first, last, _ = rows.indices(len(rollout.images))
     images = torch.arange(first, last, device=rollout.images.device)
-    branches = images // rollout.stage.continuations
+    branches = images // rollout.stage.images_per_branch
     tokens = [t[branches] for t in rollout.tokens] + [t[images] for t in rollout.tail_tokens]
     latent: Tensor = policy.initial_latent(len(images), rollout.schedule)
     for scale, of_scale in enumerate(tokens):

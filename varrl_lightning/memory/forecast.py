@@ -245,7 +245,7 @@ class Forecast:
         """The most images sampled at once that fit `limit` bytes; 0 where not even those of one branch fit."""
         fitting = []
         for stage in self.stages:
-            K = stage.continuations
+            K = stage.images_per_branch
             need = [lambda n, s=stage, K=K: max(p.total for p in self.rollout(s, n * K))]
             fitting.append(K * largest(need[0], limit, self.rows(stage)))
         return min(fitting)

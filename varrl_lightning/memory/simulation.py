@@ -112,14 +112,14 @@ class Simulation:
         return sum(x.nbytes for half in (self.cond.tensors, self.cond.unconditional) for x in half.values())
 
     def rollout(self, stage: Stage, branches: int, images_at_once: int | None) -> RolloutBytes:
-        """Sample `branches` branches of a stage and their continuations.
+        """Sample `branches` branches of a stage and their continuations, or their drafts alone.
 
         Two chunks of `images_at_once` images are sampled; further ones only add what they leave.
 
         Raises:
             SimulationError: when the policy's code looks at values.
         """
-        K = stage.continuations
+        K = stage.images_per_branch
         each = branches if images_at_once is None else min(branches, max(1, images_at_once // K))
         key = (stage, branches, each)
         if key not in self._rollouts:
@@ -149,7 +149,7 @@ class Simulation:
                     stage,
                     self.sampling,
                     keys,
-                    each * stage.continuations,
+                    each * stage.images_per_branch,
                     lambda *_: alive.append(tracked.live),
                     range(sampled),
                 )

@@ -192,18 +192,23 @@ class VARPolicy(nn.Module, ABC):
         return State(cond, sampling, keys, latent, self.start_cache(inputs, cond.schedule))
 
     @torch.no_grad()
-    def sample(self, state: State, until: int) -> State:
-        """Sample scales up to, not including, `until`."""
+    def sample(self, state: State, until: int, *, final: bool = False) -> State:
+        """Sample scales up to, not including, `until`.
+
+        Args:
+            final: whether no scale will be sampled after these, so that the cache need not hold the last of them.
+        """
         inputs = state.cond.halves(state.halves == 2)
+        read = until - 1 if final or until == len(state.cond.schedule) else until
         while state.scale < until:
-            state = self._sample_scale(state, inputs, until)
+            state = self._sample_scale(state, inputs, read)
         return state
 
-    def _sample_scale(self, state: State, inputs: dict[str, Tensor], until: int) -> State:
+    def _sample_scale(self, state: State, inputs: dict[str, Tensor], read: int) -> State:
+        """Sample the next scale; `read` is one past the last scale whose keys and values another one reads."""
         scale, schedule = state.scale, state.cond.schedule
         latent = state.latent if state.halves == 1 else torch.cat((state.latent, state.latent))
-        # No scale reads the keys and values of the last one, so that no room is reserved for them.
-        cache = state.cache.expecting(schedule.span(scale, min(until, len(schedule) - 1)))
+        cache = state.cache.expecting(schedule.span(scale, read))
         features, cache = self.scale_features(inputs, cache, [latent], scale, schedule)
         score = Score("sampler", state.sampling)
         logits = self._score_logits(split_halves(features[0], state.halves), scale, schedule, score)

@@ -26,7 +26,7 @@ def whole_groups(branches: Sequence[int], stage: Stage) -> dict[int, range]:
     Args:
         branches: numbers of branches, counted prompt by prompt; one that occurs again does not count.
     """
-    A, K = stage.branches, stage.continuations
+    A, K = stage.branches, stage.images_per_branch
     first = {branch: place for place, branch in reversed(list(enumerate(branches)))}
     found = {}
     for prompt in sorted({branch // A for branch in branches}):
@@ -43,7 +43,7 @@ class PartialScores:
 
     Args:
         apart: scores of the images, from each reward that scores them one by one.
-        groups: scores of the A * K images of a prompt, from each reward that compares them, by the number of the prompt.
+        groups: scores of the A * max(K, 1) images of a prompt, from each reward that compares them, by the number of the prompt.
     """
 
     apart: dict[str, Scores]
@@ -58,7 +58,7 @@ class PartialScores:
         Raises:
             ValueError: when the scores of a group are not known, since some of its branches were sampled elsewhere.
         """
-        A, K = stage.branches, stage.continuations
+        A, K = stage.branches, stage.images_per_branch
         needed = sorted({branch // A for branch in branches})
         rows = [(needed.index(branch // A) * A + branch % A) * K + k for branch in branches for k in range(K)]
         scores = {}

@@ -25,8 +25,8 @@ def check_sizes(group_size: int, num_continuations: int, micro_batch_size: objec
     """
     if group_size < 2:
         raise ValueError(f"group_size must be at least 2, to have something to compare, got {group_size}")
-    if num_continuations < 1:
-        raise ValueError(f"num_continuations (K) must be at least 1, got {num_continuations}")
+    if num_continuations < 0:
+        raise ValueError(f"num_continuations (K) must be at least 0, which scores drafts, got {num_continuations}")
     for name, size in (("micro_batch_size", micro_batch_size), ("images_at_once", images_at_once)):
         automatic = name == "micro_batch_size" and size == "auto"
         if not (automatic or size is None or (isinstance(size, int) and size >= 1)):

@@ -99,7 +99,7 @@ def gathered_images(rollout: Rollout, split: Sequence[SplitGroup], parallel: Par
 
     Images travel between devices, from those that sampled them to the one that scores the group, and nowhere else.
     """
-    A, K = rollout.stage.branches, rollout.stage.continuations
+    A, K = rollout.stage.branches, rollout.stage.images_per_branch
     images = rollout.images
     whole: dict[int, Tensor] = {}
     sent: list[tuple[int, Tensor]] = []

@@ -40,7 +40,7 @@ def time_metrics(rollout: Rollout, branches: int, seconds: Mapping[str, float], 
         "reward_seconds": seconds["scoring"],
         **{f"seconds/{name}": value for name, value in parts.items()},
         "step_time": sum(parts.values()),
-        "images_per_second": branches * stage.continuations / seconds["rollout"],
+        "images_per_second": branches * stage.images_per_branch / seconds["rollout"],
         "tokens_per_second": trained / seconds["update"],
         "num_tokens": float(trained),
     }

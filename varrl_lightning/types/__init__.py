@@ -3,7 +3,8 @@
 Dimensions used in shape annotations everywhere:
 
     P  prompts                      A  branches of a prompt: the group that GRPO compares
-    K  continuations of a branch    N  images = P * A * K, rows in (P, A, K) order
+    K  images of a branch: its continuations, or one draft where a stage has none
+    N  images = P * A * K, rows in (P, A, K) order
     R  rows of any batch            T  scales
     n  tokens of one scale          L  tokens of a span of scales, scale after scale
     V  vocabulary                   D  bits of a bitwise token
@@ -188,13 +189,15 @@ class Stage:
     """The scales `[start, stop)` that an update trains, and its groups; prefix, suffix and plain GRPO are values of this.
 
     Per prompt, `starts` states s_start are sampled and forked into `branches` in all. Scales `[start, stop)` are sampled in each
-    branch, and each branch is continued `continuations` times to the last scale.
+    branch, and each branch is continued `continuations` times to the last scale. With none, a branch gives one image, its draft:
+    the latent of the scales `[0, stop)`, decoded at the final size. The gradient is then exactly that of E[R(draft)], and a biased
+    one of E[R], the reward of the images that the model generates.
 
     Args:
         start: first trained scale a.
         stop: one past the last trained scale b.
         branches: A, the group size.
-        continuations: K; 1 when `stop` is the last scale.
+        continuations: K, >= 0; 0 scores drafts; 1 when `stop` is the last scale.
         starts: number of different s_start per prompt; divides `branches`; 1 when `start` is 0 (there is one empty state).
         name: used in logs.
     """
@@ -211,15 +214,25 @@ class Stage:
             raise ValueError(f"a stage needs 0 <= start < stop, got [{self.start}, {self.stop})")
         if self.branches < 2:
             raise ValueError(f"a group needs at least 2 branches to compare, got group_size = {self.branches}")
-        if self.continuations < 1:
-            raise ValueError(f"num_continuations (K) must be at least 1, got {self.continuations}")
+        if self.continuations < 0:
+            raise ValueError(f"num_continuations (K) must be at least 0, which scores drafts, got {self.continuations}")
         if self.starts < 1 or self.branches % self.starts:
             raise ValueError(f"starts must divide the {self.branches} branches, got {self.starts}")
 
     @property
+    def scores_drafts(self) -> bool:
+        """Whether the images are drafts: decoded after scale `stop`, without a continuation."""
+        return self.continuations == 0
+
+    @property
+    def images_per_branch(self) -> int:
+        """max(K, 1): the images of each continuation, or the one draft."""
+        return max(self.continuations, 1)
+
+    @property
     def images_per_prompt(self) -> int:
-        """A * K."""
-        return self.branches * self.continuations
+        """A * max(K, 1)."""
+        return self.branches * self.images_per_branch
 
 
 @dataclass(frozen=True)
@@ -231,10 +244,10 @@ class Rollout:
         prompts: the P prompts.
         schedule: the scale schedule, the same for all rows.
         tokens: scales `< stage.stop`, rows P * A: all that the update needs.
-        tail_tokens: scales `>= stage.stop`, rows P * A * K.
-        images: P * A * K images, RGB in [0, 1].
+        tail_tokens: scales `>= stage.stop`, rows P * A * K; no scale where the stage scores drafts.
+        images: P * A * K images, or P * A drafts; RGB in [0, 1].
         log_probs: log-probability of each sampled token under the sampler, in scales `[start, stop)`, rows P * A.
-        keys: the noise key of each image; None when a generator was used.
+        keys: the noise key of each image, a draft's being its branch's; None when a generator was used.
         branches: which of the P * A branches, counted prompt by prompt, the rows are; all of them unless several processes share
             the work.
     """
@@ -257,7 +270,7 @@ class Rollout:
     def image_prompts(self) -> list[Prompt]:
         """The prompt of each image: (P, A, K) order."""
         owners = [self.prompts[branch // self.stage.branches] for branch in self.branches]
-        return [prompt for prompt in owners for _ in range(self.stage.continuations)]
+        return [prompt for prompt in owners for _ in range(self.stage.images_per_branch)]
 
 
 @dataclass(frozen=True)
