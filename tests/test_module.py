@@ -336,6 +336,7 @@ def test_logged_names(tmp_path) -> None:
     parts += ["vmr_bonus", "mask_coverage", "sampler_gap", "images_per_second", "tokens_per_second"]
     parts += [f"clip_ratio/{part}" for part in ("low_mean", "low_min", "high_mean", "high_max", "region_mean")]
     parts += [f"seconds/{part}" for part in ("rollout", "reward", "update")]
+    parts += [f"variance/{part}" for part in ("within", "between", "signal")]
     parts += ["rewards/LeftBright/mean", "rewards/LeftBright/std"]
     per_scale = ("kl", "entropy", "k_share", "mask_coverage", "clip_ratio/low_mean", "sampler_gap")
     scales = range(1, M + 1)

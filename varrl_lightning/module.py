@@ -228,6 +228,7 @@ class VARGRPO(L.LightningModule):
         with stopwatch("update"), explain_out_of_memory("micro_batch_size", size):
             metrics = self.updater.update(self, self.parallel, rollout, credit, real_branches=share.real, micro_batch_size=size)
         metrics |= step_metrics(self.grpo, rollout, scores, credit, stopwatch.seconds, self.updater.skipped)
+        metrics |= self._step_log.variance.metrics(stage, credit, stopwatch.seconds)
         metrics |= {**self.counters.metrics(), "stage": float(self.cycle.index(stage))}
         self._step_log.log(self, stage, metrics | self.micro_batches.metrics, len(prompts))
         self.counters.rollouts_done += 1

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any, Literal
 
 from varrl_lightning.algorithms.stages import cycle, spelled_out
-from varrl_lightning.configuration.specs import Specified, built
+from varrl_lightning.configuration.specs import built
 from varrl_lightning.grpo.credit import CreditOptions, MaskOptions, NormaliseOptions
 from varrl_lightning.grpo.objective import KLOptions, Objective
 from varrl_lightning.policies.base import VARPolicy
@@ -70,8 +70,8 @@ def built_credit(
     eta: float,
     alpha: float,
     combine: Literal["weighted_sum", "standardised_sum"],
-    mask: Specified[MaskOptions],
-    normalise: Specified[NormaliseOptions],
+    mask: Any,
+    normalise: Any,
 ) -> CreditOptions:
     """How scores become weights of tokens; the arguments are those of `VARGRPO`.
 
@@ -87,7 +87,7 @@ def built_objective(
     clip_high: float,
     ratio: Literal["token", "scale_mean", "scale_sum", "bit"],
     kl_coef: float,
-    kl: Specified[KLOptions],
+    kl: Any,
 ) -> Objective:
     """The loss; the arguments are those of `VARGRPO`.
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from varrl_lightning.algorithms.advantages import differ
 from varrl_lightning.algorithms.panw import scale_shares
 from varrl_lightning.algorithms.precision import widened
+from varrl_lightning.algorithms.variance_components import VarianceComponents
 from varrl_lightning.algorithms.vmr import vmr_bonus
 from varrl_lightning.grpo.credit import BranchScores, Credit
 from varrl_lightning.schedule import Schedule
@@ -44,6 +45,12 @@ def reward_metrics(scores: BranchScores, credit: Credit, eta: float) -> dict[str
         for part, component in scores.components[name].items():
             metrics[f"rewards/{name}/{part}"] = _mean(component[known & torch.isfinite(component)])
     return {name: value for name, value in metrics.items() if not math.isnan(value)}
+
+
+def variance_metrics(components: VarianceComponents, K: int) -> dict[str, float]:
+    """Variance between continuations of a branch and between branches of a group, and the share of signal of the mean of K."""
+    metrics = {"within": components.within, "between": components.between, "signal": components.signal(K)}
+    return {f"variance/{name}": value for name, value in metrics.items() if not math.isnan(value)}
 
 
 def credit_metrics(stage: Stage, schedule: Schedule, credit: Credit, alpha: float) -> dict[str, float]:

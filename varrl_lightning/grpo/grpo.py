@@ -115,7 +115,7 @@ class GRPO:
             keys: noise keys of the prompts, see `prompt_keys`.
             images_at_once: most images sampled and decoded at one time; None for all.
             branches: which of the P * A branches to sample; None for all.
-            stopwatch: measures `rollout`, `reward` (waiting for it), and `scoring` (all of the rewards' work).
+            stopwatch: measures `rollout`, of it the `tail`s, `reward` (waiting for it), and `scoring` (all of the rewards' work).
 
         Raises:
             ValueError: when a group is sampled in part, but a reward compares the images of a group.
@@ -158,7 +158,7 @@ class GRPO:
         all_branches = range(len(prompts) * stage.branches)
         with BackgroundScoring(self.rewards, whole_groups(all_branches if branches is None else branches, stage)) as scoring:
             with stopwatch("rollout"):
-                rollout = sample_tree(policy, prompts, stage, self.sampling, keys, images_at_once, scoring.add, branches)
+                rollout = sample_tree(policy, prompts, stage, self.sampling, keys, images_at_once, scoring.add, branches, stopwatch)
             with stopwatch("reward"):
                 scores = scoring.partial_result()
         stopwatch.seconds["scoring"] = scoring.seconds

@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from varrl_lightning.algorithms.noise import row_key
+from varrl_lightning.grpo.stopwatch import Stopwatch
 from varrl_lightning.policies.base import VARPolicy
 from varrl_lightning.policies.state import Cond, State
 from varrl_lightning.types import Prompt, Rollout, Sampling, Stage
@@ -60,6 +61,7 @@ def sample_tree(
     images_at_once: int | None = None,
     on_images: Callable[[Float[Tensor, "N 3 H W"], list[Prompt]], None] | None = None,
     branches: Sequence[int] | None = None,
+    stopwatch: Stopwatch | None = None,
 ) -> Rollout:
     """Sample `stage.starts` states s_a per prompt, fork them into A branches up to b, and each branch into K continuations up to T.
 
@@ -73,6 +75,7 @@ def sample_tree(
         images_at_once: most images that are sampled and decoded at one time, at least those of one branch; None for all.
         on_images: called with the images of each such chunk, and a prompt for each image, before the next chunk is sampled.
         branches: which of the P * A to sample; all when None.
+        stopwatch: measures `tail`: the continuations and the decoding of their images.
     """
     sizes = {p.size for p in prompts}
     if len(sizes) != 1:
@@ -87,7 +90,8 @@ def sample_tree(
     for first in range(0, len(branches), step):
         chunk = branches[first : first + step]
         places = [(prompt_rows.index(branch // stage.branches), branch % stage.branches) for branch in chunk]
-        parts.append(_grow(policy, _forks(policy, cond, their_keys, sampling, stage, places), stage, len(cond.schedule)))
+        forks = _forks(policy, cond, their_keys, sampling, stage, places)
+        parts.append(_grow(policy, forks, stage, len(cond.schedule), stopwatch or Stopwatch()))
         if on_images is not None:
             owners = [prompts[branch // stage.branches] for branch in chunk]
             on_images(parts[-1].images, [prompt for prompt in owners for _ in range(each)])
@@ -140,16 +144,18 @@ class _Part:
     images: Float[Tensor, "N 3 H W"]
 
 
-def _grow(policy: VARPolicy, forks: State, stage: Stage, depth: int) -> _Part:
+def _grow(policy: VARPolicy, forks: State, stage: Stage, depth: int, stopwatch: Stopwatch) -> _Part:
     """Branches from s_a to b, their leaves at T, and the images of these; a branch without continuations is its own leaf."""
     branches = policy.sample(forks, stage.stop, final=stage.scores_drafts)
     if stage.scores_drafts:
         leaves = branches = branches.finished()
+        images = policy.decode_latent(leaves.latent).float().clamp(0, 1)
     else:
         # Fork while the branches still have their cache, and release it before the leaves grow.
         leaves, branches = branches.fork(stage.continuations), branches.finished()
-        leaves = policy.sample(leaves, depth).finished()
-    images = policy.decode_latent(leaves.latent).float().clamp(0, 1)
+        with stopwatch("tail"):
+            leaves = policy.sample(leaves, depth).finished()
+            images = policy.decode_latent(leaves.latent).float().clamp(0, 1)
     keys = leaves.keys if isinstance(leaves.keys, Tensor) else None
     return _Part(branches.tokens, leaves.tokens[stage.stop :], branches.log_probs[stage.start :], keys, images)
 

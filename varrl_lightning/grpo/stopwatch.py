@@ -10,7 +10,7 @@ import torch
 
 
 class Stopwatch:
-    """Measures named parts of a step; waits for the GPU, which computes asynchronously."""
+    """Measures named parts of a step, each summed over its runs; waits for the GPU, which computes asynchronously."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
@@ -18,8 +18,12 @@ class Stopwatch:
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
         """Measure what runs within."""
-        start = time.perf_counter()
+        start = _now()
         yield
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        self.seconds[name] = time.perf_counter() - start
+        self.seconds[name] = self.seconds.get(name, 0.0) + _now() - start
+
+
+def _now() -> float:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()

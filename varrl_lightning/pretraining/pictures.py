@@ -94,6 +94,9 @@ class SignBatches(Dataset[Batch]):
                 return word
 
 
+HELD_OUT = tuple(ASSETS / f"{split}.jsonl" for split in ("train", "validation", "test"))
+
+
 class WordPictures(LightningDataModule):
     """Pictures of pre-training words and of invented ones; words of the other splits never occur in training.
 
@@ -115,7 +118,7 @@ class WordPictures(LightningDataModule):
         seed: int = 0,
         train: Path = ASSETS / "pretraining.jsonl",
         validation: Path = ASSETS / "validation.jsonl",
-        held_out: Sequence[Path] = tuple(ASSETS / f"{split}.jsonl" for split in ("train", "validation", "test")),
+        held_out: Sequence[Path] = HELD_OUT,
     ) -> None:
         super().__init__()
         forbidden = frozenset(word for path in held_out for word in read_words(path))

@@ -11,6 +11,7 @@ from varrl_lightning.grpo.credit import BranchScores, Credit
 from varrl_lightning.grpo.diagnostics import credit_metrics, reward_metrics
 from varrl_lightning.grpo.grpo import GRPO
 from varrl_lightning.loggers import log_step
+from varrl_lightning.training.variance_log import VarianceLog
 from varrl_lightning.types import Rollout, Stage
 
 
@@ -30,14 +31,15 @@ def time_metrics(rollout: Rollout, branches: int, seconds: Mapping[str, float], 
 
     Args:
         branches: number of branches of the batch, over all processes.
-        seconds: seconds of `rollout`, `reward` (waiting for it), `scoring` (all of the rewards' work) and `update`.
+        seconds: seconds of `rollout`, of it the `tail`s, `reward` (waiting for it), `scoring` (all of the rewards' work), `update`.
         skipped: whether no token was trained on.
     """
     stage, schedule = rollout.stage, rollout.schedule
     trained = 0 if skipped else branches * schedule.span(stage.start, stage.stop)
-    parts = {name: value for name, value in seconds.items() if name != "scoring"}
+    parts = {name: value for name, value in seconds.items() if name not in ("scoring", "tail")}
     return {
         "reward_seconds": seconds["scoring"],
+        "tail_seconds": seconds.get("tail", 0.0),  # none where drafts are scored
         **{f"seconds/{name}": value for name, value in parts.items()},
         "step_time": sum(parts.values()),
         "images_per_second": branches * stage.images_per_branch / seconds["rollout"],
@@ -60,6 +62,7 @@ class StepLog:
     """
 
     def __init__(self, cycle: Sequence[Stage]) -> None:
+        self.variance = VarianceLog()
         self._several = len(set(cycle)) > 1
         self._names: set[str] = set()
 
