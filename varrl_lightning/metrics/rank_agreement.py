@@ -71,6 +71,13 @@ class DraftAgreement:
         ratio: tau / ceiling; NaN where that means nothing, since the ceiling is not positive.
         low, high: the 95% interval of the ratio, by a bootstrap over the groups; infinite where the ceiling may be 0.
         groups: number of groups.
+
+    Examples:
+        >>> found = DraftAgreement.of([[0.6, 0.8], [0.5, 0.7], [0.7, 0.9], [0.6, math.nan]])
+        >>> found.groups, round(found.tau, 2), round(found.ceiling, 2), round(found.ratio, 2)
+        (3, 0.6, 0.8, 0.75)
+        >>> found.verdict  # of three groups
+        'cannot be told'
     """
 
     tau: float
@@ -82,15 +89,7 @@ class DraftAgreement:
 
     @classmethod
     def of(cls, taus: Sequence[Sequence[float]] | Float[Tensor, "P 2"], seed: int = 0) -> DraftAgreement:
-        """Summarise the two numbers of each group, see `group_taus`; groups without both are left out.
-
-        Examples:
-            >>> found = DraftAgreement.of([[0.6, 0.8], [0.5, 0.7], [0.7, 0.9], [0.6, math.nan]])
-            >>> found.groups, round(found.tau, 2), round(found.ceiling, 2), round(found.ratio, 2)
-            (3, 0.6, 0.8, 0.75)
-            >>> found.verdict  # of three groups
-            'cannot be told'
-        """
+        """Summarise the two numbers of each group, see `group_taus`; groups without both are left out."""
         pairs = np.array([pair for pair in np.asarray(taus, dtype=np.float64).reshape(-1, 2) if np.isfinite(pair).all()])
         n = len(pairs)
         if not n:
