@@ -73,6 +73,7 @@ class VARGRPO(L.LightningModule):
         group_size: A, branches per prompt, >= 2.
         num_continuations: K, continuations of a branch in the prefix stage; with 0, a branch's reward is its draft's, the first m
             scales decoded at full size: an exact gradient of E[R(draft)], a biased one of E[R].
+        calibrate_every: with K = 0, every n-th prefix update scores drafts and whole images, and trains on these; None for never.
         eta: temperature of the middle return (Eq. 10), > 0.
         alpha: decay exponent of k_t = 1 / (h_t w_t)^alpha (Eq. 9).
         alternation: the cycle of stages, by name; `prefix*300` repeats.
@@ -120,6 +121,7 @@ class VARGRPO(L.LightningModule):
         m: int | str = "256px",
         group_size: int = 16,
         num_continuations: int = 2,
+        calibrate_every: int | None = None,
         eta: float = CreditOptions.eta,
         alpha: float = CreditOptions.alpha,
         alternation: Sequence[str] = ("prefix", "prefix", "prefix", "suffix"),
@@ -159,7 +161,8 @@ class VARGRPO(L.LightningModule):
         self.sampling = built_sampling(sampling, self.policy.default_sampling)
         self.sampling.check(len(self.policy.schedule()))
         objective = built_objective(built_score(score, self.sampling), clip_low, clip_high, ratio, kl_coef, kl)
-        self.cycle = built_cycle(self.policy, stages, m, group_size, num_continuations, alternation, suffix_starts, first_scale)
+        sizes = (m, group_size, num_continuations, calibrate_every)
+        self.cycle = built_cycle(self.policy, stages, *sizes, alternation, suffix_starts, first_scale)
         self.rewards = WeightedRewards.from_spec(reward)
         source = build(MASK_SOURCES, mask_source)
         self.grpo = GRPO(self.cycle, self.rewards, source, self.sampling, credit, objective)
@@ -227,7 +230,7 @@ class VARGRPO(L.LightningModule):
         size = self.micro_batches.number
         with stopwatch("update"), explain_out_of_memory("micro_batch_size", size):
             metrics = self.updater.update(self, self.parallel, rollout, credit, real_branches=share.real, micro_batch_size=size)
-        metrics |= step_metrics(self.grpo, rollout, scores, credit, stopwatch.seconds, self.updater.skipped)
+        metrics |= step_metrics(self.grpo, rollout, scores, credit, stopwatch.seconds, self.updater.skipped, self.counters)
         metrics |= self._step_log.variance.metrics(stage, credit, stopwatch.seconds)
         metrics |= {**self.counters.metrics(), "stage": float(self.cycle.index(stage))}
         self._step_log.log(self, stage, metrics | self.micro_batches.metrics, len(prompts))

@@ -26,6 +26,18 @@ def test_plain_grpo_and_starts() -> None:
     )
 
 
+@pytest.mark.parametrize("alternation", [("prefix",), ("prefix*3", "suffix"), ("suffix", "prefix*2", "all", "prefix")])
+@pytest.mark.parametrize("every", [1, 2, 3, 4, 6])
+def test_every_nth_update_on_drafts_is_a_calibration(alternation: tuple[str, ...], every: int) -> None:
+    plain, found = (cycle(18, 12, 16, 0, alternation, calibrate_every=n) for n in (None, every))
+    number = 0
+    for update in range(300):  # of a run that goes through both cycles over and over
+        stage, wanted = found[update % len(found)], plain[update % len(plain)]
+        number += wanted.scores_drafts
+        calibrated = wanted.scores_drafts and number % every == 0
+        assert stage == (Stage(0, 12, 16, 2, 1, "calibration", with_drafts=True) if calibrated else wanted)
+
+
 def test_m_at_the_end_leaves_nothing_to_split() -> None:
     assert cycle(18, 18, 16, 2, PPPS) == (full_stage(18, 16),) == (Stage(0, 18, 16, 1, 1, "all"),)
 

@@ -33,6 +33,15 @@ def test_a_lasting_bad_sign_is_said_once(bad: dict[str, float], said: str) -> No
     assert said in found[0]
 
 
+def test_drafts_that_rank_worse_are_said_at_once_and_only_when_it_is_sure() -> None:
+    callback = Monitors(patience=5)
+    sure = {"draft/tau": 0.3, "draft/ceiling": 0.6, "draft/ratio": 0.5, "draft/ratio_high": 0.69}
+    assert steps(callback, 9, **(HEALTHY | sure | {"draft/ratio_high": 0.7})) == []
+    assert steps(callback, 1, **(HEALTHY | sure | {"draft/ratio_high": float("nan")})) == []
+    (found,) = steps(callback, 9, **(HEALTHY | sure))
+    assert "tau-b 0.30 against a ceiling of 0.60, at most 0.69 of it with 95% confidence (alarm under 0.7)" in found
+
+
 def test_it_is_said_once_even_when_it_comes_back() -> None:
     callback = Monitors(patience=2)
     bad = HEALTHY | {"frac_reward_zero_std": 1.0}

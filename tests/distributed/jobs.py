@@ -93,16 +93,16 @@ class WinRate:
     """How often an image is the brighter one on the left among the images it is called with, softly; refuses a part of a group.
 
     Args:
-        each: A * K.
+        each: A * K, or all of them where several stages differ in it.
     """
 
     whole_groups = True
 
-    def __init__(self, each: int) -> None:
-        self.each = each
+    def __init__(self, each: int | list[int]) -> None:
+        self.each = [each] if isinstance(each, int) else each
 
     def __call__(self, images: Tensor, prompts: Sequence[Prompt]) -> Scores:
-        if len(images) != self.each or len(set(prompts)) > 1:
+        if len(images) not in self.each or len(set(prompts)) > 1:
             raise ValueError(f"{len(images)} images of {len(set(prompts))} prompts are no whole group")
         values = LeftBright()(images, prompts)
         wins = torch.sigmoid(200 * (values[:, None] - values[None, :])).mean(dim=1)

@@ -54,6 +54,16 @@ FURTHER: dict[str, dict[str, Any]] = {
         "alternation": ["prefix"],
         "steps": 2,
     },
+    "a group that is split, whose drafts and whole images a reward compares": {
+        "batch_size": 1,
+        "group_size": 3,
+        "images_at_once": 3,
+        "num_continuations": 0,
+        "calibrate_every": 2,
+        "reward": {"class_path": "tests.distributed.jobs.WinRate", "init_args": {"each": [3, 6]}},
+        "alternation": ["prefix"],
+        "steps": 2,
+    },
 }
 """Only under DDP: the strategies do not differ in these."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -69,6 +70,7 @@ def cycle(
     *,
     starts: int = 1,
     first_scale: FirstScale = "trained",
+    calibrate_every: int | None = None,
 ) -> tuple[Stage, ...]:
     """Return the stages that updates go through, over and over.
 
@@ -77,6 +79,7 @@ def cycle(
         num_continuations: K of the prefix, >= 0.
         alternation: names out of prefix, suffix and all, each with an optional count: `("prefix*300", "suffix*100")`.
         starts: different s_m per prompt of a suffix; divides the group.
+        calibrate_every: with K = 0, every n-th prefix scores drafts and whole images and trains on these, see `calibration`.
 
     Raises:
         ValueError: on an unknown name, a bad count, an empty alternation or an m out of range; on K = 0 without a prefix.
@@ -87,7 +90,10 @@ def cycle(
         [('prefix', 0, 6), ('prefix', 0, 6), ('suffix', 6, 10)]
         >>> [stage.name for stage in cycle(T=10, m=10, group_size=4, num_continuations=2, alternation=["prefix", "suffix"])]
         ['all']
+        >>> [stage.name for stage in cycle(10, 6, 4, 0, alternation=["prefix", "suffix"], calibrate_every=2)]
+        ['prefix', 'suffix', 'calibration', 'suffix']
     """
+    check_calibration(calibrate_every, num_continuations, alternation)
     if not 1 <= m <= T:
         raise ValueError(f"m must be in [1, {T}], the number of scales, got {m}")
     if not alternation:
@@ -107,7 +113,66 @@ def cycle(
     }
     # Only the stages that are named are built, so that one that is not used cannot be in error.
     built = {name: stages[name]() for name in set(names)}
-    return tuple(built[name] for name in names)
+    stages_once = tuple(built[name] for name in names)
+    return stages_once if calibrate_every is None else _calibrated(stages_once, calibrate_every)
+
+
+def calibration(stage: Stage) -> Stage:
+    """Return the stage that scores the drafts of a stage's branches, and two whole images of each, which it trains on.
+
+    Two are the fewest that show how well one whole image ranks branches as another does, which is what drafts are measured by.
+
+    Examples:
+        >>> stage = calibration(prefix_stage(T=10, m=6, A=4, K=0))
+        >>> stage.continuations, stage.with_drafts, stage.name
+        (2, True, 'calibration')
+    """
+    return replace(stage, continuations=2, with_drafts=True, name="calibration")
+
+
+def check_calibration(
+    calibrate_every: int | None, num_continuations: int, alternation: Sequence[str], stages: object = None
+) -> None:
+    """Check that there are drafts to calibrate; the arguments are those of `VARGRPO`.
+
+    Raises:
+        ValueError: on a number below 1, and where no prefix scores drafts, or the stages are spelled out.
+
+    Examples:
+        >>> check_calibration(20, num_continuations=0, alternation=["prefix*3", "suffix"])
+        >>> check_calibration(20, num_continuations=0, alternation=["all"])
+        Traceback (most recent call last):
+        ValueError: calibrate_every = 20 counts prefix updates, but the alternation ['all'] has no prefix: add one, or leave it out
+    """
+    if calibrate_every is None:
+        return
+    if calibrate_every < 1:
+        raise ValueError(f"calibrate_every must be at least 1 prefix update, got {calibrate_every}; leave it out for none")
+    if stages is not None:
+        raise ValueError(
+            f"calibrate_every = {calibrate_every} changes updates of the alternation, but `stages` spells the cycle out: leave "
+            "calibrate_every out, and give `stages` one with continuations 2 and with_drafts true where you want it"
+        )
+    if num_continuations != 0:
+        raise ValueError(
+            f"calibrate_every = {calibrate_every} compares drafts with whole images, but with num_continuations = "
+            f"{num_continuations} no draft is trained on: set num_continuations 0, or leave calibrate_every out"
+        )
+    if not any("prefix" in _repeated(entry) for entry in alternation):
+        raise ValueError(
+            f"calibrate_every = {calibrate_every} counts prefix updates, but the alternation {list(alternation)} has no prefix: "
+            "add one, or leave it out"
+        )
+
+
+def _calibrated(stages: Sequence[Stage], every: int) -> tuple[Stage, ...]:
+    """The cycle as often as it takes for every n-th stage of drafts, the last of which is one, to be a calibration."""
+    drafts = sum(stage.scores_drafts for stage in stages)
+    number, found = 0, []
+    for stage in tuple(stages) * (math.lcm(drafts, every) // drafts):
+        number += stage.scores_drafts
+        found.append(calibration(stage) if stage.scores_drafts and number % every == 0 else stage)
+    return tuple(found)
 
 
 def spelled_out(stages: Sequence[Stage], T: int) -> tuple[Stage, ...]:

@@ -10,6 +10,8 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import Callback
 
+from varrl_lightning.metrics.rank_agreement import LEVEL, TRUSTED
+
 
 @dataclass(frozen=True)
 class Monitor:
@@ -18,10 +20,12 @@ class Monitor:
     Args:
         holds: whether a step's metrics show the sign.
         advice: the warning, in which `{steps}` and metrics by name are filled in.
+        steps: training steps in a row that must show the sign; the callback's `patience` when None.
     """
 
     holds: Callable[[Mapping[str, float]], bool]
     advice: str
+    steps: int | None = None
 
 
 def _constant(metrics: Mapping[str, float]) -> bool:
@@ -50,11 +54,18 @@ MONITORS = (
         "the images are sampled from another distribution than the one that is trained, by {sampler_gap:.2f} nats per token over "
         "the last {steps} steps: take score: sampler, or bring cfg, top_k and temperature closer to the plain model.",
     ),
+    Monitor(
+        lambda m: m.get("draft/ratio_high", TRUSTED) < TRUSTED,
+        "drafts rank the branches of a group worse than whole images do: tau-b {draft/tau:.2f} against a ceiling of "
+        f"{{draft/ceiling:.2f}}, at most {{draft/ratio_high:.2f}} of it with {LEVEL:.0%} confidence (alarm under {TRUSTED}). What "
+        "raises the reward of drafts need not raise that of images: take num_continuations 1, or a larger m.",
+        steps=1,  # that many groups have been pooled already
+    ),
 )
 
 
 class Monitors(Callback):
-    """Warns once when a bad sign has lasted for `patience` training steps in a row."""
+    """Warns once when a bad sign has lasted for `patience` training steps in a row, or as many as it needs itself."""
 
     def __init__(self, patience: int = 10) -> None:
         if patience < 1:
@@ -80,7 +91,8 @@ class Monitors(Callback):
         due = []
         for i, monitor in enumerate(MONITORS):
             self._lasted[i] = self._lasted[i] + 1 if monitor.holds(metrics) else 0
-            if self._lasted[i] == self.patience and i not in self._given:
+            needed = self.patience if monitor.steps is None else monitor.steps
+            if self._lasted[i] == needed and i not in self._given:
                 self._given.add(i)
-                due.append(monitor.advice.format(steps=self.patience, **metrics))
+                due.append(monitor.advice.format(steps=needed, **metrics))
         return due

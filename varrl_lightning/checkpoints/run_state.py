@@ -65,7 +65,7 @@ class RunState:
         standards: see `Evaluator.standards`.
     """
 
-    counters: Mapping[str, int]
+    counters: Mapping[str, Any]
     seed: int
     micro_batch_size: int | None
     world_size: int

@@ -6,6 +6,7 @@ import argparse
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -22,6 +23,7 @@ from varrl_lightning.commands.doctor_checks import (
     sampler_is_teacher_forcing,
     weights_are_strict,
 )
+from varrl_lightning.commands.doctor_drafts import draft_stages, drafts_rank_branches
 from varrl_lightning.commands.doctor_memory import report_memory
 from varrl_lightning.commands.doctor_tokens import loads_weights, tokens_are_predicted
 from varrl_lightning.commands.early_checks import check_devices
@@ -46,6 +48,7 @@ Checks what 'varrl fit' with the same arguments would train, without training:
   dropout  the policy computes nothing at random
   reader   a reward that reads text reads words of the training prompts, drawn plainly
   reward   the reward scores a real rollout, and how long it takes
+  draft    with num_continuations 0: drafts rank the branches of a prompt as whole images do
 The known picture is a photograph of a cat, for the embedded model a sign. Where your model knows no such picture, give one that it
 knows by --picture and --caption (for VAR the name of a class).
 With --memory, it predicts instead how much of a device's memory each phase of a training step needs, without a GPU and, for public
@@ -83,6 +86,9 @@ def examine(config: ParsedConfig, picture: KnownPicture | None = None) -> Iterat
         yield dropout_is_off(model.policy, model.grpo, rollouts[0])
         yield _finding("reader", lambda: reader_reads(model.rewards, model.judge, data.prompts["train"], model.guards))
         yield reward_runs(model.rewards, rollouts[0])
+        for stage in draft_stages(model.cycle):
+            options = (data.prompts["train"], stage, model.seed, model.images_at_once)
+            yield _finding("draft", partial(drafts_rank_branches, model.policy, model.grpo, *options))
 
 
 def _finding(name: str, check: Callable[[], Finding]) -> Finding:

@@ -12,7 +12,7 @@ import lightning as L
 from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
-from varrl_lightning.algorithms.stages import cycle, spelled_out
+from varrl_lightning.algorithms.stages import check_calibration, cycle, spelled_out
 from varrl_lightning.commands.user_errors import BUILD_ERRORS
 from varrl_lightning.configuration.specs import built
 from varrl_lightning.grpo.arguments import built_sampling
@@ -99,6 +99,7 @@ def check_devices(trainer: Namespace) -> None:
 
 def _check_stages(model: Namespace, schedule: Schedule | None) -> tuple[Stage, ...]:
     """The stages of the cycle; none where it is not known which scales they have."""
+    check_calibration(model.calibrate_every, model.num_continuations, model.alternation, model.stages)
     if model.stages is not None:
         stages = [built("stages", Stage, _plain(stage)) for stage in model.stages]
         return spelled_out(stages, len(schedule) if schedule else max([1, *(stage.stop + 1 for stage in stages)]))

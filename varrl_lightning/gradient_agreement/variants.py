@@ -57,7 +57,7 @@ class Variant:
     @property
     def stage(self) -> Stage:
         """The one stage of the variant's cycle."""
-        return self.grpo.cycle[0]
+        return replace(self.grpo.cycle[0], with_drafts=False)  # drafts beside whole images have no gradient
 
 
 def read_variants(name: str | Path) -> dict[str, dict[str, Any]]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
-from varrl_lightning.algorithms.stages import cycle, spelled_out
+from varrl_lightning.algorithms.stages import check_calibration, cycle, spelled_out
 from varrl_lightning.configuration.specs import built
 from varrl_lightning.grpo.credit import CreditOptions, MaskOptions, NormaliseOptions
 from varrl_lightning.grpo.objective import KLOptions, Objective
@@ -21,6 +21,7 @@ def built_cycle(
     m: int | str,
     group_size: int,
     num_continuations: int,
+    calibrate_every: int | None,
     alternation: Sequence[str],
     suffix_starts: int,
     first_scale: Literal["trained", "shared"],
@@ -32,6 +33,7 @@ def built_cycle(
     """
     schedule = policy.schedule()
     T = len(schedule)
+    check_calibration(calibrate_every, num_continuations, alternation, stages)
     if stages is not None:
         return spelled_out([built("stages", Stage, stage) for stage in stages], T)
     m = schedule.resolve_m(m)
@@ -41,7 +43,8 @@ def built_cycle(
             f"num_continuations = {num_continuations} and the alternation are ignored",
             stacklevel=3,
         )
-    return cycle(T, m, group_size, num_continuations, alternation, starts=suffix_starts, first_scale=first_scale)
+    options: dict[str, Any] = {"starts": suffix_starts, "first_scale": first_scale, "calibrate_every": calibrate_every}
+    return cycle(T, m, group_size, num_continuations, alternation, **options)
 
 
 def built_sampling(sampling: Any, default: Sampling) -> Sampling:

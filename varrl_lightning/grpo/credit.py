@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -190,12 +190,14 @@ class BranchScores:
         usable: which of the values exist, by reward name.
         components: named parts of the scores, for the log, by reward name.
         tokens_on: the tokens that the rewards looked at: the propagated mask, still without `mask.outside`; None for all tokens.
+        drafts: scores of the drafts of the same branches, where the stage scores them beside; they say nothing of tokens.
     """
 
     values: dict[str, Float[Tensor, "R K"]]
     usable: dict[str, Bool[Tensor, "R K"]]
     components: dict[str, dict[str, Float[Tensor, "R K"]]]
     tokens_on: Bool[Tensor, "R L"] | None
+    drafts: BranchScores | None = None
 
     def __len__(self) -> int:
         return len(next(iter(self.values.values())))
@@ -214,11 +216,13 @@ class BranchScores:
 
         names = {reward: dict.fromkeys(c for part in parts for c in part.components[reward]) for reward in parts[0].values}
         known = next((part.tokens_on for part in parts if part.tokens_on is not None), None)
+        drafts = [part.drafts for part in parts if part.drafts is not None]
         return BranchScores(
             values={reward: joined(part.values[reward] for part in parts) for reward in names},
             usable={reward: joined(part.usable[reward] for part in parts) for reward in names},
             components={reward: {c: joined(component(reward, c)) for c in components} for reward, components in names.items()},
             tokens_on=None if known is None else joined(_known_tokens(part, known) for part in parts),
+            drafts=BranchScores.join(drafts, branches) if drafts else None,
         )
 
     def to(self, device: torch.device) -> BranchScores:
@@ -228,6 +232,7 @@ class BranchScores:
             usable={name: x.to(device) for name, x in self.usable.items()},
             components={name: {c: x.to(device) for c, x in parts.items()} for name, parts in self.components.items()},
             tokens_on=None if self.tokens_on is None else self.tokens_on.to(device),
+            drafts=None if self.drafts is None else self.drafts.to(device),
         )
 
 
@@ -316,6 +321,25 @@ def _returns(
         return stage_returns(rewards, stage, options.eta, valid)
     each = {name: stage_returns(values[name], stage, options.eta, usable[name]) for name in values}
     return standardised_sum(each, weights, eps=options.normalise.advantage_eps, min_std=options.normalise.min_std)
+
+
+def image_returns(
+    scores: BranchScores, stage: Stage, weights: Mapping[str, float], options: CreditOptions
+) -> Float[Tensor, "P A K"]:
+    """The return of each image, as if it were the only one of its branch; NaN where it has none.
+
+    Args:
+        scores: scores of all P * A branches, or of their drafts.
+        stage: that of these images.
+        weights: weight of each reward, by its name.
+    """
+    single, columns = replace(stage, continuations=1, with_drafts=False), []
+    for k in range(stage.images_per_branch):
+        values = {name: v.view(-1, stage.branches, stage.images_per_branch)[..., k, None] for name, v in scores.values.items()}
+        usable = {name: u.view(-1, stage.branches, stage.images_per_branch)[..., k, None] for name, u in scores.usable.items()}
+        rewards, valid = combine_rewards(values, usable, dict(weights))
+        columns.append(_returns(values, usable, rewards, valid, dict(weights), single, options))
+    return torch.stack(columns, dim=-1)
 
 
 def _mask(

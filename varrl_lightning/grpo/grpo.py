@@ -10,11 +10,20 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from varrl_lightning.grpo.credit import BranchScores, Credit, CreditOptions, Rows, assign_credit, scores_by_branch
+from varrl_lightning.grpo.credit import (
+    BranchScores,
+    Credit,
+    CreditOptions,
+    Rows,
+    assign_credit,
+    image_returns,
+    scores_by_branch,
+)
 from varrl_lightning.grpo.objective import Objective, detached, flat
 from varrl_lightning.grpo.rollout import sample_tree
 from varrl_lightning.grpo.stopwatch import Stopwatch
 from varrl_lightning.mask_sources.base import MaskSource, check_drafts, pixel_mask
+from varrl_lightning.metrics.rank_agreement import group_taus
 from varrl_lightning.policies.base import VARPolicy
 from varrl_lightning.policies.state import Anchor
 from varrl_lightning.rewards.background import BackgroundScoring
@@ -120,10 +129,10 @@ class GRPO:
         Raises:
             ValueError: when a group is sampled in part, but a reward compares the images of a group.
         """
-        rollout, scores = self.sample_and_score(
+        rollout, scores = self.sample_and_score_part(
             policy, prompts, stage, keys, images_at_once=images_at_once, branches=branches, stopwatch=stopwatch
         )
-        return rollout, self.branch_scores(policy, rollout, scores)
+        return rollout, self.scores_by_branch(policy, rollout, scores)
 
     def sample_and_score(
         self,
@@ -162,7 +171,51 @@ class GRPO:
             with stopwatch("reward"):
                 scores = scoring.partial_result()
         stopwatch.seconds["scoring"] = scoring.seconds
+        if drafts := rollout.of_drafts:
+            with stopwatch("drafts"):
+                scores = replace(scores, drafts=self._score_again(drafts, images_at_once))
+            seconds = stopwatch.seconds.pop("drafts")
+            for part in ("reward", "scoring"):  # nothing is sampled meanwhile
+                stopwatch.seconds[part] += seconds
         return rollout, scores
+
+    def _score_again(self, rollout: Rollout, images_at_once: int | None) -> PartialScores:
+        """The scores of images that exist already: of drafts, for which the rewards have time when the whole images are scored."""
+        prompts, step = rollout.image_prompts, images_at_once or len(rollout.images)
+        with BackgroundScoring(self.rewards, whole_groups(rollout.branches, rollout.stage)) as scoring:
+            for first in range(0, len(prompts), step):
+                scoring.add(rollout.images[first : first + step], prompts[first : first + step])
+            return scoring.partial_result()
+
+    def scores_by_branch(self, policy: VARPolicy, rollout: Rollout, scores: PartialScores) -> BranchScores:
+        """The same as `branch_scores`, with the scores of the rollout's drafts where it has any.
+
+        Raises:
+            ValueError: when the scores of a group are not known, see `PartialScores.of_images`.
+        """
+        names = self.rewards.terms
+        found = self.branch_scores(policy, rollout, scores.of_images(names, rollout.branches, rollout.stage))
+        drafts = rollout.of_drafts
+        if drafts is None or scores.drafts is None:
+            return found
+        of_drafts = scores.drafts.of_images(names, drafts.branches, drafts.stage)
+        return replace(found, drafts=scores_by_branch(drafts, of_drafts, None, self.credit.mask))
+
+    def draft_taus(self, scores: BranchScores, stage: Stage) -> tuple[Float[Tensor, "P A"], Float[Tensor, "P 2"]]:
+        """The returns of a rollout's drafts, NaN where there is none, and how they rank the branches of each group: `group_taus`.
+
+        Args:
+            scores: of all P * A branches, with those of their drafts.
+            stage: the rollout's.
+
+        Raises:
+            ValueError: when no drafts were scored.
+        """
+        if scores.drafts is None:
+            raise ValueError(f"the drafts of stage {stage.name!r} were not scored: that needs with_drafts")
+        weights = {name: term.weight for name, term in self.rewards.terms.items()}
+        drafts = image_returns(scores.drafts, stage.of_drafts, weights, self.credit).squeeze(-1)
+        return drafts, group_taus(drafts, image_returns(scores, stage, weights, self.credit))
 
     def branch_scores(self, policy: VARPolicy, rollout: Rollout, scores: Mapping[str, Scores]) -> BranchScores:
         """Scores of images grouped by branch, with the tokens that the mask source finds them to be about.

@@ -106,6 +106,7 @@ def sample_tree(
         log_probs=_join([part.log_probs for part in parts]),
         keys=torch.cat(leaf_keys) if leaf_keys else None,
         branches=branches,
+        drafts=torch.cat([part.drafts for part in parts if part.drafts is not None]) if stage.with_drafts else None,
     )
 
 
@@ -142,6 +143,7 @@ class _Part:
     log_probs: list[Tensor]
     keys: Tensor | None
     images: Float[Tensor, "N 3 H W"]
+    drafts: Float[Tensor, "R 3 H W"] | None
 
 
 def _grow(policy: VARPolicy, forks: State, stage: Stage, depth: int, stopwatch: Stopwatch) -> _Part:
@@ -149,15 +151,20 @@ def _grow(policy: VARPolicy, forks: State, stage: Stage, depth: int, stopwatch: 
     branches = policy.sample(forks, stage.stop, final=stage.scores_drafts)
     if stage.scores_drafts:
         leaves = branches = branches.finished()
-        images = policy.decode_latent(leaves.latent).float().clamp(0, 1)
+        images = _decoded(policy, leaves)
     else:
         # Fork while the branches still have their cache, and release it before the leaves grow.
         leaves, branches = branches.fork(stage.continuations), branches.finished()
         with stopwatch("tail"):
             leaves = policy.sample(leaves, depth).finished()
-            images = policy.decode_latent(leaves.latent).float().clamp(0, 1)
+            images = _decoded(policy, leaves)
+    drafts = _decoded(policy, branches) if stage.with_drafts else None
     keys = leaves.keys if isinstance(leaves.keys, Tensor) else None
-    return _Part(branches.tokens, leaves.tokens[stage.stop :], branches.log_probs[stage.start :], keys, images)
+    return _Part(branches.tokens, leaves.tokens[stage.stop :], branches.log_probs[stage.start :], keys, images, drafts)
+
+
+def _decoded(policy: VARPolicy, state: State) -> Float[Tensor, "R 3 H W"]:
+    return policy.decode_latent(state.latent).float().clamp(0, 1)
 
 
 def _join(parts: Sequence[list[Tensor]]) -> list[Tensor]:

@@ -159,9 +159,10 @@ class Simulation:
             del rollout
         left = (alive[-1] - alive[0]) * max(chunks - 2, 0)  # what the chunks that were not sampled would keep
         share = branches / sampled
+        last = peaks[-2:] if stage.with_drafts else peaks[-1:]  # the last chunk decodes its images, and then its drafts
         return RolloutBytes(
-            sampling=max(*(s for s, _ in peaks), peaks[-1][0] + left, joined + left + round(kept * (share - 1))),
-            decoding=max(*(d for _, d in peaks), peaks[-1][1] + left),
+            sampling=max(*(s for s, _ in peaks), last[0][0] + left, joined + left + round(kept * (share - 1))),
+            decoding=max(*(d for _, d in peaks), *(d + left for _, d in last)),
             kept=round(kept * share),
         )
 

@@ -44,10 +44,12 @@ class PartialScores:
     Args:
         apart: scores of the images, from each reward that scores them one by one.
         groups: scores of the A * max(K, 1) images of a prompt, from each reward that compares them, by the number of the prompt.
+        drafts: the same of the drafts of these branches, where the stage scores them beside.
     """
 
     apart: dict[str, Scores]
     groups: Mapping[int, Mapping[str, Scores]] = field(default_factory=dict)
+    drafts: PartialScores | None = None
 
     def of_images(self, names: Iterable[str], branches: Sequence[int], stage: Stage) -> dict[str, Scores]:
         """The scores of each reward for the images of these branches.

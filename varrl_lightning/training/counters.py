@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+CALIBRATED_GROUPS = 64
+"""Groups that are kept of those of which drafts and whole images were scored: they make the interval that warns."""
 
 
 @dataclass
@@ -18,6 +23,7 @@ class RunCounters:
         unjudged_rollouts: rollouts of which no reward has scored an image.
         unjudged_in_a_row: unjudged rollouts since the last that was judged.
         separate_batches: 1 once the training loader has given the processes different prompts.
+        draft_taus: of the last `CALIBRATED_GROUPS` groups, tau-b of drafts with whole images and its ceiling, see `group_taus`.
     """
 
     rollouts_done: int = 0
@@ -28,6 +34,7 @@ class RunCounters:
     unjudged_rollouts: int = 0
     unjudged_in_a_row: int = 0
     separate_batches: int = 0
+    draft_taus: list[list[float]] = field(default_factory=list)
 
     @property
     def updates_made(self) -> int:
@@ -38,12 +45,17 @@ class RunCounters:
         """The counters that a step logs."""
         return {name: float(getattr(self, name)) for name in ("bad_steps", "skipped_steps", "unjudged_rollouts")}
 
-    def state_dict(self) -> dict[str, int]:
+    def keep_draft_taus(self, taus: Sequence[Sequence[float]]) -> None:
+        """Add the two numbers of some groups, and forget the oldest."""
+        self.draft_taus = [*self.draft_taus, *map(list, taus)][-CALIBRATED_GROUPS:]
+
+    def state_dict(self) -> dict[str, Any]:
         """The counters by name, as a checkpoint holds them."""
         return asdict(self)
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore the counters from `state_dict`; other entries are ignored, and what an older version did not count is 0."""
-        later = ("skipped_steps", "unjudged_rollouts", "unjudged_in_a_row", "separate_batches")
-        for name in asdict(self):
-            setattr(self, name, state.get(name, 0) if name in later else state[name])
+        later = ("skipped_steps", "unjudged_rollouts", "unjudged_in_a_row", "separate_batches", "draft_taus")
+        new = asdict(RunCounters())
+        for name in new:
+            setattr(self, name, state.get(name, new[name]) if name in later else state[name])

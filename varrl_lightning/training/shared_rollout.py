@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -50,7 +50,7 @@ def sample_on_all(
 
     def by_branch(rollout: Rollout, scores: PartialScores) -> tuple[Rollout, BranchScores]:
         with explained():
-            return rollout, grpo.branch_scores(policy, rollout, scores.of_images(grpo.rewards.terms, rollout.branches, stage))
+            return rollout, grpo.scores_by_branch(policy, rollout, scores)
 
     split = split_groups(len(prompts), stage, parallel.world_size) if grpo.rewards.whole_groups else []
     with parallel.sampling([policy]):
@@ -59,6 +59,9 @@ def sample_on_all(
         else:
             (rollout, own), _ = parallel.run_on_all(lambda: (sampled(), None))
             whole = _with_split_groups(grpo, rollout, own, split, parallel, stopwatch, explained)
+            if (drafts := rollout.of_drafts) and own.drafts:
+                of_drafts = _with_split_groups(grpo, drafts, own.drafts, split, parallel, stopwatch, explained)
+                whole = replace(whole, drafts=of_drafts)
             rollout, parts = parallel.run_on_all(lambda: by_branch(rollout, whole))
     return rollout, BranchScores.join(parts, len(prompts) * stage.branches).to(policy.device)
 
@@ -155,4 +158,4 @@ def _with_split_groups(
         for part in of_all
         for prompt, group in part.items()
     }
-    return PartialScores(own.apart, {**own.groups, **groups})
+    return replace(own, groups={**own.groups, **groups})

@@ -11,17 +11,30 @@ from varrl_lightning.grpo.credit import BranchScores, Credit
 from varrl_lightning.grpo.diagnostics import credit_metrics, reward_metrics
 from varrl_lightning.grpo.grpo import GRPO
 from varrl_lightning.loggers import log_step
+from varrl_lightning.training.calibration import calibration_metrics
+from varrl_lightning.training.counters import RunCounters
 from varrl_lightning.training.variance_log import VarianceLog
 from varrl_lightning.types import Rollout, Stage
 
 
 def step_metrics(
-    grpo: GRPO, rollout: Rollout, scores: BranchScores, credit: Credit, seconds: Mapping[str, float], skipped: bool
+    grpo: GRPO,
+    rollout: Rollout,
+    scores: BranchScores,
+    credit: Credit,
+    seconds: Mapping[str, float],
+    skipped: bool,
+    counters: RunCounters,
 ) -> dict[str, float]:
-    """What a step's rewards, credit and clocks say; `seconds` and `skipped` are those of `time_metrics`."""
+    """What a step's rewards, credit and clocks say, and the drafts' ranks in a calibration, which `counters` collect.
+
+    Args:
+        seconds, skipped: those of `time_metrics`.
+    """
     return {
         **reward_metrics(scores, credit, grpo.credit.eta),
         **credit_metrics(rollout.stage, rollout.schedule, credit, grpo.credit.alpha),
+        **calibration_metrics(grpo, rollout.stage, scores, counters),
         **time_metrics(rollout, len(scores), seconds, skipped),
     }
 

@@ -18,12 +18,13 @@ from dataclasses import FrozenInstanceError, dataclass, field, fields, replace
 from typing import Any, ClassVar, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import torch
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from varrl_lightning.errors import did_you_mean
 from varrl_lightning.schedule import Schedule
 from varrl_lightning.types.frozen import FrozenDict, FrozenList, frozen_json
+from varrl_lightning.types.log_probs import LogProbs
 from varrl_lightning.types.normal_form import Case
 from varrl_lightning.types.quoting import quoted_words, read_quotes
 from varrl_lightning.types.sampling import Sampling, SamplingChanges, Score
@@ -200,6 +201,8 @@ class Stage:
         continuations: K, >= 0; 0 scores drafts; 1 when `stop` is the last scale.
         starts: number of different s_start per prompt; divides `branches`; 1 when `start` is 0 (there is one empty state).
         name: used in logs.
+        with_drafts: whether the draft of each branch is scored too, beside its continuations, K >= 2 then: by how well drafts
+            rank the branches (`metrics/rank_agreement.py`). What trains are the continuations alone.
     """
 
     start: int
@@ -208,6 +211,7 @@ class Stage:
     continuations: int = 1
     starts: int = 1
     name: str = "all"
+    with_drafts: bool = field(default=False, repr=False)
 
     def __post_init__(self) -> None:
         if not 0 <= self.start < self.stop:
@@ -218,11 +222,20 @@ class Stage:
             raise ValueError(f"num_continuations (K) must be at least 0, which scores drafts, got {self.continuations}")
         if self.starts < 1 or self.branches % self.starts:
             raise ValueError(f"starts must divide the {self.branches} branches, got {self.starts}")
+        if self.with_drafts and self.continuations < 2:
+            raise ValueError(
+                f"drafts are compared with at least 2 whole images of a branch, got continuations = {self.continuations}"
+            )
 
     @property
     def scores_drafts(self) -> bool:
         """Whether the images are drafts: decoded after scale `stop`, without a continuation."""
         return self.continuations == 0
+
+    @property
+    def of_drafts(self) -> Stage:
+        """The stage that scores the drafts of the same branches, and nothing else."""
+        return replace(self, continuations=0, with_drafts=False)
 
     @property
     def images_per_branch(self) -> int:
@@ -250,6 +263,7 @@ class Rollout:
         keys: the noise key of each image, a draft's being its branch's; None when a generator was used.
         branches: which of the P * A branches, counted prompt by prompt, the rows are; all of them unless several processes share
             the work.
+        drafts: images of the branches themselves, where the stage scores them beside (`with_drafts`).
     """
 
     stage: Stage
@@ -261,10 +275,18 @@ class Rollout:
     log_probs: list[Float[Tensor, "R _n"]]
     keys: Int[Tensor, " N"] | None = None
     branches: Sequence[int] = ()
+    drafts: Float[Tensor, "R 3 H W"] | None = None
 
     def __post_init__(self) -> None:
         if not self.branches:
             object.__setattr__(self, "branches", range(len(self.prompts) * self.stage.branches))
+
+    @property
+    def of_drafts(self) -> Rollout | None:
+        """The same branches as a rollout of which the drafts are the images; None where they were not decoded."""
+        if self.drafts is None:
+            return None
+        return replace(self, stage=self.stage.of_drafts, tail_tokens=[], images=self.drafts, keys=None, drafts=None)
 
     @property
     def image_prompts(self) -> list[Prompt]:
@@ -338,28 +360,6 @@ class Scores:
             texts=_joined(parts, [part.texts for part in parts]),
             case=next((part.case for part in parts if part.texts is not None), "lower"),
         )
-
-
-@dataclass(frozen=True)
-class LogProbs:
-    """Per-token quantities of scales `[start, stop)`, lists over scales of (rows, n_t), in nats.
-
-    Args:
-        log_prob: log pi(token), the sum over bits for a bitwise family.
-        entropy: entropy of pi at each token.
-        kl: exact categorical KL(pi || reference) at each token, when a reference was given.
-        reference_log_prob: log reference(token), when a reference was given.
-        bit_log_prob: (rows, n_t, bits) for a bitwise family.
-        support: the tokens over which a truncated distribution is normalised, 8 in a byte; None when it is not truncated. Later
-            passes on the same rollout take theirs from the first.
-    """
-
-    log_prob: list[Float[Tensor, "R _n"]]
-    entropy: list[Float[Tensor, "R _n"]]
-    kl: list[Float[Tensor, "R _n"]] | None = None
-    reference_log_prob: list[Float[Tensor, "R _n"]] | None = None
-    bit_log_prob: list[Float[Tensor, "R _n D"]] | None = None
-    support: list[UInt8[Tensor, "R _n bytes"]] | None = None
 
 
 def _joined(scores: Sequence[Scores], parts: Sequence[Sequence[Sequence[T]] | None]) -> list[Sequence[T]] | None:
