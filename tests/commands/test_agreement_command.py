@@ -39,6 +39,13 @@ class Interrupts(LeftBright):
         return super().__call__(images, prompts)
 
 
+class Alike(LeftBright):
+    """A reward without any variance."""
+
+    def __call__(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
+        return torch.ones(len(images))
+
+
 @pytest.fixture(autouse=True)
 def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
@@ -46,7 +53,7 @@ def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Path("v.yaml").write_text(yaml.safe_dump(VARIANTS, sort_keys=False))
 
 
-def agreement(*arguments: str, **model: Any) -> int:
+def agreement(*arguments: str, adam_batches: int = 0, **model: Any) -> int:
     own = {
         "policy": {"class_path": "tiny.tiny_policy"},
         "reward": "tiny.LeftBright",
@@ -56,7 +63,7 @@ def agreement(*arguments: str, **model: Any) -> int:
     }
     config = {"model": own | model, "data": {"train": "words.jsonl", "batch_size": 2}, "trainer": {"accelerator": "cpu"}}
     Path("x.yaml").write_text(yaml.safe_dump(config))
-    return main(["agreement", "--config", "x.yaml", *arguments])
+    return main(["agreement", "--config", "x.yaml", f"--adam_batches={adam_batches}", *arguments])
 
 
 def test_variants_in_a_table_and_in_files(capsys: pytest.CaptureFixture[str]) -> None:
@@ -80,6 +87,34 @@ def test_variants_in_a_table_and_in_files(capsys: pytest.CaptureFixture[str]) ->
     with Path("out/agreement.csv").open(newline="") as file:
         assert [float(row["cosine"]) for row in csv.DictReader(file)] == [row["cosine"] for row in rows]
     assert not Path("runs").exists()
+
+
+def test_gains_stand_in_the_table_and_in_the_files(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("v.yaml").write_text(yaml.safe_dump({name: VARIANTS[name] for name in ("vanilla", "prefix, K=1")}, sort_keys=False))
+    optimizer = {"class_path": "torch.optim.AdamW", "init_args": {"betas": [0.9, 0.5]}}
+    found = []
+    for options in ({"optimizer": optimizer}, {}):
+        assert agreement("--variants", "v.yaml", "--batches=3", "--output=out", adam_batches=2, **options) == 0
+        found.append(json.loads(Path("out/agreement.json").read_text()))
+    said = capsys.readouterr()
+    assert "2 batches of 'vanilla' warm the AdamW state" in said.err
+    lines = said.out.splitlines()
+    assert [lines[0].count(name) for name in ("gain", "batch gain", "times the first's")] == [2, 1, 2]
+    first, second = found[0]["rows"]
+    assert found[0]["adam_batches"] == 2
+    assert (first["relative_batch_gain"], first["relative_batch_gain_standard_error"]) == (1, 0)
+    assert f"{second['relative_batch_gain']:+.2f} ± {second['relative_batch_gain_standard_error']:.2f}" in lines[2]
+    other = found[1]["rows"][1]["relative_batch_gain"]
+    assert other != second["relative_batch_gain"]  # another beta2, another metric
+    assert other == pytest.approx(second["relative_batch_gain"], rel=0.5)
+
+
+def test_gains_are_left_out_where_no_batch_warms_the_metric(capsys: pytest.CaptureFixture[str]) -> None:
+    assert agreement("--batches=3", "--model.alternation=[prefix]", adam_batches=1, reward="test_agreement_command.Alike") == 1
+    said = capsys.readouterr()
+    assert "no batch had a gradient" in said.err
+    assert "gains are left out" in said.err
+    assert "gain" not in said.out
 
 
 def test_the_stages_of_the_configuration_at_a_checkpoint_scale_by_scale(capsys: pytest.CaptureFixture[str]) -> None:
@@ -109,6 +144,34 @@ def test_ctrl_c_reports_what_has_been_measured(capsys: pytest.CaptureFixture[str
     held = json.loads(Path("out/agreement.json").read_text())
     assert (held["batches"], held["measured_batches"], held["rows"][0]["batches"]) == (50, 4, 4)
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_measurement_is_resumed_and_no_other_is(capsys: pytest.CaptureFixture[str]) -> None:
+    """It ends like one that never stopped; with other options or weights, or without its sums, there is nothing to go on from."""
+    asked = ("--blocks=3", "--model.alternation=[prefix]", "--model.num_continuations=1")
+    assert agreement(*asked, "--batches=4", "--output=whole", adam_batches=1) == 0
+    assert not Path("whole/agreement.pt").exists()
+    asked = (*asked, "--output=out", "--resume")
+    assert agreement(*asked, "--batches=3", adam_batches=1) == 0
+    assert agreement(*asked, "--batches=4", adam_batches=1) == 0
+    said = capsys.readouterr().err
+    assert "3 batches have been measured before" in said
+    assert said.count("warm the AdamW state") == 2
+    resumed = json.loads(Path("out/agreement.json").read_text())
+    assert resumed == json.loads(Path("whole/agreement.json").read_text())
+    assert resumed["measured_batches"] == 4
+
+    other = {"policy": {"class_path": "tiny.tiny_policy", "init_args": {"seed": 1}}}
+    for more, adam_batches, model, says in (
+        (["--seed=1"], 1, {}, "its seed is 0, now is 1; give the same arguments"),
+        ([], 2, {}, "its adam_batches is 1, now is 2"),
+        ([], 1, other, "its weights have the fingerprint"),
+    ):
+        assert agreement(*asked, *more, adam_batches=adam_batches, **model) == 2
+        assert says in capsys.readouterr().err
+    Path("out/agreement.pt").write_bytes(b"nothing")
+    assert agreement(*asked, adam_batches=1) == 2
+    assert "does not hold the sums of a measurement" in capsys.readouterr().err
 
 
 def test_a_second_ctrl_c_gives_up(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -160,6 +223,8 @@ def test_a_disk_that_stays_full_costs_the_files_alone(capsys: pytest.CaptureFixt
         (["--batches", "many"], {}, "invalid int value: 'many'"),
         (["--prompts", "7"], {}, "only 6 training prompts"),
         (["--blocks", "1"], {}, "blocks must be at least 2"),
+        (["--resume"], {}, "--resume needs --output FOLDER"),
+        (["--adam_batches=-1"], {}, "--adam_batches must be 0, for no gains, or more, got -1"),
         (["--parameters", "none"], {}, "no trained parameter has a name like 'none'"),
         (["--variants", "x.jaml"], {}, "no file of variants 'x.jaml'"),
         (["--variants", "wrong.yaml"], {}, "the variant 'a' has no 'alhpa'. Did you mean 'alpha'?"),
@@ -188,7 +253,7 @@ def test_one_process_alone(capsys: pytest.CaptureFixture[str], monkeypatch: pyte
 
 
 def test_rewards_without_variance_teach_nothing(capsys: pytest.CaptureFixture[str]) -> None:
-    assert agreement("--batches=3", "--model.alternation=[prefix]", reward="test_gradient_agreement.Alike") == 1
+    assert agreement("--batches=3", "--model.alternation=[prefix]", reward="test_agreement_command.Alike") == 1
     said = capsys.readouterr()
     assert "0 (3 without gradient)" in said.out
     assert "too few batches had a gradient" in said.err

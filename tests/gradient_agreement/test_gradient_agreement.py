@@ -17,7 +17,8 @@ from torch.utils.data import DataLoader
 
 from tests.tiny import mean_cosine
 from varrl_lightning.callbacks.gradient_agreement import agreement_meter, described_variants
-from varrl_lightning.gradient_agreement.meter import AgreementMeter, Measured, independent_batches
+from varrl_lightning.gradient_agreement.measured import Measured
+from varrl_lightning.gradient_agreement.meter import AgreementMeter, independent_batches
 from varrl_lightning.gradient_agreement.variants import own_stages, read_variants
 from varrl_lightning.grpo.grpo import GRPO
 from varrl_lightning.module import VARGRPO

@@ -64,6 +64,23 @@ def group_advantages(
     return torch.where(active, centred, 0.0).to(returns.dtype), active
 
 
+def leave_one_out(values: Float[Tensor, "P A"], valid: Bool[Tensor, "P A"]) -> Float[Tensor, "P A"]:
+    """Return each value less the mean of the other valid values of its group; 0 where not valid, or where there is no other.
+
+    As an advantage it makes the policy gradient unbiased, since no branch is part of its own baseline.
+
+    Examples:
+        >>> leave_one_out(torch.tensor([[1.0, 2.0, 6.0]]), torch.tensor([[True, True, True]]))  # less 4, 3.5 and 1.5
+        tensor([[-3.0000, -1.5000,  4.5000]])
+        >>> leave_one_out(torch.tensor([[1.0, 2.0, 6.0]]), torch.tensor([[True, False, True]]))
+        tensor([[-5.,  0.,  5.]])
+    """
+    known = torch.where(valid, widened(values), 0.0)
+    others = valid.sum(dim=1, keepdim=True) - 1
+    baseline = (known.sum(dim=1, keepdim=True) - known) / others.clamp(min=1)
+    return torch.where(valid & (others > 0), known - baseline, 0.0).to(values.dtype)
+
+
 def differ(values: Float[Tensor, "*rows n"], valid: Bool[Tensor, "*rows n"]) -> Bool[Tensor, "*rows"]:
     """Say of each row whether any two of its valid values are different; exact, at any magnitude.
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -156,21 +157,37 @@ class GradientSums:
         self._sum = gradient.clone() if self._sum is None else self._sum.add_(gradient)
         self._squares += length**2
 
+    def state_dict(self) -> dict[str, Any]:
+        """The sums as plain values, for a file."""
+        return {"units": self._units, "counts": self._counts, "sum": self._sum, "squares": self._squares, "left_out": self.left_out}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from the sums of another object, in as many blocks as it has."""
+        self.blocks = len(state["counts"])
+        self._units, self._counts = list(state["units"]), list(state["counts"])
+        self._sum, self._squares, self.left_out = state["sum"], state["squares"], state["left_out"]
+
     def compute(self) -> BlockSums:
         """Return the sums of the batches added so far."""
         gram = torch.zeros(self.blocks, self.blocks, dtype=torch.float64)
         filled = [j for j, units in enumerate(self._units) if units is not None]
         if filled:
-            gram[torch.tensor(filled)[:, None], torch.tensor(filled)] = _gram([u for u in self._units if u is not None])
+            gram[torch.tensor(filled)[:, None], torch.tensor(filled)] = inner_products([u for u in self._units if u is not None])
         B, squares = self.batches, self._squares
         common = math.nan
         if self._sum is not None and B > 1:
-            common = (float(_gram([self._sum])) - squares) / ((B - 1) * squares)
+            common = (float(inner_products([self._sum])) - squares) / ((B - 1) * squares)
         return BlockSums(gram, list(self._counts), common, math.sqrt(squares / B) if B else math.nan)
 
 
-def _gram(rows: Sequence[Float[Tensor, " D"]]) -> Float[Tensor, "J J"]:
-    """Return the inner products in double precision: the estimates are small differences of them."""
+def inner_products(rows: Sequence[Float[Tensor, " D"]]) -> Float[Tensor, "J J"]:
+    """Return the inner products in double precision: the estimates are small differences of them.
+
+    Examples:
+        >>> inner_products([torch.tensor([1.0, 2.0]), torch.tensor([3.0, 0.0])])
+        tensor([[5., 3.],
+                [3., 9.]], dtype=torch.float64)
+    """
     total = torch.zeros(len(rows), len(rows), dtype=torch.float64, device=rows[0].device)
     for first in range(0, len(rows[0]), CHUNK):
         part = torch.stack([row[first : first + CHUNK] for row in rows]).double()

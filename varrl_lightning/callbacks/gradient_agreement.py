@@ -15,7 +15,8 @@ from lightning.pytorch.callbacks import Callback
 
 from varrl_lightning.callbacks.trained_module import vargrpo
 from varrl_lightning.data import TrainingBatches
-from varrl_lightning.gradient_agreement.meter import LEAST, AgreementMeter, Measured, independent_batches
+from varrl_lightning.gradient_agreement.measured import Measured
+from varrl_lightning.gradient_agreement.meter import LEAST, AgreementMeter, independent_batches
 from varrl_lightning.gradient_agreement.variants import SHAPE, StageShape, Variant, own_stages, read_variants, variants_of
 from varrl_lightning.loggers import log_measured
 from varrl_lightning.module import VARGRPO

@@ -1,13 +1,14 @@
 """Gradient agreement: the mean cosine between gradients of independent batches, for several variants at once.
 
 Where it is higher, a step of the same length goes further in the direction that all batches share. It does not tell whether that
-direction is a good one, and it compares methods by the batch, not by the second.
+direction is a good one: the gain does, against the gradient of the expected reward, in the metric in which Adam steps. Both compare
+methods by the batch, not by the second.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -16,7 +17,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from varrl_lightning.algorithms.gradient_cosine import GradientSums
+from varrl_lightning.algorithms.gradient_gain import GainSums, Kind, adam_metric
 from varrl_lightning.data import TrainingBatches
+from varrl_lightning.gradient_agreement.measured import Measured, Scale
+from varrl_lightning.gradient_agreement.target import reinforce, reinforce_credit
 from varrl_lightning.gradient_agreement.variants import Variant
 from varrl_lightning.grpo.credit import Credit, Rows
 from varrl_lightning.grpo.objective import Objective, detached, flat
@@ -28,46 +32,8 @@ from varrl_lightning.types import LogProbs, Prompt, Rollout, Sampling, Scores, S
 
 LEAST = 3
 """The smallest number of batches for which a cosine has a standard error."""
-Scale = int | None
-"""A scale, counted from 0; None for all scales of a stage."""
-
-
-@dataclass(frozen=True)
-class Measured:
-    """The measurement of a variant, for all of its scales or for one.
-
-    Args:
-        variant: name of the variant.
-        stage: the scales, branches and continuations.
-        scale: counted from 0; None for all scales of the stage.
-        cosine: mean cosine over all pairs of batches.
-        standard_error: standard error of the cosine, by a jackknife over batches.
-        difference: difference to the first variant's cosine; NaN for a scale that the first variant does not train.
-        difference_standard_error: standard error of the paired difference, by the same jackknife.
-        signal: estimate of |E g|^2 / E |g|^2; may be negative.
-        length: root of the mean squared length of a gradient.
-        batches: number of batches that had a gradient.
-        left_out: number of batches that had none.
-    """
-
-    variant: str
-    stage: Stage
-    scale: Scale
-    cosine: float
-    standard_error: float
-    difference: float
-    difference_standard_error: float
-    signal: float
-    length: float
-    batches: int
-    left_out: int
-
-    def flat(self) -> dict[str, Any]:
-        """The measurement as the row of a table: the stage's fields among the others; scales count from 1."""
-        fields = asdict(self)
-        fields["scale"] = None if self.scale is None else self.scale + 1
-        stage = {key: value for key, value in fields.pop("stage").items() if key != "name"}
-        return {"variant": fields.pop("variant"), **stage, **fields}
+WARMING = 10**6
+"""Number of the first batch that warms an AdamW state, as far as noise is concerned: measured batches count from 0."""
 
 
 class AgreementMeter:
@@ -80,7 +46,10 @@ class AgreementMeter:
 
     The policy does not change, and no random generator is used. With D trained parameters of 4 bytes each, memory holds
     (blocks + 1) D for every variant, besides one gradient for each variant that shares a forward pass; with `per_scale` this is
-    multiplied by 1 + the number of its scales.
+    multiplied by 1 + the number of its scales. With a metric there are blocks D more for every variant and for G.
+
+    G is estimated in each batch by `reinforce`, with the sampling and the rewards of the first variant, and multiplied with
+    gradients of other batches alone.
 
     Args:
         policy: the policy whose gradients are measured.
@@ -92,6 +61,7 @@ class AgreementMeter:
         blocks: number of blocks of batches that the jackknife leaves out in turn; single batches where there are no more of them.
         per_scale: whether each scale's part of the loss is measured too, by a separate backward pass.
         parameters: pattern of names of trained parameters, as in `blocks.*.mlp.*`; None for all.
+        metric: P of the gain, of `warmed_metric`; None for no gain.
 
     Raises:
         ValueError: when the pattern fits no trained parameter.
@@ -109,6 +79,7 @@ class AgreementMeter:
         blocks: int = 20,
         per_scale: bool = False,
         parameters: str | None = None,
+        metric: Float[Tensor, " D"] | None = None,
     ) -> None:
         self.policy, self.variants, self.reference = policy, list(variants), reference
         self.micro_batch_size, self.images_at_once = micro_batch_size, images_at_once
@@ -116,12 +87,19 @@ class AgreementMeter:
         self.batches = 0
         """Batches measured so far."""
         self._parameters = trained_parameters(policy, parameters)
+        branches = max(v.stage.branches for v in self.variants)
+        self.target = None if metric is None else reinforce(self.variants[0].grpo, policy.schedule(), branches)
+        """What G is estimated by; None without a metric."""
         self._sums = {(v.name, scale): GradientSums(blocks) for v in self.variants for scale in self._scales(v)}
         if len(self._sums) != sum(len(self._scales(v)) for v in self.variants):
             raise ValueError(f"variants need different names, got {', '.join(v.name for v in self.variants)}")
+        self._gains: dict[str, GainSums] = {}
+        if self.target is not None and metric is not None:
+            self._gains = {v.name: GainSums(blocks, metric) for v in (self.target, *self.variants)}
 
     def _scales(self, variant: Variant) -> list[Scale]:
-        return [None, *(range(variant.stage.start, variant.stage.stop) if self.per_scale else ())]
+        every = self.per_scale and variant is not self.target
+        return [None, *(range(variant.stage.start, variant.stage.stop) if every else ())]
 
     @property
     def size(self) -> int:
@@ -131,7 +109,8 @@ class AgreementMeter:
     @property
     def bytes_held(self) -> int:
         """Bytes of all sums once every block has a batch."""
-        return 4 * self.size * sum(sums.blocks + 1 for sums in self._sums.values())
+        held = sum(sums.blocks + 1 for sums in self._sums.values()) + sum(sums.blocks for sums in self._gains.values())
+        return 4 * self.size * held
 
     def add(self, prompts: Sequence[Prompt]) -> None:
         """Measure one batch.
@@ -139,17 +118,50 @@ class AgreementMeter:
         Args:
             prompts: of one image size.
         """
-        keys = prompt_keys(self.seed, -1 - self.batches, prompts, self.policy.device)  # updates count from 0
-        for family in _families(self.variants):
+        variants, target = self.variants, None
+        if self.target is not None:
+            variants = [self.target, *variants]  # first, so that its gradient is there when the others are multiplied with it
+        for (name, scale), gradient in self.gradients(variants, prompts, self.batches):
+            if self.target is not None and name == self.target.name:
+                target = gradient
+            else:
+                self._sums[name, scale].add(self.batches, gradient)
+            if scale is None and name in self._gains:
+                self._gains[name].add(self.batches, gradient, target)
+        self.batches += 1
+
+    def state_dict(self) -> dict[str, Any]:
+        """The sums so far as plain values, for a file: those of `load_state_dict`, of a meter made alike."""
+        held = {"batches": self.batches, "cosines": {key: sums.state_dict() for key, sums in self._sums.items()}}
+        return held | {"gains": {name: sums.state_dict() for name, sums in self._gains.items()}}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from the sums of another meter."""
+        for key, sums in self._sums.items():
+            sums.load_state_dict(state["cosines"][key])
+        for name, gains in self._gains.items():
+            gains.load_state_dict(state["gains"][name])
+        self.batches = int(state["batches"])
+
+    def gradients(
+        self, variants: Sequence[Variant], prompts: Sequence[Prompt], number: int
+    ) -> Iterator[tuple[tuple[str, Scale], Float[Tensor, " D"] | None]]:
+        """The gradients of variants in one batch, by variant and scale; None where nothing has a weight.
+
+        Args:
+            number: of the batch, from 0, on which its noise depends.
+        """
+        keys = prompt_keys(self.seed, -1 - number, prompts, self.policy.device)  # updates count from 0
+        for family in _families(variants):
             K = max(v.stage.continuations for v in family)
             stage = replace(family[0].stage, continuations=K)
             rollout, scores = family[0].grpo.sample_and_score(self.policy, prompts, stage, keys, images_at_once=self.images_at_once)
             credits = [self._credit(v, rollout, scores) for v in family]
-            for (name, scale), gradient in self._gradients(family, credits, rollout).items():
-                self._sums[name, scale].add(self.batches, gradient)
-        self.batches += 1
+            yield from self._gradients(family, credits, rollout).items()
 
     def _credit(self, variant: Variant, rollout: Rollout, scores: Mapping[str, Scores]) -> Credit:
+        if variant is self.target:
+            return reinforce_credit(variant, rollout, scores)
         part, part_scores = _first_continuations(rollout, scores, variant.stage)
         if variant.grpo.rewards.whole_groups and variant.stage.continuations < rollout.stage.continuations:
             # Such a reward has compared more images than this variant has.
@@ -172,6 +184,8 @@ class AgreementMeter:
                 gradients[key] = gradient if before is None else before.add_(gradient)
         if self.per_scale:
             for v, _ in weighted:
+                if v is self.target:
+                    continue
                 parts = [part for scale in self._scales(v)[1:] if (part := gradients[v.name, scale]) is not None]
                 gradients[v.name, None] = torch.stack(parts).sum(dim=0)
         return gradients
@@ -197,6 +211,7 @@ class AgreementMeter:
     def measured(self) -> list[Measured]:
         """Measurements so far, variant by variant, each for all scales and then scale by scale."""
         sums = {key: each.compute() for key, each in self._sums.items()}
+        gains = self._measured_gains()
         rows = []
         for v in self.variants:
             for scale in self._scales(v):
@@ -215,9 +230,43 @@ class AgreementMeter:
                         length=agreement.length,
                         batches=self._sums[v.name, scale].batches,
                         left_out=self._sums[v.name, scale].left_out,
+                        **(gains.get(v.name, {}) if scale is None else {}),
                     )
                 )
         return rows
+
+    def _measured_gains(self) -> dict[str, dict[str, float]]:
+        """The fields of `Measured` that are about gains, by variant."""
+        if self.target is None:
+            return {}
+        target, first = self._gains[self.target.name], None
+        fields: dict[str, dict[str, float]] = {}
+        for v in self.variants:
+            gain = self._gains[v.name].compute(target)
+            first = first or gain
+            kinds: tuple[tuple[str, Kind], ...] = (("gain", "mean"), ("batch_gain", "batch"))
+            fields[v.name] = {}
+            for name, kind in kinds:
+                for field, estimate in ((name, gain.estimate(kind)), (f"relative_{name}", gain.relative(kind, first))):
+                    fields[v.name] |= {field: estimate.value, f"{field}_standard_error": estimate.standard_error}
+        return fields
+
+
+def warmed_metric(meter: AgreementMeter, batches: Iterable[Sequence[Prompt]], beta2: float, eps: float) -> Float[Tensor, " D"]:
+    """P of an AdamW that has seen gradients of the first variant in some batches, of noise that no measured batch has.
+
+    Nothing moves, so that the state is one at the weights that are measured; and the same for all variants: that of a checkpoint
+    may never have seen what its own recipe did not train.
+
+    Args:
+        beta2, eps: of the AdamW; see `adam_metric`.
+
+    Raises:
+        ValueError: when no batch has a gradient.
+    """
+    numbered = enumerate(batches, start=WARMING)
+    found = (found for number, prompts in numbered for found in meter.gradients(meter.variants[:1], prompts, number))
+    return adam_metric((gradient for (_, scale), gradient in found if scale is None), beta2, eps)
 
 
 def trained_parameters(policy: VARPolicy, pattern: str | None = None) -> list[nn.Parameter]:
@@ -233,14 +282,14 @@ def trained_parameters(policy: VARPolicy, pattern: str | None = None) -> list[nn
     return matching
 
 
-def independent_batches(prompts: Sequence[Prompt], batches: int, size: int, seed: int) -> list[list[Prompt]]:
+def independent_batches(prompts: Sequence[Prompt], batches: int, size: int, seed: int, least: int = LEAST) -> list[list[Prompt]]:
     """`batches` batches of one image size each; no prompt is repeated before the set is exhausted.
 
     Raises:
-        ValueError: when there are too few prompts for a batch, or too few batches for a standard error.
+        ValueError: when there are too few prompts for a batch, or fewer batches than `least`.
     """
-    if batches < LEAST:
-        raise ValueError(f"batches must be at least {LEAST}, to have a standard error, got {batches}")
+    if batches < least:
+        raise ValueError(f"batches must be at least {least}, to have a standard error, got {batches}")
     if size < 1:
         raise ValueError(f"prompts per batch must be at least 1, got {size}")
     stream = TrainingBatches(prompts, size, seed)
