@@ -136,10 +136,8 @@ def medians(rounds: list[list[list[float]]], cycle: tuple[Stage, ...], prompts: 
         steps = [step for steps in rounds for step in steps if step[0] == place]
         median = {name: statistics.median(step[i] for step in steps) for i, name in enumerate(MEASURED) if name != "place"}
         stage = cycle[place]
-        # A branch without continuations gives one image, that of its draft.
-        images = prompts * stage.branches * max(stage.continuations, 1)
         parts = {part: median[part] for part in PARTS}
-        costs[place] = StageCost(stage.name, images, median["seconds"], median["cpu_seconds"], parts)
+        costs[place] = StageCost(stage.name, prompts * stage.images_per_prompt, median["seconds"], median["cpu_seconds"], parts)
     return Cost(tuple(costs[cycle.index(stage)] for stage in cycle))
 
 
