@@ -21,7 +21,10 @@ COMMANDS = {
     "export": ("commands.export", "write a run's policy as one file in its family's published layout"),
     "serve": ("commands.serve", "serve a reward over HTTP: varrl serve ocr --port 8000; its client is the reward 'http'"),
     "report": ("commands.report", "draw the figures of a run folder again"),
-    "compare": ("comparison", "compare recipes over seeds, at equal time and equal images: varrl compare configs/comparison.yaml"),
+    "compare": (
+        "comparison",
+        "compare recipes over seeds, at equal time, images or updates: varrl compare configs/comparison.yaml",
+    ),
 }
 
 

@@ -1,4 +1,4 @@
-"""`varrl compare SPEC.yaml`: several recipes over seeds, at equal time and at equal images, tuned on one grid."""
+"""`varrl compare SPEC.yaml`: several recipes over seeds, at equal time, images or updates, tuned on one grid."""
 
 from __future__ import annotations
 
@@ -12,16 +12,18 @@ from varrl_lightning.comparison.spec import read_spec
 from varrl_lightning.comparison.workers import quiet
 from varrl_lightning.errors import ConfigError
 
-PHASES = ("time", "grid", "final", "figure")
-DESCRIPTION = """Compare recipes over seeds, at equal training time and at equal numbers of images.
+PHASES = ("time", "tune", "final", "report")
+DESCRIPTION = """Compare recipes over seeds, at equal training time, at equal numbers of images and at equal numbers of updates.
 
-  time    seconds per update of each recipe and number of prompts, alone on the machine: timing.json; a run's number of updates at
-          equal time is the budget divided by this, so that a busy machine changes nothing
-  grid    every recipe at every learning rate and number of prompts: grid/, grid.json with the best point of each recipe
-  final   the best points over the final seeds, on the test prompts: final/
-  figure  comparison.png, results.json and results.md
+  time    seconds per update of each recipe and number of prompts, in turns, on a machine that does nothing else: timing.json.
+          Budgets become numbers of updates by this, so that the runs may share a machine
+  tune    every recipe at every learning rate and number of prompts; choices.json has the best point of each by validation
+  final   the best points over the seeds, with schedules that end with the run: one run for each axis, or for several whose
+          lengths are equal. The test prompts are read here alone
+  report  results.md, results.json and comparison.png, from the files alone
 
-Without --phase all four, in this order. Existing results are kept: a command that was stopped resumes with the next run.
+Without --phase all four, in this order. Each run adds its rows to results.csv when it ends, and rows that exist are not made
+again: a command that was stopped goes on with the next run, on another machine too.
 Exit status 0, 2 when the spec or a configuration is wrong, 1 otherwise."""
 
 
@@ -39,10 +41,13 @@ def main(arguments: Sequence[str]) -> int:
             options = parser.parse_args(arguments)
         quiet()
         comparison = Comparison(read_spec(options.spec, options.output))
-        steps = {"time": comparison.time, "grid": comparison.grid, "final": comparison.final}
-        for phase in PHASES if options.phase is None else (options.phase,):
+        phases = PHASES if options.phase is None else (options.phase,)
+        if phases != ("report",):
+            comparison.check()
+        steps = {"time": comparison.time, "tune": comparison.tune, "final": comparison.final}
+        for phase in phases:
             print(f"--- {phase}", flush=True)
-            if phase == "figure":
+            if phase == "report":
                 write_report(comparison)
             else:
                 steps[phase]()

@@ -2,114 +2,96 @@
 
 from __future__ import annotations
 
-import math
-import statistics
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from varrl_lightning.comparison.costs import StageCost
-from varrl_lightning.comparison.training import PARTS, Reading, Recorder, build, by_prompt, means, spaced, together, train
+from varrl_lightning.comparison.training import Reading, build, curve, spaced, together, train, whole
+from varrl_lightning.data import PromptDataModule
 from varrl_lightning.errors import RunStoppedError
-from varrl_lightning.module import VARGRPO
 
-Kind = Literal["time", "start", "grid", "final"]
+Phase = Literal["start", "tune", "final"]
+MEASURES = ("word_accuracy", "ned", "reward", "judge_word_accuracy", "judge_ned")
+"""Measures that are kept, besides the one that choices are made by."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What tells one run of a comparison from the others.
+
+    Args:
+        updates: its length, to whose end its learning rates fall.
+    """
+
+    phase: Phase
+    recipe: str
+    prompts: int
+    learning_rate: float
+    updates: int
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Of its rows and files."""
+        if self.phase == "start":
+            return "start"
+        return f"{self.phase}-{self.recipe}-p{self.prompts}-lr{self.learning_rate:g}-u{self.updates}-s{self.seed}"
 
 
 @dataclass(frozen=True)
 class Job:
-    """One run of a comparison.
+    """A run, and how to make it.
 
     Args:
-        name: of its result file, without the ending.
-        arguments: of `varrl fit`.
-        made: all that its result depends on; a result file with a different `made` is another run's.
-        updates: of the complete run.
-        at_time, at_images: updates at which the budgets of seconds and of images are used up.
-        every: updates between two points of the curve.
+        tree: the complete configuration.
+        made: digests of all else that its results depend on, by name.
         curve: number of validation prompts for a point of the curve.
-        choice: number of validation prompts that the best point is chosen by; all when None.
-        warm_up: updates before those that are measured, in `time`.
+        choice: number of validation prompts read at its end; all when None.
+        curve_points: readings of the curve.
+        measure: that is kept besides `MEASURES`, and for each test prompt.
     """
 
-    kind: Kind
-    name: str
-    arguments: tuple[str, ...]
-    made: Mapping[str, Any]
-    updates: int = 0
-    at_time: int = 0
-    at_images: int = 0
-    every: int = 1
-    curve: int = 1
-    choice: int | None = None
-    warm_up: int = 0
+    run: Run
+    tree: Mapping[str, Any] = field(repr=False)
+    made: Mapping[str, str]
+    curve: int
+    choice: int | None
+    curve_points: int
+    measure: str
 
-    def run(self) -> dict[str, Any]:
-        """Make the run in this process; return the content of its result file."""
+    def make(self) -> dict[str, Any]:
+        """Make the run in this process: its readings, each with the number of updates before it.
+
+        A learning rate that is too high is a result too: then `stopped` says why the run ended, and there are no readings.
+        """
         began = time.perf_counter()
-        result = {"time": self._time, "start": self._start, "grid": self._train, "final": self._train}[self.kind]()
-        return {"made": dict(self.made)} | result | {"wall_seconds": round(time.perf_counter() - began, 1)}
-
-    def _time(self) -> dict[str, Any]:
-        module, data, config = build(self.arguments, self.updates)
-        recorder = train(module, data, config, self.updates, {})
-        return {"cycle": [stage.__dict__ for stage in stage_costs(recorder, module, data.batch_size, self.warm_up)]}
-
-    def _start(self) -> dict[str, Any]:
-        module, data, _ = build(self.arguments)
-        curve = means(spaced(data.prompts["validation"], self.curve))
-        parts = (("curve", curve), ("test", by_prompt(data.prompts["test"], thorough=True)))
-        return {"readings": {"0": together(*parts)(module)}}
-
-    def _train(self) -> dict[str, Any]:
-        module, data, config = build(self.arguments, self.updates)
-        validation = data.prompts["validation"]
-        points: dict[int, list[tuple[str, Reading]]] = {}
-        for updates in {*range(self.every, self.updates + 1, self.every), self.at_time, self.at_images}:
-            points[updates] = [("curve", means(spaced(validation, self.curve)))]
-        for updates in {self.at_time, self.at_images}:
-            if self.kind == "final":
-                points[updates].append(("test", by_prompt(data.prompts["test"], thorough=updates == self.at_time)))
-            else:
-                points[updates].append(("validation", means(spaced(validation, self.choice or len(validation)))))
-        readings = {updates: together(*parts) for updates, parts in points.items()}
-        result: dict[str, Any] = {"updates": self.updates, "at_time": self.at_time, "at_images": self.at_images}
+        module, data, config = build(self.tree, self.run.recipe)
+        due = self._readings(data)
+        stopped, taken = "", {}
         try:
-            recorder = train(module, data, config, self.updates, readings)
-        except RunStoppedError as error:  # a learning rate that is too high is a result too
-            return result | {"stopped": str(error), "readings": {}}
-        if module.rollouts_done != self.updates:
+            taken = train(module, data, config, self.run.updates, due).taken if self.run.updates else {0: due[0](module)}
+        except RunStoppedError as error:
+            stopped = " ".join(str(error).split())
+        if not stopped and module.rollouts_done != self.run.updates:
             raise RuntimeError(
-                f"{self.name} ended after {module.rollouts_done} of {self.updates} updates; it is run again next time"
+                f"{self.run.name} ended after {module.rollouts_done} of {self.run.updates} updates; it is made again next time"
             )
-        return result | {"readings": {str(u): r for u, r in sorted(recorder.taken.items())}, "log": log(recorder, self.every)}
+        readings = [self._kept(updates, row) for updates, rows in sorted(taken.items()) for row in rows]
+        return {"readings": readings, "stopped": stopped, "wall_seconds": round(time.perf_counter() - began, 1)}
 
+    def _readings(self, data: PromptDataModule) -> dict[int, Reading]:
+        validation, last = data.prompts["validation"], self.run.updates
+        points = {max(1, round(last * i / self.curve_points)) for i in range(1, self.curve_points + 1)} if last else {0}
+        readings: dict[int, list[Reading]] = {point: [curve(spaced(validation, self.curve))] for point in points}
+        at_end = readings[last]
+        at_end.append(whole("validation", spaced(validation, self.choice or len(validation)), thorough=False))
+        if self.run.phase != "tune":
+            at_end.append(whole("test", data.prompts["test"], thorough=True))
+        return {updates: together(parts) for updates, parts in readings.items()}
 
-def stage_costs(recorder: Recorder, module: VARGRPO, prompts: int, warm_up: int) -> list[StageCost]:
-    """Medians over the updates after the warm-up, of each place in the cycle; a stage that occurs more than once has one median."""
-    stages = [module.cycle[i % len(module.cycle)] for i in range(len(recorder.steps))]
-    costs = {}
-    for stage in dict.fromkeys(module.cycle):
-        steps = [step for i, step in enumerate(recorder.steps) if stages[i] == stage and i >= warm_up]
-        parts = {part: statistics.median(step["parts"][part] for step in steps) for part in PARTS}
-        seconds, cpu = (statistics.median(step[clock] for step in steps) for clock in ("seconds", "cpu_seconds"))
-        costs[stage] = StageCost(stage.name, prompts * stage.images_per_prompt, seconds, cpu, parts)
-    return [costs[stage] for stage in module.cycle]
-
-
-def log(recorder: Recorder, every: int) -> list[dict[str, float]]:
-    """Means of what training logged between two points of the curve, and the seconds that passed."""
-    rows = []
-    for first in range(0, len(recorder.steps), every):
-        steps = recorder.steps[first : first + every]
-        row = {"updates": float(first + len(steps)), "seconds": sum(step["seconds"] for step in steps)}
-        for name in ("reward", "kl", "grad_norm"):
-            row |= _mean(name, [step[name] for step in steps if name in step])
-        rows.append({name: round(value, 5) for name, value in row.items()})
-    return rows
-
-
-def _mean(name: str, values: Sequence[float]) -> dict[str, float]:
-    finite = [value for value in values if math.isfinite(value)]
-    return {name: statistics.fmean(finite)} if finite else {}
+    def _kept(self, updates: int, row: Mapping[str, Any]) -> dict[str, Any]:
+        """A reading with its number of updates and without other measures; values of single prompts are kept for the test alone."""
+        names = [name for name in dict.fromkeys((self.measure, *MEASURES)) if name in row["values"]]
+        prompts = row["prompts"][self.measure] if row["split"] == "test" and self.measure in row["prompts"] else None
+        return {**row, "updates": updates, "values": {name: row["values"][name] for name in names}, "prompts": prompts}

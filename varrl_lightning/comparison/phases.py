@@ -2,275 +2,244 @@
 
 from __future__ import annotations
 
-import json
-import math
-import os
-import platform
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
-import yaml
-
-from varrl_lightning.callbacks.summary import versions
 from varrl_lightning.commands.user_errors import reraise_as
+from varrl_lightning.comparison.axes import lengths
+from varrl_lightning.comparison.choices import Choices, Point
 from varrl_lightning.comparison.costs import Cost
-from varrl_lightning.comparison.jobs import Job
-from varrl_lightning.comparison.spec import Budget, Spec, digest_of
+from varrl_lightning.comparison.jobs import Job, Run
+from varrl_lightning.comparison.recipe_trees import Tree, decided, digest_of, file_digest, recipe_tree, training_digest
+from varrl_lightning.comparison.spec import Spec
+from varrl_lightning.comparison.table import Table, alone
+from varrl_lightning.comparison.timing import ENDLESS, Timing
 from varrl_lightning.comparison.training import build, policy_fingerprint
-from varrl_lightning.comparison.workers import check_made, run_all, write_json
-from varrl_lightning.configuration.files import find_config
-from varrl_lightning.data import check_disjoint
+from varrl_lightning.comparison.workers import run_all
 from varrl_lightning.errors import ConfigError, StartError
+from varrl_lightning.prompts.files import OverlapError, check_disjoint
+from varrl_lightning.types import Prompt, Stage
+from varrl_lightning.types.normal_form import normal_form
 
-Point = tuple[int, float]
 JUDGED = ("model.reward", "model.judge", "trainer.precision", "trainer.accelerator", "trainer.devices")
 """Parsed keys that decide how a recipe's pictures are judged and computed; they must be equal for all recipes."""
-BUSY = 0.15
-"""Share of waiting from which on a measurement on one thread is reported to have shared its core."""
 
 
 @dataclass(frozen=True)
 class Built:
-    """A recipe before training: digests of its weights and of its evaluation settings, and the length of its cycle."""
+    """A recipe before training: a digest of its weights, what evaluations depend on, and its cycle."""
 
     weights: str
-    evaluation: str
-    stages: int
+    judging: str
+    cycle: tuple[Stage, ...]
+
+
+@dataclass
+class Plan:
+    """Runs in their order, each with the axes that its end serves."""
+
+    axes_of: dict[Run, list[str]] = field(default_factory=dict)
+
+    def add(self, run: Run, axis: str) -> None:
+        """Add a run, or another axis to a run that is there."""
+        self.axes_of.setdefault(run, []).append(axis)
 
 
 class Comparison:
-    """A spec whose recipes have all been built once, so that mistakes are reported before any work."""
+    """A comparison that a spec describes: its phases, and the plans of their runs."""
 
     def __init__(self, spec: Spec) -> None:
         self.spec, self.folder = spec, Path(spec.output)
-        prompts, rate = spec.grid.points[0]
+        self.trees: dict[str, Tree] = {
+            name: recipe_tree(spec.base, recipe.config, recipe.overrides) for name, recipe in spec.recipes.items()
+        }
+        files = {split: getattr(spec.prompts, split) for split in ("train", "validation", "test")}
+        self.files = {split: file_digest(path) for split, path in files.items()}
+        self.table, self.choices = Table(self.folder), Choices(spec)
+        self.timing = Timing(spec, self._timing_tree, lambda recipe: {"training": self._training(recipe), "threads": spec.threads})
         self.built: dict[str, Built] = {}
+
+    # --- checks -------------------------------------------------------------------------------------------------------------
+
+    def check(self) -> None:
+        """Build every recipe once, so that mistakes are reported before any work.
+
+        Raises:
+            ConfigError: on a wrong configuration, or recipes that cannot be compared.
+            StartError: when prompts, files and model do not fit together, or two prompt files overlap.
+        """
+        spec = self.spec
         for name in spec.recipes:
-            module, data, config = build(spec.arguments(name, prompts, rate, spec.tuning.seeds[0]))
-            with reraise_as(StartError, ValueError):
-                check_disjoint(data.prompts["validation"], data.prompts["test"], ("validation", "test"))
-                largest = max(spec.grid.prompts_per_update)
-                if largest > (available := len(data.prompts["train"])):
-                    raise ValueError(f"grid.prompts_per_update asks for {largest} prompts, and there are {available} to train on")
-            evaluation = digest_of([repr(module.sampling), module.eval_seed, *(str(config.get(key)) for key in JUDGED)])
-            self.built[name] = Built(policy_fingerprint(module.policy), evaluation, len(module.cycle))
+            module, data, config = build(self._timing_tree(name, spec.grid.prompts_per_update[0], ENDLESS), name)
+            if not self.built:
+                self._check_prompts(data.prompts, module.rewards.reads_words)
+            judging = digest_of([repr(module.sampling), module.eval_seed, *(str(config.get(key)) for key in JUDGED)])
+            self.built[name] = Built(policy_fingerprint(module.policy)[:8], judging, module.cycle)
         judged = ", ".join(("model.sampling", "model.eval_seed", *JUDGED))
-        for what, shown in (("weights", "their policy's weights"), ("evaluation", f"one of {judged}")):
+        for what, shown in (("weights", "their policy's weights"), ("judging", f"one of {judged}")):
             if len({getattr(built, what) for built in self.built.values()}) > 1:
                 raise ConfigError(
                     f"the recipes differ in {shown}; they must start from the same weights and be judged in the same way"
                 )
+        branches = {name: sorted({stage.branches for stage in built.cycle}) for name, built in self.built.items()}
+        if "updates" in spec.final.axes and len(set(itertools.chain(*branches.values()))) > 1:
+            raise ConfigError(f"final.axes.updates compares updates of the same branches per prompt, got {branches}")
+
+    def _check_prompts(self, prompts: Mapping[str, Sequence[Prompt]], reads_words: bool) -> None:
+        files = {split: f"{split} ({getattr(self.spec.prompts, split)})" for split in prompts}
+        largest, available = max(self.spec.grid.prompts_per_update), len(prompts["train"])
+        if largest > available:
+            raise StartError(f"grid.prompts_per_update asks for {largest} prompts, and there are {available} to train on")
+        with reraise_as(StartError, OverlapError):
+            for first, second in itertools.combinations(("train", "validation", "test"), 2):
+                if reads_words:
+                    _check_words(prompts[first], prompts[second], (files[first], files[second]))
+                check_disjoint(prompts[first], prompts[second], (files[first], files[second]), reads_words)
+
+    # --- configurations and what they are made from ---------------------------------------------------------------------------
+
+    def tree(self, recipe: str, point: Point, seed: int, updates: int) -> Tree:
+        """The complete configuration of a run."""
+        prompts, rate = point
+        values = {"model.optimizer.init_args.lr": rate, "data.batch_size": prompts, "seed_everything": seed}
+        values |= {f"data.{split}": getattr(self.spec.prompts, split) for split in ("train", "validation", "test")}
+        values |= {"data.overlap": "ignore", "trainer.max_steps": updates}
+        return decided(self.trees[recipe], values, updates, self.spec.warmup)
+
+    def _timing_tree(self, recipe: str, prompts: int, updates: int) -> Tree:
+        return self.tree(recipe, (prompts, 1e-5), 0, updates)
+
+    def _training(self, recipe: str) -> str:
+        return training_digest(self.tree(recipe, (1, 1.0), 0, ENDLESS))
+
+    def judging(self, recipe: str) -> str:
+        """A digest of how readings are taken, as the recipe's configuration writes it."""
+        model, trainer = (self.trees[recipe].get(name) or {} for name in ("model", "trainer"))
+        written = [model.get(name) for name in ("sampling", "eval_seed", "reward", "judge")]
+        counts = [self.spec.prompts.curve, self.spec.prompts.choice]
+        return digest_of([*written, *(trainer.get(name) for name in ("precision", "accelerator", "devices")), *counts])
+
+    def made(self, run: Run) -> dict[str, str]:
+        """Digests of all that a run's results depend on besides what its name says."""
+        made = {"training": self._training(run.recipe), "judging": self.judging(run.recipe), **self.files}
+        made |= {"weights": self.built[run.recipe].weights} if self.built else {}
+        drop = {"start": ("training", "train"), "tune": ("test",), "final": ()}[run.phase]
+        return {name: value for name, value in made.items() if name not in drop}
+
+    def job(self, run: Run) -> Job:
+        """A run, ready to be made."""
+        prompts = self.spec.prompts
+        points = self.spec.tuning.curve_points if run.phase == "tune" and self.spec.tuning else self.spec.final.curve_points
+        tree = self.tree(run.recipe, (run.prompts, run.learning_rate), run.seed, run.updates or ENDLESS)
+        return Job(run, tree, self.made(run), prompts.curve, prompts.choice, points, self.spec.measure)
+
+    # --- plans ----------------------------------------------------------------------------------------------------------------
+
+    def tuning_plan(self) -> Plan:
+        """The runs of the grid."""
+        plan, tuning = Plan(), self.spec.tuning
+        if tuning is None:
+            return plan
+        costs, (axis,) = self.timing.costs(), tuning.axes
+        points = {recipe: self.spec.points(recipe) for recipe in self.spec.recipes}
+        updates = {
+            prompts: lengths("tuning", tuning.axes, {name: cost[prompts] for name, cost in costs.items()}, self.spec.warmup)[axis]
+            for prompts in self.spec.grid.prompts_per_update
+        }
+        for seed in tuning.seeds:
+            for place in range(max(map(len, points.values()))):
+                for recipe, of_recipe in points.items():
+                    if place < len(of_recipe):
+                        prompts, rate = of_recipe[place]
+                        plan.add(Run("tune", recipe, prompts, rate, updates[prompts][recipe], seed), axis)
+        return plan
+
+    def final_plan(self, points: Mapping[str, Point], seeds: Mapping[str, Iterable[int]], axes: Sequence[str]) -> Plan:
+        """The final runs of these seeds on these axes; a run whose length is equal on two axes serves both."""
+        plan, all_costs = Plan(), self.timing.costs()
+        costs = {recipe: all_costs[recipe][prompts] for recipe, (prompts, _) in points.items()}
+        updates = lengths("final", self.spec.final.axes, costs, self.spec.warmup)
+        of_recipe = {recipe: tuple(seeds[recipe]) for recipe in self.spec.recipes}
+        for axis in axes:
+            for seed in sorted({seed for own in of_recipe.values() for seed in own}):
+                for recipe, own in of_recipe.items():
+                    if seed in own:
+                        plan.add(Run("final", recipe, *points[recipe], updates[axis][recipe], seed), axis)
+        return plan
+
+    def start_run(self) -> Run:
+        """The readings before training: one for all recipes, which start alike."""
+        return Run("start", self.spec.rival, self.spec.grid.prompts_per_update[0], 0.0, 0, 0)
+
+    # --- work -----------------------------------------------------------------------------------------------------------------
 
     def time(self) -> None:
-        """Measure the configurations that are not in timing.json yet, one after another."""
-        path = self.folder / "timing.json"
-        table = self._timing()
-        for recipe in self.spec.recipes:
-            for prompts in self.spec.grid.prompts_per_update:
-                if str(prompts) in table.setdefault("recipes", {}).setdefault(recipe, {}):
-                    continue
-                job = self._timing_job(recipe, prompts)
-                name, result = next(iter(run_all([job], self.folder / "timing", 1, self.spec.threads).items()))
-                cost = Cost.read(result["cycle"])
-                numbers = {n: round(getattr(cost, n), 5) for n in ("seconds_per_update", "images_per_update", "reward_share")}
-                table["recipes"][recipe][str(prompts)] = {"made": dict(job.made), **numbers, "cycle": cost.as_json()}
-                write_json(path, {"machine": machine(self.spec.threads), "versions": versions(), **table})
-                (self.folder / "timing" / f"{name}.json").unlink()
-                print(f"{recipe}, {prompts} prompts: {numbers}", flush=True)
-                if self.spec.threads == 1 and (busy := cost.waiting) > BUSY:
-                    print(
-                        f"  The process waited for {busy:.0%} of that: measure again on a machine that does nothing else.",
-                        flush=True,
-                    )
-        if (self.folder / "timing").is_dir():
-            (self.folder / "timing").rmdir()
+        """Measure what updates cost."""
+        with alone(self.folder):
+            self.timing.measure()
 
-    def _timing_job(self, recipe: str, prompts: int) -> Job:
-        timing, stages = self.spec.timing, self.built[recipe].stages
-        arguments = self.spec.arguments(recipe, prompts, self.spec.grid.learning_rates[0], 0)
-        made = {"recipe": self._recipe(recipe), "prompts": prompts, "threads": self.spec.threads}
-        updates = timing.warm_up + -(-max(timing.updates, stages) // stages) * stages
-        return Job("time", f"{recipe}_{prompts}", tuple(arguments), made, updates, warm_up=timing.warm_up)
+    def tune(self) -> None:
+        """Run every recipe at every point, and choose each recipe's best one."""
+        with alone(self.folder):
+            plan = self.tuning_plan()
+            self._make(plan)
+            self.choices.tune(plan.axes_of, self.table)
 
-    def _timing(self) -> dict[str, Any]:
-        """Read timing.json, without machine and versions; refuse times of other recipes."""
-        path = self.folder / "timing.json"
-        if not path.is_file():
-            return {}
-        table = {"recipes": json.loads(path.read_text(encoding="utf-8"))["recipes"]}
-        for recipe in self.spec.recipes:
-            for prompts, entry in table["recipes"].get(recipe, {}).items():
-                check_made(entry["made"], self._timing_job(recipe, int(prompts)).made, f"{path}: {recipe} with {prompts} prompts")
-        return table
+    def final(self) -> None:
+        """Read the start; run each recipe's best point over the default seeds, choose who gets more seeds, and run these."""
+        with alone(self.folder):
+            points, axes = self.points(), list(self.spec.final.axes)
+            first = self.final_plan(points, dict.fromkeys(self.spec.recipes, self.spec.final.seeds.default), axes[:1])
+            self._make(Plan({self.start_run(): []}))
+            self._make(first)
+            seeds = self.choices.seeds(first.axes_of, axes[0], self.table)
+            self._make(self.final_plan(points, seeds, axes[:1]))
+            self._make(self.final_plan(points, seeds, axes))
 
-    def costs(self) -> dict[str, dict[int, Cost]]:
-        """The measured costs, by recipe and prompts per update.
-
-        Raises:
-            StartError: when a cost was not measured yet.
-        """
-        table, costs = self._timing().get("recipes", {}), {}
-        for recipe in self.spec.recipes:
-            measured = table.get(recipe, {})
-            missing = [prompts for prompts in self.spec.grid.prompts_per_update if str(prompts) not in measured]
-            if missing:
-                raise StartError(f"{self.folder / 'timing.json'} lacks {recipe} with {missing} prompts; run --phase time first")
-            costs[recipe] = {p: Cost.read(measured[str(p)]["cycle"]) for p in self.spec.grid.prompts_per_update}
-        return costs
-
-    def grid(self) -> None:
-        """Run every recipe at every point; write grid.json with the table and each recipe's best point."""
-        jobs = self._grid_jobs()
-        results = run_all([job for job, *_ in jobs], self.folder / "grid", self.spec.workers, self.spec.threads)
-        table = _grid_table(jobs, results)
-        write_json(self.folder / "grid.json", {"measure": self.spec.measure, "best": self._best(table), "runs": table})
-
-    def _grid_jobs(self) -> list[tuple[Job, str, Point, int]]:
-        costs = self.costs()
-        points = {recipe: self.spec.points(recipe) for recipe in self.spec.recipes}
-        seeds = dict.fromkeys(self.spec.recipes, self.spec.tuning.seeds)
-        return self._jobs("grid", self.spec.tuning, seeds, points, costs)
-
-    def best(self) -> dict[str, Point]:
-        """Each recipe's best point.
+    def points(self) -> dict[str, Point]:
+        """Each recipe's point: the one that is given, or the best of the grid.
 
         Raises:
             StartError: when runs of the grid are missing.
         """
-        jobs = self._grid_jobs()
-        missing = [job.name for job, *_ in jobs if not (self.folder / "grid" / f"{job.name}.json").is_file()]
-        if missing:
-            raise StartError(f"{self.folder / 'grid'} lacks {len(missing)} of {len(jobs)} runs; run --phase grid first")
-        # All results exist: this only reads them, and checks what they were made from.
-        results = run_all([job for job, *_ in jobs], self.folder / "grid", 1, self.spec.threads)
-        best = self._best(_grid_table(jobs, results))
-        return {recipe: (best[recipe]["prompts"], best[recipe]["learning_rate"]) for recipe in self.spec.recipes}
+        return self.choices.points(self.tuning_plan().axes_of, self.table)
 
-    def _best(self, table: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-        """The point with the highest mean measure at equal time; of equal ones the smaller rate, then fewer prompts."""
-        best = {}
-        for recipe in self.spec.recipes:
-            values: dict[Point, list[float]] = {}
-            for row in (row for row in table if row["recipe"] == recipe):
-                values.setdefault((row["prompts"], row["learning_rate"]), []).append(self._measured(row))
-            (prompts, rate), scores = max(values.items(), key=lambda item: (fmean(item[1]), -item[0][1], -item[0][0]))
-            if fmean(scores) == -math.inf:
-                raise StartError(f"every run of {recipe} stopped before its end; lower grid.learning_rates")
-            best[recipe] = {"prompts": prompts, "learning_rate": rate, self.spec.measure: round(fmean(scores), 6)}
-        return best
+    def cost(self, run: Run) -> Cost:
+        """The measured cost of a run's recipe at its prompts."""
+        return self.timing.costs()[run.recipe][run.prompts]
 
-    def _measured(self, row: Mapping[str, Any]) -> float:
-        """The measure of a run at equal time; a run that stopped is worse than any other."""
-        if "stopped" in row:
-            return -math.inf
-        metrics = row["at_time"]["sampled"]
-        if self.spec.measure not in metrics:
-            raise StartError(f"the validation prompts have no {self.spec.measure!r}; measure may be {', '.join(metrics)}")
-        return float(metrics[self.spec.measure])
+    def _make(self, plan: Plan) -> None:
+        """Make the runs of a plan that are not in the table."""
+        jobs = [self.job(run) for run in plan.axes_of]
+        there = self.table.check(jobs)
+        axes = {run.name: " ".join(axes) for run, axes in plan.axes_of.items()}
+        self.table.set_axes(axes)
+        if there:
+            print(f"{len(there)} of {len(jobs)} runs exist already", flush=True)
+        costs = self.timing.costs()
 
-    def final(self) -> None:
-        """Evaluate the start, and run each recipe's best point over the final seeds."""
-        jobs = self.final_jobs()
-        run_all([self.start_job(), *(job for job, *_ in jobs)], self.folder / "final", self.spec.workers, self.spec.threads)
+        def keep(job: Job, result: dict[str, Any]) -> None:
+            cost = costs[job.run.recipe][job.run.prompts]
+            spent = [(cost.images(row["updates"]), cost.seconds(row["updates"])) for row in result["readings"]]
+            of_run = {"axes": axes[job.run.name], **_method(self.built[job.run.recipe].cycle if job.run.updates else ())}
+            self.table.add(job, result, of_run, spent)
 
-    def start_job(self) -> Job:
-        """The evaluation before training: one for all recipes, which start alike."""
-        recipe, (prompts, rate) = self.spec.rival, self.spec.grid.points[0]
-        return Job(
-            "start",
-            "start",
-            tuple(self.spec.arguments(recipe, prompts, rate, 0)),
-            self._evaluations() | {"curve": self.spec.prompts.curve},
-            curve=self.spec.prompts.curve,
-        )
-
-    def final_jobs(self) -> list[tuple[Job, str, Point, int]]:
-        """The jobs at the best points, each with its recipe, point and seed."""
-        points = {recipe: [point] for recipe, point in self.best().items()}
-        seeds = {recipe: self.spec.final_seeds(recipe) for recipe in self.spec.recipes}
-        return self._jobs("final", self.spec.final, seeds, points, self.costs())
-
-    def _jobs(
-        self,
-        kind: Any,
-        budget: Budget,
-        seeds: Mapping[str, tuple[int, ...]],
-        points: Mapping[str, list[Point]],
-        costs: Mapping[str, Mapping[int, Cost]],
-    ) -> list[tuple[Job, str, Point, int]]:
-        """Jobs in order of seed and point, so that all recipes advance together."""
-        cost_of = {(recipe, point): costs[recipe][point[0]] for recipe, of_recipe in points.items() for point in of_recipe}
-        updates = {key: cost.updates_in(budget.seconds) for key, cost in cost_of.items()}
-        for (recipe, point), count in updates.items():
-            if count < 1:
-                raise ConfigError(
-                    f"{budget.seconds} s are less than one update of {recipe} with {point[0]} prompts; give more seconds"
-                )
-        images = budget.images if isinstance(budget.images, int) else min(c.images(updates[k]) for k, c in cost_of.items())
-        order = [
-            (recipe, of_recipe[place], seed)
-            for seed in dict.fromkeys(s for of_recipe in seeds.values() for s in of_recipe)
-            for place in range(max(map(len, points.values())))
-            for recipe, of_recipe in points.items()
-            if seed in seeds[recipe] and place < len(of_recipe)
-        ]
-        return [(self._job(kind, budget, *run, cost_of[run[:2]], images), *run) for run in order]
-
-    def _job(self, kind: Any, budget: Budget, recipe: str, point: Point, seed: int, cost: Cost, images: int) -> Job:
-        """One run of `grid` or `final`, long enough for both readings."""
-        at_time, at_images = cost.updates_in(budget.seconds), cost.updates_drawing(images)
-        every = max(1, round(budget.curve_every / cost.seconds_per_update))
-        numbers = {"updates": max(at_time, at_images), "at_time": at_time, "at_images": at_images, "every": every}
-        prompts = self.spec.prompts
-        counts = {"choice": prompts.choice} if kind == "grid" else {"curve": prompts.curve}
-        made = self._evaluations() | counts | {"recipe": self._recipe(recipe), "point": list(point), "seed": seed, **numbers}
-        name = f"{recipe}_{point[0]}prompts_lr{point[1]:g}_seed{seed}"
-        arguments = tuple(self.spec.arguments(recipe, *point, seed))
-        return Job(kind, name, arguments, made, **numbers, curve=prompts.curve, choice=prompts.choice)
-
-    def _tree(self, recipe: str) -> dict[str, Any]:
-        return dict(yaml.safe_load(find_config(self.spec.recipes[recipe].config).read_text(encoding="utf-8")))
-
-    def _recipe(self, recipe: str) -> str:
-        """A digest of the recipe's training: without learning rate and prompts, which the grid sets, and without unused keys."""
-        tree = self._tree(recipe)
-        return digest_of([tree.get("model"), dict(self.spec.recipes[recipe].overrides)])
-
-    def _evaluations(self) -> dict[str, Any]:
-        """Everything that evaluations depend on besides the training: initial weights, settings and prompts."""
-        built = self.built[self.spec.rival]
-        prompts = self.spec.prompts
-        return {
-            "weights": built.weights,
-            "drawing": built.evaluation,  # the key of existing result files
-            "prompts": [prompts.train, prompts.validation, prompts.test],
-        }
+        run_all([job for job in jobs if job.run.name not in there], self.spec.workers, self.spec.threads, keep)
 
 
-def _grid_table(jobs: Sequence[tuple[Job, str, Point, int]], results: Mapping[str, Any]) -> list[dict[str, Any]]:
-    return [
-        {"recipe": recipe, "prompts": point[0], "learning_rate": point[1], "seed": seed, **_summary(results[job.name])}
-        for job, recipe, point, seed in jobs
-    ]
+def _method(cycle: Sequence[Stage]) -> dict[str, Any]:
+    """m and K of the first stage that ends before the last scale; empty for a cycle without one."""
+    prefix = next((stage for stage in cycle if stage.name == "prefix"), None)
+    return {"m": "", "K": ""} if prefix is None else {"m": prefix.stop, "K": prefix.continuations}
 
 
-def _summary(result: Mapping[str, Any]) -> dict[str, Any]:
-    """A run's readings of the validation prompts, on which the best point is chosen."""
-    if result.get("stopped"):
-        return {"stopped": result["stopped"]}
-    return {
-        name: {"updates": result[name], **result["readings"][str(result[name])]["validation"]} for name in ("at_time", "at_images")
-    }
-
-
-def machine(threads: int) -> dict[str, Any]:
-    """A description of the machine on which times were measured."""
-    model = platform.processor()
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        lines = (line.partition(":") for line in info.read_text().splitlines())
-        model = next((value.strip() for key, _, value in lines if key.strip() == "model name"), model)
-    return {"cpu": model, "cores": os.cpu_count(), "system": platform.platform(), "threads": threads}
+def _check_words(first: Sequence[Prompt], second: Sequence[Prompt], names: tuple[str, str]) -> None:
+    """Refuse two sets that share a word: what is learnt of it in one prompt is known in all others."""
+    ours, theirs = ({normal_form(word).strip() for prompt in prompts for word in prompt.words} for prompts in (first, second))
+    shared = sorted(ours & theirs)
+    if shared:
+        shown = ", ".join(shared[:20]) + (", ..." if len(shared) > 20 else "")
+        raise OverlapError(f"{names[0]} and {names[1]} share {len(shared)} words: {shown}. Remove them from one of the two.")

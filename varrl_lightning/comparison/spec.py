@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
@@ -10,21 +9,12 @@ from typing import Any, TypeVar
 
 import yaml
 
+from varrl_lightning.comparison.recipe_trees import DECIDED, leaves
 from varrl_lightning.configuration.files import find_config
 from varrl_lightning.errors import ConfigError, did_you_mean
-from varrl_lightning.weights.fingerprint import digest
 
-LEARNING_RATE, PROMPTS_PER_UPDATE = "model.optimizer.init_args.lr", "data.batch_size"
-DECIDED = {
-    LEARNING_RATE: "grid.learning_rates",
-    PROMPTS_PER_UPDATE: "grid.prompts_per_update",
-    "seed_everything": "seeds",
-    "data.train": "prompts.train",
-    "data.validation": "prompts.validation",
-    "data.test": "prompts.test",
-    "trainer.max_steps": "seconds",
-}
-"""Keys of a recipe that the comparison sets itself, each with the key of the spec that has its value."""
+AXES = {"time": "seconds", "images": "images", "updates": "updates"}
+"""What recipes can be compared at, each with the key of its budget."""
 T = TypeVar("T")
 
 
@@ -33,44 +23,46 @@ class Recipe:
     """A recipe: one way to train.
 
     Args:
-        config: its configuration file.
+        config: its configuration file, over the spec's `base`.
         overrides: changes to the configuration, by dotted key.
-        label: its name in the figure.
-        seeds: of its final runs, if not `final.seeds`; differences are over the seeds that two recipes share.
+        label: its name in tables and in the figure.
         beyond: learning rates that it is tuned at besides the grid's, with as many prompts as the grid's fewest: for a recipe whose
             best point lies on the grid's edge.
+        learning_rate: the one that it is trained at, untuned.
+        tuned_as: the recipe of `learning_rates_from` whose point it takes; the one of its own name when None.
     """
 
-    config: str
+    config: str | None = None
     overrides: Mapping[str, Any] = field(default_factory=dict)
     label: str | None = None
-    seeds: tuple[int, ...] = ()
     beyond: tuple[float, ...] = ()
+    learning_rate: float | None = None
+    tuned_as: str | None = None
 
 
 @dataclass(frozen=True)
 class Prompts:
-    """Prompt files of all recipes.
+    """Prompt files of all recipes; no two may share words (texts, where no reward reads).
 
     Args:
         train, validation, test: as in a configuration's `data`.
         curve: how many of the validation prompts, evenly spaced, a point of the curve is measured on.
-        choice: how many of them, evenly spaced, a grid's best point is chosen on; all when None.
+        choice: how many of them, evenly spaced, choices are made on at the end of a run; all when None.
     """
 
     train: str
     validation: str
     test: str
-    curve: int = 200
+    curve: int = 100
     choice: int | None = None
 
 
 @dataclass(frozen=True)
 class Grid:
-    """Every learning rate with every number of prompts per update, the same for all recipes."""
+    """The points that recipes are tuned at: every learning rate with every number of prompts per update, the same for all."""
 
-    learning_rates: tuple[float, ...]
     prompts_per_update: tuple[int, ...]
+    learning_rates: tuple[float, ...] = ()
 
     @property
     def points(self) -> list[tuple[int, float]]:
@@ -79,29 +71,65 @@ class Grid:
 
 
 @dataclass(frozen=True)
-class Budget:
-    """The budget of the runs of a phase.
+class Tuning:
+    """The runs of the grid.
 
     Args:
-        seconds: of training, as the measured costs count them; evaluation is free.
-        images: sampled in training, for the reading at equal images: a number, or `fewest` for as many as the run that samples
-            fewest within `seconds`.
-        seeds: of the runs.
-        curve_every: seconds of training between two points of the curve.
+        axes: their budget, on one axis: `{time: {seconds: 200}}`, `{images: {images: 6000}}` or `{updates: {updates: 200}}`.
+        seeds: of the runs at each point.
+        curve_points: readings of the curve, evenly spaced in a run.
     """
 
-    seconds: float
+    axes: Mapping[str, Mapping[str, Any]]
     seeds: tuple[int, ...]
-    curve_every: float
-    images: int | str = "fewest"
+    curve_points: int = 4
+
+
+@dataclass(frozen=True)
+class Seeds:
+    """The seeds of final runs.
+
+    Args:
+        default: of every recipe.
+        most: in place of them, for the recipes in `most_for` and for the one with the highest mean measure on validation after the
+            runs of the default seeds on the first axis.
+        most_for: recipes.
+    """
+
+    default: tuple[int, ...]
+    most: tuple[int, ...] = ()
+    most_for: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Final:
+    """The runs that are compared, at each recipe's best point.
+
+    Args:
+        axes: budgets: `time: {seconds: 600}`, `images: {images: 6000}`, `updates: {updates: 200}`. `fewest` in place of a number of
+            images or updates is that of the recipe with fewest within the seconds. They run in this order.
+        seeds: a list, or `default`, `most` and `most_for`.
+        curve_points: readings of the curve, evenly spaced in a run.
+    """
+
+    axes: Mapping[str, Mapping[str, Any]]
+    seeds: Seeds
+    curve_points: int = 15
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Updates before the measurement, and the least number of measured updates (rounded up to full cycles)."""
+    """How costs are measured: in rounds, in each of which all recipes take turns.
 
-    warm_up: int = 3
-    updates: int = 12
+    Args:
+        rounds: of all recipes.
+        warm_up: updates of a turn that are not measured.
+        updates: measured ones of a turn, rounded up to full cycles of the recipe.
+    """
+
+    rounds: int = 5
+    warm_up: int = 1
+    updates: int = 4
 
 
 @dataclass(frozen=True)
@@ -111,11 +139,18 @@ class Spec:
     Args:
         recipes: by name.
         prompts: the same for all.
-        grid, tuning: the points, and the budget of each of their runs.
-        final: budget of the runs at each recipe's best point.
-        timing: how seconds per update are measured.
+        grid: points of tuning, and numbers of prompts per update.
+        final: the runs that are compared.
+        tuning: the runs of the grid; None where every recipe's learning rate is given.
+        base: a configuration file under those of the recipes.
+        warmup: of every recipe's schedule, in updates; None leaves the recipe's own. The schedule's `total` or `T_max` is the
+            number of updates of the run.
+        learning_rates_from: choices.json of another comparison, which has the recipes' best points.
+        timing: how costs are measured.
         measure: the metric of the validation prompts that the best point maximises.
-        baseline: the recipe that the others are compared with; the last one when None.
+        baseline: the recipe that the others are compared with; the first one when None.
+        pairs: further pairs to compare, the second with the first as its baseline's.
+        margin: a pair's first is not inferior when the lower bound of its difference is above minus this.
         threads: of a run.
         workers: runs side by side.
         output: the folder of all results.
@@ -124,11 +159,16 @@ class Spec:
     recipes: Mapping[str, Recipe]
     prompts: Prompts
     grid: Grid
-    tuning: Budget
-    final: Budget
+    final: Final
+    tuning: Tuning | None = None
+    base: str | None = None
+    warmup: int | None = None
+    learning_rates_from: str | None = None
     timing: Timing = Timing()
     measure: str = "word_accuracy"
     baseline: str | None = None
+    pairs: tuple[Any, ...] = ()
+    margin: float = 0.02
     threads: int = 1
     workers: int = 1
     output: str = "runs/comparison"
@@ -137,66 +177,100 @@ class Spec:
         """Refuse what cannot be compared."""
         names = list(self.recipes)
         _check(len(names) >= 2, f"recipes must name at least two, got {names}")
-        _check(self.baseline in (None, *names), f"baseline {self.baseline!r} is no recipe; there are: {', '.join(names)}")
+        self._check_names()
         _check(min(self.threads, self.workers) >= 1, f"threads and workers must be at least 1, got {self.threads}, {self.workers}")
         self._check_numbers()
-        for phase, budget in (("tuning", self.tuning), ("final", self.final)):
-            _check_budget(phase, budget)
+        if self.tuning is not None:
+            _check_axes("tuning", self.tuning.axes)
+            _check(len(self.tuning.axes) == 1, f"tuning.axes must have one axis, got {', '.join(self.tuning.axes)}")
+            _check_seeds("tuning.seeds", self.tuning.seeds)
+        _check_axes("final", self.final.axes)
+        self._check_final_seeds()
+        several = len(self.grid.prompts_per_update) > 1
+        _check(
+            not (several and "updates" in self.final.axes),
+            "final.axes.updates compares updates of the same prompts: give grid.prompts_per_update one number, "
+            f"got {list(self.grid.prompts_per_update)}",
+        )
         for name, recipe in self.recipes.items():
             self._check_recipe(name, recipe)
-        for name in names:
-            shared = set(self.final_seeds(name)) & set(self.final_seeds(self.rival))
-            enough = len(shared) >= min(2, len(self.final.seeds))
-            _check(enough, f"recipes.{name}.seeds: two must be {self.rival}'s too, got {self.final_seeds(name)}")
+
+    def _check_names(self) -> None:
+        named = [("baseline", self.baseline)] if self.baseline is not None else []
+        named += [("final.seeds.most_for", name) for name in self.final.seeds.most_for]
+        for pair in self.pairs:
+            good = isinstance(pair, (list, tuple)) and len(pair) == 2 and pair[0] != pair[1]
+            _check(good, f"pairs must list pairs of two recipes, got {pair!r}")
+            named += [("pairs", name) for name in pair]
+        for where, name in named:
+            _check(
+                name in self.recipes,
+                f"{where}: {name!r} is no recipe.{did_you_mean(str(name), self.recipes)} There are: {', '.join(self.recipes)}",
+            )
 
     def _check_numbers(self) -> None:
         for name, count in (("curve", self.prompts.curve), ("choice", 1 if self.prompts.choice is None else self.prompts.choice)):
             _check(isinstance(count, int) and count >= 1, f"prompts.{name} must be a number of prompts, at least 1, got {count!r}")
-        _check(self.timing.warm_up >= 0 and self.timing.updates >= 1, f"timing needs updates to measure, got {self.timing}")
+        timing = self.timing
+        good = timing.warm_up >= 0 and min(timing.updates, timing.rounds) >= 1
+        _check(good, f"timing needs rounds and updates to measure, got {timing}")
         for name, values in (("learning_rates", self.grid.learning_rates), ("prompts_per_update", self.grid.prompts_per_update)):
-            good = len(values) > 0 and len(set(values)) == len(values) and min(values) > 0
+            good = len(set(values)) == len(values) and all(value > 0 for value in values)
             _check(good, f"grid.{name} must list different numbers above 0, got {list(values)}")
+        _check(len(self.grid.prompts_per_update) > 0, "grid.prompts_per_update must list at least one number of prompts")
+        _check(self.warmup is None or self.warmup >= 0, f"warmup must be a number of updates, at least 0, got {self.warmup}")
+        _check(self.margin > 0, f"margin must be above 0, got {self.margin}")
+        phases = [("final", self.final)] if self.tuning is None else [("final", self.final), ("tuning", self.tuning)]
+        for name, phase in phases:
+            _check(phase.curve_points >= 1, f"{name}.curve_points must be at least 1, got {phase.curve_points}")
+
+    def _check_final_seeds(self) -> None:
+        seeds = self.final.seeds
+        _check_seeds("final.seeds", seeds.default)
+        if seeds.most:
+            _check_seeds("final.seeds.most", seeds.most)
+            more = set(seeds.default) < set(seeds.most)
+            _check(more, f"final.seeds.most must have the default ones and more, got {list(seeds.most)}")
+        _check(bool(seeds.most) or not seeds.most_for, "final.seeds.most_for names recipes, but final.seeds.most has no seeds")
 
     def _check_recipe(self, name: str, recipe: Recipe) -> None:
-        good = isinstance(recipe.seeds, tuple) and len(set(recipe.seeds)) == len(recipe.seeds)
-        _check(good, f"recipes.{name}.seeds must list different seeds, got {recipe.seeds!r}")
-        new = isinstance(recipe.beyond, tuple) and not set(recipe.beyond) & set(self.grid.learning_rates)
-        _check(new, f"recipes.{name}.beyond must list learning rates that the grid does not have, got {recipe.beyond!r}")
-        for key in recipe.overrides:
-            _check(key not in DECIDED, f"recipes.{name}.overrides: {key} follows {DECIDED.get(key)}, the same for all recipes")
+        where = f"recipes.{name}"
+        _check(bool(recipe.config or self.base), f"{where}: give it a config, or give a base for all recipes")
+        new = not set(recipe.beyond) & set(self.grid.learning_rates)
+        _check(new, f"{where}.beyond must list learning rates that the grid does not have, got {list(recipe.beyond)}")
+        for key in leaves(recipe.overrides):
+            _check(key not in DECIDED, f"{where}.overrides: {key} follows {DECIDED.get(key)}, the same for all recipes")
+        if recipe.learning_rate is not None:
+            _check(recipe.learning_rate > 0, f"{where}.learning_rate must be above 0, got {recipe.learning_rate}")
+        given = recipe.learning_rate is not None or self.learning_rates_from is not None
+        tuned = self.tuning is not None and bool(self.grid.learning_rates)
+        _check(
+            given or tuned,
+            f"{where} has no learning rate: give `tuning` and grid.learning_rates, or learning_rates_from, or its learning_rate",
+        )
+        _check(not (given and recipe.beyond), f"{where}.beyond is for tuning, but its learning rate is given")
+        one = len(self.grid.prompts_per_update) == 1
+        _check(one or recipe.learning_rate is None, f"{where}.learning_rate is given: grid.prompts_per_update must be one number")
 
     @property
     def rival(self) -> str:
         """The recipe that the others are compared with."""
-        return self.baseline or list(self.recipes)[-1]
+        return self.baseline or next(iter(self.recipes))
 
-    def final_seeds(self, recipe: str) -> tuple[int, ...]:
-        """The seeds of a recipe's final runs."""
-        return self.recipes[recipe].seeds or self.final.seeds
+    def is_tuned(self, recipe: str) -> bool:
+        """Whether the recipe's point is searched here."""
+        return self.recipes[recipe].learning_rate is None and self.learning_rates_from is None
 
     def points(self, recipe: str) -> list[tuple[int, float]]:
-        """The points at which a recipe is tuned: prompts per update, learning rate."""
+        """The points at which a recipe is tuned: prompts per update, learning rate; none where it is given."""
+        if not self.is_tuned(recipe):
+            return []
         fewest = min(self.grid.prompts_per_update)
         return [*self.grid.points, *((fewest, rate) for rate in self.recipes[recipe].beyond)]
 
     def label(self, recipe: str) -> str:
-        """A recipe's name in the figure."""
+        """A recipe's name in tables and in the figure."""
         return self.recipes[recipe].label or recipe
-
-    def arguments(self, recipe: str, prompts: int, rate: float, seed: int) -> list[str]:
-        """The command line of `varrl fit` that makes the same updates."""
-        entry = self.recipes[recipe]
-        values = {
-            **entry.overrides,
-            LEARNING_RATE: rate,
-            PROMPTS_PER_UPDATE: prompts,
-            "seed_everything": seed,
-            "data.train": self.prompts.train,
-            "data.validation": self.prompts.validation,
-            "data.test": self.prompts.test,
-        }
-        changes = (f"--{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in values.items())
-        return ["fit", "--config", str(find_config(entry.config)), *changes]
 
 
 def read_spec(path: str | Path, output: str | None = None) -> Spec:
@@ -213,10 +287,18 @@ def read_spec(path: str | Path, output: str | None = None) -> Spec:
     if not isinstance(tree, dict):
         raise ConfigError(f"{file}: expected the keys of a comparison, {', '.join(_names(Spec))}; got {tree!r:.80}")
     tree = tree | ({} if output is None else {"output": output})
-    parts = {"prompts": Prompts, "grid": Grid, "tuning": Budget, "final": Budget, "timing": Timing}
+    parts = {"prompts": Prompts, "grid": Grid, "tuning": Tuning, "timing": Timing}
     values = {name: _built(parts[name], value, name) if name in parts else value for name, value in tree.items()}
     if isinstance(recipes := tree.get("recipes"), dict):
-        values["recipes"] = {name: _built(Recipe, value, f"recipes.{name}") for name, value in recipes.items()}
+        values["recipes"] = {
+            name: _built(Recipe, {} if value is None else value, f"recipes.{name}") for name, value in recipes.items()
+        }
+    if isinstance(final := tree.get("final"), dict):
+        seeds = final.get("seeds")
+        seeds = {"default": seeds} if isinstance(seeds, list) else seeds
+        final = final | ({"seeds": _built(Seeds, seeds, "final.seeds")} if "seeds" in final else {})
+    if "final" in tree:
+        values["final"] = _built(Final, final, "final")
     return _built(Spec, values, str(file))
 
 
@@ -242,17 +324,26 @@ def _names(kind: type) -> list[str]:
     return [f.name for f in fields(kind)]
 
 
-def digest_of(value: Any) -> str:
-    """Sixteen hexadecimal digits that are equal for equal JSON values."""
-    return digest([json.dumps(value, sort_keys=True, default=str)])
+def _check_axes(phase: str, axes: Mapping[str, Mapping[str, Any]]) -> None:
+    _check(len(axes) > 0, f"{phase}.axes must have at least one of {', '.join(AXES)}")
+    for axis, budget in axes.items():
+        where = f"{phase}.axes.{axis}"
+        _check(axis in AXES, f"{phase}.axes: unknown axis {axis!r}.{did_you_mean(str(axis), AXES)} There are: {', '.join(AXES)}")
+        key = AXES[axis]
+        _check(isinstance(budget, Mapping) and list(budget) == [key], f"{where} must be {{{key}: number}}, got {budget!r}")
+        amount = budget[key]
+        if amount == "fewest":
+            _check(axis != "time", f"{where}.{key} must be a number of seconds, got 'fewest'")
+            _check(
+                "time" in axes, f"{where}.{key} is 'fewest', which is counted within the seconds of {phase}.axes.time: give that"
+            )
+        else:
+            number = isinstance(amount, (int, float) if axis == "time" else int) and not isinstance(amount, bool) and amount > 0
+            _check(number, f"{where}.{key} must be a number above 0{'' if axis == 'time' else ' or fewest'}, got {amount!r}")
 
 
-def _check_budget(phase: str, budget: Budget) -> None:
-    _check(budget.seconds > 0 and budget.curve_every > 0, f"{phase}: seconds and curve_every must be above 0")
-    good = len(budget.seeds) > 0 and len(set(budget.seeds)) == len(budget.seeds)
-    _check(good, f"{phase}.seeds must list different seeds, got {list(budget.seeds)}")
-    good = budget.images == "fewest" or (isinstance(budget.images, int) and budget.images > 0)
-    _check(good, f"{phase}.images must be a number above 0 or 'fewest', got {budget.images!r}")
+def _check_seeds(where: str, seeds: tuple[int, ...]) -> None:
+    _check(len(seeds) > 0 and len(set(seeds)) == len(seeds), f"{where} must list different seeds, got {list(seeds)}")
 
 
 def _check(condition: bool, message: str) -> None:

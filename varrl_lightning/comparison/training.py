@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
+import tempfile
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import lightning as L
+import yaml
 from lightning.pytorch.callbacks import Callback
 from torch import nn
 
@@ -17,7 +21,7 @@ from varrl_lightning.callbacks.trained_module import vargrpo
 from varrl_lightning.commands.fit_config import ParsedConfig
 from varrl_lightning.commands.user_errors import reraise_as
 from varrl_lightning.data import PromptDataModule
-from varrl_lightning.errors import StartError
+from varrl_lightning.errors import ConfigError, StartError
 from varrl_lightning.module import VARGRPO
 from varrl_lightning.policies.base import VARPolicy
 from varrl_lightning.rewards.base import Reward, score_groups
@@ -27,27 +31,41 @@ from varrl_lightning.types.normal_form import normal_words
 from varrl_lightning.weights.fingerprint import fingerprint
 
 PARTS = ("rollout", "reward", "update")
-_T_MAX = "model.lr_scheduler.init_args.T_max"
-Reading = Callable[[VARGRPO], dict[str, Any]]
+Reading = Callable[[VARGRPO], list[dict[str, Any]]]
+"""Takes readings: mappings with `split`, `way`, `n` (prompts), `values` (a mean per measure), `prompts` (each one's, or None)."""
 
 
-def build(arguments: Sequence[str], updates: int | None = None) -> tuple[VARGRPO, PromptDataModule, ParsedConfig]:
-    """Build the module and the data of a `varrl fit` command line; a schedule with a `T_max` ends with the run.
+def build(tree: Mapping[str, Any], name: str) -> tuple[VARGRPO, PromptDataModule, ParsedConfig]:
+    """Build the module and the data of a configuration.
+
+    Args:
+        tree: the complete configuration of `varrl fit`.
+        name: of the recipe, for messages.
 
     Raises:
         ConfigError: on a wrong configuration.
         StartError: when prompts, files and model do not fit together.
     """
-    config = ParsedConfig(arguments)
-    schedule = config.get("model.lr_scheduler")
-    if updates is not None and schedule is not None and "T_max" in (schedule.get("init_args") or {}):
-        config = ParsedConfig([*arguments, f"--{_T_MAX}={updates}"])
-    module, data = config.build()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"{name}.yaml"
+        path.write_text(yaml.safe_dump(dict(tree), sort_keys=False, allow_unicode=True), encoding="utf-8")
+        with reraise_with(f"recipe {name}: "):
+            config = ParsedConfig(["fit", "--config", str(path)])
+            module, data = config.build()
     with reraise_as(StartError, ValueError, OSError):
         data.setup("fit")
         module.check_prompts([p for prompts in data.prompts.values() for p in prompts])
         module.rewards.check_training_prompts(data.prompts["train"])
     return module, data, config
+
+
+@contextmanager
+def reraise_with(prefix: str) -> Iterator[None]:
+    """Put a text before the message of a wrong configuration."""
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(f"{prefix}{error}") from error
 
 
 class Recorder(Callback):
@@ -59,7 +77,7 @@ class Recorder(Callback):
 
     def __init__(self, readings: Mapping[int, Reading]) -> None:
         self.readings = readings
-        self.taken: dict[int, dict[str, Any]] = {}
+        self.taken: dict[int, list[dict[str, Any]]] = {}
         self.steps: list[dict[str, Any]] = []
         self._began = (0.0, 0.0)
 
@@ -120,41 +138,50 @@ def _clocks() -> tuple[float, float]:
     return time.perf_counter(), time.process_time()
 
 
-def means(prompts: Sequence[Prompt]) -> Reading:
-    """A reading of the metrics over prompts, sampled by the module's sampler."""
-    return lambda module: {"sampled": _finite(module.evaluate(prompts, module.sampling).metrics())}
+def curve(prompts: Sequence[Prompt]) -> Reading:
+    """A reading of the means over prompts, sampled by the module's sampler."""
 
-
-def by_prompt(prompts: Sequence[Prompt], thorough: bool) -> Reading:
-    """A reading of the metrics over prompts and of each of them, sampled by the module's sampler.
-
-    Args:
-        thorough: also sample greedily, and have the sampled images read by the second judge, if there is one.
-    """
-
-    def read(module: VARGRPO) -> dict[str, Any]:
-        readings = {"sampled": _each(module, prompts, module.sampling, module.judge if thorough else None)}
-        if thorough:
-            readings["greedy"] = _each(module, prompts, module.sampling.greedy(), None)
-        return readings
+    def read(module: VARGRPO) -> list[dict[str, Any]]:
+        metrics = module.evaluate(prompts, module.sampling).metrics()
+        return [{"split": "curve", "way": "sampled", "n": len(prompts), "values": _finite(metrics), "prompts": None}]
 
     return read
 
 
-def together(*readings: tuple[str, Reading]) -> Reading:
-    """Several readings at the same update, by name."""
-    return lambda module: {name: reading(module) for name, reading in readings}
+def whole(split: str, prompts: Sequence[Prompt], thorough: bool) -> Reading:
+    """A reading of the means over prompts and of each of them, sampled by the module's sampler.
+
+    Args:
+        split: its name.
+        thorough: also sample greedily, and have the sampled images read by the second judge, if there is one.
+    """
+
+    def read(module: VARGRPO) -> list[dict[str, Any]]:
+        ways = [("sampled", module.sampling, module.judge if thorough else None)]
+        ways += [("greedy", module.sampling.greedy(), None)] if thorough else []
+        found = []
+        for way, sampling, judge in ways:
+            values = _each(module, prompts, sampling, judge)
+            means = {name: sum(x) / len(x) for name, x in values.items()}
+            found.append({"split": split, "way": way, "n": len(prompts), "values": _finite(means), "prompts": values})
+        return found
+
+    return read
 
 
-def _each(module: VARGRPO, prompts: Sequence[Prompt], sampling: Sampling, judge: Reward | None) -> dict[str, Any]:
+def together(readings: Sequence[Reading]) -> Reading:
+    """Several readings after the same update."""
+    return lambda module: [row for reading in readings for row in reading(module)]
+
+
+def _each(module: VARGRPO, prompts: Sequence[Prompt], sampling: Sampling, judge: Reward | None) -> dict[str, list[float]]:
     evaluation = module.evaluate(prompts, sampling)
     values = {"reward": evaluation.values.tolist()} | _words(prompts, evaluation.texts, evaluation.case)
     if judge is not None:
         scores = score_groups(judge, evaluation.images, prompts, "judge", single_images(len(evaluation.images)))
         judged = _words(prompts, scores.texts, scores.case)
         values |= {f"judge_{name}": of_prompts for name, of_prompts in judged.items()}
-    rounded = {name: [round(x, 5) for x in of_prompts] for name, of_prompts in values.items()}
-    return {"means": {name: sum(x) / len(x) for name, x in values.items()}, "prompts": rounded}
+    return values
 
 
 def _words(prompts: Sequence[Prompt], texts: Sequence[Sequence[str]] | None, case: Case) -> dict[str, list[float]]:

@@ -1,4 +1,4 @@
-"""Makes runs side by side in worker processes; every result is written to a file as soon as its run ends."""
+"""Makes runs side by side in worker processes; every result is handed on as soon as its run ends."""
 
 from __future__ import annotations
 
@@ -27,40 +27,16 @@ _NUMBERS = re.compile(r"\[\n([\d\s.,e+-]+)\]")
 _THREADS = ("OMP_NUM_THREADS", "OPENCV_FOR_THREADS_NUM")
 
 
-def run_all(jobs: Sequence[Job], folder: Path, workers: int, threads: int) -> dict[str, dict[str, Any]]:
-    """Return the results of all jobs by name: those in the folder, and the others after running them now.
-
-    Raises:
-        StartError: when a file in the folder was made from something else.
-    """
-    results = {job.name: result for job in jobs if (result := stored_result(job, folder)) is not None}
-    missing = [job for job in jobs if job.name not in results]
-    if results and missing:
-        print(f"{len(results)} of {len(jobs)} runs exist already", flush=True)
+def run_all(jobs: Sequence[Job], workers: int, threads: int, keep: Callable[[Job, dict[str, Any]], None]) -> None:
+    """Make runs, and hand each result to `keep` in this process as soon as its run ends."""
     began = time.perf_counter()
-    for done, (job, result) in enumerate(_results_of(missing, workers, threads), start=1):
-        write_json(folder / f"{job.name}.json", result)
-        results[job.name] = result
-        minutes_left = (time.perf_counter() - began) / done * (len(missing) - done) / 60
+    for done, (job, result) in enumerate(_results_of(jobs, workers, threads), start=1):
+        keep(job, result)
+        minutes_left = (time.perf_counter() - began) / done * (len(jobs) - done) / 60
         print(
-            f"{job.name}: {result['wall_seconds']:.0f} s{_figure(result)}; {len(missing) - done} to go, {minutes_left:.0f} min",
+            f"{job.run.name}: {result['wall_seconds']:.0f} s{_figure(result)}; {len(jobs) - done} to go, {minutes_left:.0f} min",
             flush=True,
         )
-    return {job.name: results[job.name] for job in jobs}
-
-
-def stored_result(job: Job, folder: Path) -> dict[str, Any] | None:
-    """The result of a job in the folder, or None.
-
-    Raises:
-        StartError: when it was made from something else; names what differs.
-    """
-    path = folder / f"{job.name}.json"
-    if not path.is_file():
-        return None
-    result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    check_made(result["made"], job.made, str(path))
-    return result
 
 
 def check_made(stored: Mapping[str, Any], wanted: Mapping[str, Any], where: str) -> None:
@@ -84,13 +60,13 @@ def _results_of(jobs: Sequence[Job], workers: int, threads: int) -> Iterator[tup
     if not jobs:
         return
     if workers == 1:
-        with _threads(threads):
+        with threads_of_processes(threads):
             for job in jobs:
-                yield job, job.run()
+                yield job, job.make()
         return
-    with _threads(threads):
+    with threads_of_processes(threads):
         pool = ProcessPoolExecutor(min(workers, len(jobs)), multiprocessing.get_context("spawn"), _begin, (threads,))
-        futures = {pool.submit(Job.run, job): job for job in jobs}
+        futures = {pool.submit(Job.make, job): job for job in jobs}
         try:
             for future in as_completed(futures):
                 yield futures[future], future.result()
@@ -110,12 +86,12 @@ def quiet() -> None:
 
 
 @contextmanager
-def _threads(threads: int) -> Iterator[None]:
+def threads_of_processes(count: int) -> Iterator[None]:
     """Give this process and those that it starts this many threads each, inside the `with` block."""
     before = {name: os.environ.get(name) for name in _THREADS}
     torch_before = torch.get_num_threads()
-    os.environ |= dict.fromkeys(_THREADS, str(threads))
-    torch.set_num_threads(threads)
+    os.environ |= dict.fromkeys(_THREADS, str(count))
+    torch.set_num_threads(count)
     try:
         yield
     finally:
@@ -141,9 +117,7 @@ def _exit_with_parent(wait: Callable[[], None]) -> None:
 
 
 def _figure(result: Mapping[str, Any]) -> str:
-    if result.get("stopped"):
+    if result["stopped"]:
         return " (stopped: not finite)"
-    readings = list(result.get("readings", {}).values())
-    last = readings[-1] if readings else {}
-    metrics = last["test"]["sampled"]["means"] if "test" in last else last.get("validation", {}).get("sampled", {})
-    return "".join(f", {name.replace('_', ' ')} {metrics[name]:.3f}" for name in ("word_accuracy", "reward") if name in metrics)
+    last = next((row["values"] for row in result["readings"] if row["split"] == "validation"), {})
+    return "".join(f", {name.replace('_', ' ')} {last[name]:.3f}" for name in ("word_accuracy", "reward") if name in last)
