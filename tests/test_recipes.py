@@ -22,8 +22,8 @@ RECIPES = sorted(set(shipped_configs()) - OWN)
 DRAWN = 'a sign "OPEN"'
 
 
-DEAREST = ("infinity_8b_ocr.yaml", "llm_prefix_ocr_8gpus.yaml")
-"""They train slowest, and are the code of infinity_2b_ocr.yaml and llm_prefix_ocr.yaml with an adapter and with all weights."""
+DEAREST = ("infinity_8b_ocr.yaml", "llm_prefix_ocr_8gpus.yaml", "var_d16_ocr.yaml")
+"""They train slowest, and are the code of infinity_2b_ocr.yaml, llm_prefix_ocr.yaml and var_d16_hpsv3.yaml with other options."""
 
 TRAINED = [*(f"{name}_ocr.yaml" for name in RECIPE_ARGUMENTS), "var_d16_hpsv3.yaml", "llm_prefix_ocr_8gpus.yaml"]
 """One recipe a family, one whose reward is a service, and one that trains all weights of a family that else has an adapter."""

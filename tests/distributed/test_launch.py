@@ -77,6 +77,7 @@ def times_asked(folder: Path) -> int:
     return len((folder / "asked.txt").read_text().splitlines())
 
 
+@pytest.mark.slow
 def test_every_way_to_start_comes_to_the_same(workers: Callable[[int], Workers], folder: Path) -> None:
     python, fit = [sys.executable, "-m"], ["fit", "--config", "config.yaml"]
     workers(1)("tests.distributed.jobs:command", folder=str(folder), arguments=fit)
