@@ -28,7 +28,7 @@ Tree = Mapping[str, Any]
 
 
 class Timing:
-    """`timing.json`: the machine, and for each recipe and number of prompts the measured updates of each round and their medians.
+    """`timing.json`: the machine, and for each recipe and number of prompts the measured updates of each round and its cost.
 
     Args:
         trees: the configuration of a recipe at a number of prompts, for so many updates.
@@ -83,7 +83,7 @@ class Timing:
         measured = [[place, *_clocks(step)] for place, step in zip(places, steps, strict=True)][timing.warm_up :]
         entry = table["recipes"].setdefault(recipe, {}).setdefault(str(prompts), {"made": dict(self._made(recipe)), "rounds": []})
         entry["rounds"].append(measured)
-        cost = medians(entry["rounds"], cycle, prompts)
+        cost = quietest(entry["rounds"], cycle, prompts)
         entry |= {
             name: round(getattr(cost, name), 5) for name in ("seconds_per_update", "images_per_update", "reward_share", "waiting")
         }
@@ -125,20 +125,27 @@ def _clocks(step: Mapping[str, Any]) -> list[float]:
     return [round(x, 4) for x in (step["seconds"], step["cpu_seconds"], *(step["parts"][part] for part in PARTS))]
 
 
-def medians(rounds: list[list[list[float]]], cycle: tuple[Stage, ...], prompts: int) -> Cost:
-    """Medians over all rounds of each place in the cycle; a stage that occurs more than once has one median.
+def quietest(rounds: list[list[list[float]]], cycle: tuple[Stage, ...], prompts: int) -> Cost:
+    """The cost of each stage of the cycle: the medians of the round in which its updates took the fewest seconds.
+
+    What else a machine does can only slow an update down, often for minutes on end. A median over all rounds would charge that to
+    the recipe whose turn it was.
 
     Args:
         rounds: the measured updates of each, as `MEASURED`.
     """
     costs: dict[int, StageCost] = {}
     for place in {cycle.index(stage) for stage in cycle}:
-        steps = [step for steps in rounds for step in steps if step[0] == place]
-        median = {name: statistics.median(step[i] for step in steps) for i, name in enumerate(MEASURED) if name != "place"}
+        of_rounds = [[step for step in steps if step[0] == place] for steps in rounds]
+        found = min((_medians(steps) for steps in of_rounds if steps), key=lambda median: median["seconds"])
         stage = cycle[place]
-        parts = {part: median[part] for part in PARTS}
-        costs[place] = StageCost(stage.name, prompts * stage.images_per_prompt, median["seconds"], median["cpu_seconds"], parts)
+        parts = {part: found[part] for part in PARTS}
+        costs[place] = StageCost(stage.name, prompts * stage.images_per_prompt, found["seconds"], found["cpu_seconds"], parts)
     return Cost(tuple(costs[cycle.index(stage)] for stage in cycle))
+
+
+def _medians(steps: list[list[float]]) -> dict[str, float]:
+    return {name: statistics.median(step[i] for step in steps) for i, name in enumerate(MEASURED) if name != "place"}
 
 
 def machine(threads: int) -> dict[str, Any]:
