@@ -208,6 +208,8 @@ def test_what_only_the_policy_decides_is_left_to_it(parsed: Namespace, changes: 
         ({"stages": [Namespace(start=0, stop=12, branches=4)]}, "ends after the last of 10 scales"),
         ({"suffix_starts": 3}, "starts must divide the 16 branches"),
         ({"m": 1, "first_scale": "shared"}, "a prefix needs m of at least 2, got 1"),
+        ({"num_continuations": 0, "alternation": ["suffix"]}, "num_continuations = 0 scores the drafts .* has no prefix"),
+        ({"stages": [Namespace(start=3, stop=10, branches=4, continuations=0)]}, "ends with the last scale"),
     ],
 )
 @pytest.mark.parametrize("adapted", [False, True])
@@ -220,6 +222,34 @@ def test_the_scales_of_a_published_name_are_known(parsed: Namespace, changes: di
     check_model(changed(parsed.model, {"policy": policy}))
     with pytest.raises(ValueError, match=message):
         check_model(changed(parsed.model, {"policy": policy} | changes))
+
+
+class WholeImages:
+    """A mask source that cannot be built before training, and then refuses drafts."""
+
+    whole_images = True
+
+    def __init__(self) -> None:
+        raise AssertionError("it was built")
+
+    def __call__(self, *_: object) -> None: ...
+
+
+def test_a_mask_source_that_refuses_drafts_is_not_even_built(parsed: Namespace) -> None:
+    arguments = {"path": "nowhere/var_d16.pth", "tokenizer": "x"}
+    policy = {"class_path": "varrl_lightning.ImageNetVARPolicy.from_pretrained", "init_args": arguments}
+    changes = {"policy": policy, "mask_source": "test_early_checks.WholeImages"}
+    with pytest.raises(ValueError, match=r"'WholeImages' needs whole images .* 'prefix' has 0 continuations"):
+        check_plugins(changed(parsed.model, changes | {"num_continuations": 0}))
+    stages = [Namespace(start=0, stop=2, branches=4, continuations=0, name="coarse")]
+    with pytest.raises(ValueError, match=r"stage 'coarse' has 0 continuations"):
+        check_plugins(changed(parsed.model, {"mask_source": changes["mask_source"], "stages": stages}))
+    for fine in (
+        {"num_continuations": 1},
+        {"num_continuations": 0, "m": 10},
+        {"num_continuations": 0, "m": 10, "alternation": ["suffix"]},
+    ):
+        check_plugins(changed(parsed.model, changes | fine))
 
 
 @pytest.mark.parametrize(

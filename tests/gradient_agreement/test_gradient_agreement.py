@@ -81,6 +81,7 @@ def family() -> list[Measured]:
         "all": {"stage": "all", "alpha": 0.0, "normalise": {"tokens": "batch"}},
         "one": {"stage": "prefix", "num_continuations": 1, "alpha": 1.0},
         "four": {"stage": "prefix", "num_continuations": 4, "mask_source": "disagreement"},
+        "drafts": {"stage": "prefix", "num_continuations": 0},
         "suffix": {"stage": {"start": M, "stop": 4, "branches": 4, "starts": 2}, "score": "sampler", "sampling": {"top_k": 4}},
     }
     return measure(described_meter(tiny_module(), described))
@@ -96,6 +97,7 @@ PREFIX = {"start": 0, "stop": M, "branches": 4}
         ("two", {"stages": [PREFIX | {"continuations": 2}]}),
         ("all", {"stages": [ALL], "alpha": 0.0, "normalise": {"tokens": "batch"}}),
         ("one", {"stages": [PREFIX], "alpha": 1.0}),
+        ("drafts", {"stages": [PREFIX | {"continuations": 0}]}),
         ("four", {"stages": [PREFIX | {"continuations": 4}], "mask_source": "disagreement"}),
         (
             "suffix",
@@ -206,6 +208,7 @@ def test_no_prompt_comes_again_before_all_have_been() -> None:
         ({"stage": "all", "optimizer": "x"}, "the variant 'x' has no 'optimizer'"),
         ({"alpha": 1}, "the variant 'x': stage must be one of prefix, suffix, all"),
         ({"stage": "all", "num_continuations": 2}, "the variant 'x': num_continuations is 2, but stage 'all'"),
+        ({"stage": "suffix", "num_continuations": 0}, "the variant 'x': num_continuations is 0, but stage 'suffix'"),
         ({"stage": PREFIX, "m": 3}, "m says nothing beside a stage spelled out"),
         ({"stage": PREFIX | {"ends": 3}}, "stage has no 'ends'"),
         ({"stage": ALL | {"stop": 9}}, "ends after the last of 4 scales"),

@@ -73,6 +73,15 @@ def test_an_image_is_what_the_first_scales_decode_to(family: str, weights_folder
         torch.testing.assert_close(decoded, drafts.images[1:3], rtol=0, atol=1e-3)  # of weights that amplify rounding
 
 
+def test_keys_and_values_that_no_scale_reads_are_not_kept() -> None:
+    policy = tiny_policy()
+    state = policy.begin(policy.encode_prompts([Prompt('"STONE"')]), GUIDED, torch.arange(1))
+    first, again, final = policy.sample(state, 1), policy.sample(state, 2), policy.sample(state, 2, final=True)
+    assert families.same(final.tokens, again.tokens)
+    positions = [s.cache.layers[0][0].shape[2] for s in (first, again, final)]
+    assert [n - positions[0] for n in positions] == [0, policy.schedule().lengths[1], 0]
+
+
 # --- training -----------------------------------------------------------------------------------------------------------------
 
 

@@ -47,8 +47,9 @@ class Reward(Protocol):
     def whole_groups(self) -> bool:
         """Whether it compares the images of a group. By default False: each image is scored by itself.
 
-        If True, a call has the A * K images of one prompt, branch by branch, each with its K continuations, wherever they were
-        sampled. In validation and test there is one image per prompt, and a call has this one; it may be answered by None.
+        If True, a call has the A * K images of one prompt, branch by branch, each with its K continuations (with K = 0 the A
+        drafts), wherever they were sampled. In validation and test there is one image per prompt, and a call has this one; it may
+        be answered by None.
         """
         ...
 
