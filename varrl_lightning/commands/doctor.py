@@ -23,6 +23,7 @@ from varrl_lightning.commands.doctor_checks import (
     sampler_is_teacher_forcing,
     weights_are_strict,
 )
+from varrl_lightning.commands.doctor_continuations import continuations_pay, stages_with_continuations
 from varrl_lightning.commands.doctor_drafts import draft_stages, drafts_rank_branches
 from varrl_lightning.commands.doctor_memory import report_memory
 from varrl_lightning.commands.doctor_tokens import loads_weights, tokens_are_predicted
@@ -49,6 +50,7 @@ Checks what 'varrl fit' with the same arguments would train, without training:
   reader   a reward that reads text reads words of the training prompts, drawn plainly
   reward   the reward scores a real rollout, and how long it takes
   draft    with num_continuations 0: drafts rank the branches of a prompt as whole images do
+  continuations  with several continuations of a branch: whether they are worth their cost; never a failure
 The known picture is a photograph of a cat, for the embedded model a sign. Where your model knows no such picture, give one that it
 knows by --picture and --caption (for VAR the name of a class).
 With --memory, it predicts instead how much of a device's memory each phase of a training step needs, without a GPU and, for public
@@ -85,10 +87,12 @@ def examine(config: ParsedConfig, picture: KnownPicture | None = None) -> Iterat
         yield sampler_is_teacher_forcing(model.policy, model.grpo, rollouts)
         yield dropout_is_off(model.policy, model.grpo, rollouts[0])
         yield _finding("reader", lambda: reader_reads(model.rewards, model.judge, data.prompts["train"], model.guards))
-        yield reward_runs(model.rewards, rollouts[0])
+        yield (reward := reward_runs(model.rewards, rollouts[0]))
         for stage in draft_stages(model.cycle):
             options = (data.prompts["train"], stage, model.seed, model.images_at_once)
             yield _finding("draft", partial(drafts_rank_branches, model.policy, model.grpo, *options))
+        for stage in stages_with_continuations(model.cycle) if reward.passed else ():
+            yield _finding("continuations", partial(continuations_pay, model, stage, data.prompts["train"]))
 
 
 def _finding(name: str, check: Callable[[], Finding]) -> Finding:

@@ -83,7 +83,8 @@ class ReturnMeter:
         total = self.grpo.rewards.total(scores)
         shape = (len(prompts), self.stage.branches, -1)
         self._rewards.append(total.values.float().masked_fill(~total.usable, torch.nan).view(shape).cpu())
-        self._costs.append(branch_costs(stopwatch.seconds | {"update": 0.0}, self.stage, branches))
+        if not self.stage.scores_drafts:
+            self._costs.append(branch_costs(stopwatch.seconds | {"update": 0.0}, self.stage, branches))
         if update and len(self._updates) < TIMED:
             credit = self.grpo.assign(rollout, self.grpo.branch_scores(self.policy, rollout, scores))
             self._updates.append(self._seconds_of_update(rollout, credit) / branches)
@@ -119,7 +120,7 @@ class ReturnMeter:
 
     @property
     def costs(self) -> BranchCosts:
-        """Seconds of a branch and of one continuation: medians over the batches so far."""
+        """Seconds of a branch and of one continuation, medians over the batches so far; not of a stage that scores drafts."""
         update = statistics.median(self._updates) if self._updates else 0.0
         branch, tail = (statistics.median(parts) for parts in zip(*self._costs, strict=True))
         return BranchCosts(branch + update, tail)
