@@ -116,7 +116,7 @@ def test_groups_without_variance_only_feel_the_kl() -> None:
         ({"kl": {"old_coef": -0.1}}, r"kl.old_coef must be >= 0 and finite, got -0.1"),
         ({"mask": {"threshold": 1.0}}, r"mask.threshold must be in \[0, 1\), got 1.0"),
         ({"kl": {"estimator": "k4"}}, r"kl.estimator[^']*'exact', 'k1', 'k2', 'k3'\]. Got value: k4"),
-        ({"mask": {"missing": "one"}}, r"mask.missing[^']*'group_union', 'ones'\]. Got value: one"),
+        ({"mask": {"missing": "one"}}, r"mask.missing[^']*'group_union', 'union_always', 'ones'\]. Got value: one"),
         ({"mask": {"dilatoin": 1}}, "mask has no 'dilatoin'. Did you mean 'dilation'"),
         ({"mask": {"dilation": -1}}, "mask.dilation must be 0 or more pixels, got -1"),
         ({"mask": {"outside": 1.5}}, r"mask.outside must be in \[0, 1\], got 1.5"),

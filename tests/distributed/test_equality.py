@@ -44,6 +44,7 @@ FURTHER: dict[str, dict[str, Any]] = {
             "light": {"reward": {"class_path": "tests.tiny.LeftBright"}, "weight": 0.5},
         },
         "mask_source": {"class_path": "boxes", "init_args": {"from_reward": "wins"}},
+        "mask": {"missing": "union_always"},
         "alternation": ["prefix"],
         "steps": 2,
     },

@@ -80,6 +80,7 @@ CASES: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"max_grad_norm": 1e-3}, {"optimizer": lambda p: torch.optim.SGD(p, lr=1.0)}),
     (MASKED, {}),
     ({"mask": {"missing": "ones"}}, MASKED),
+    ({"mask": {"missing": "union_always"}}, MASKED),
     ({"mask": {"outside": 0.5}}, MASKED),
     ({"mask": {"dilation": 8}}, MASKED),
     ({"mask": {"threshold": 0.7}}, MASKED),

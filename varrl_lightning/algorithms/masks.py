@@ -14,6 +14,8 @@ from torch import Tensor
 
 from varrl_lightning.schedule import Schedule
 
+Missing = Literal["group_union", "union_always", "ones"]
+
 
 def unite_over_continuations(masks: Float[Tensor, "N H W"], K: int, threshold: float = 0.5) -> Bool[Tensor, "R H W"]:
     """Return the pixel mask of each branch: where any of its K images is above the threshold.
@@ -44,11 +46,13 @@ def unite_over_continuations(masks: Float[Tensor, "N H W"], K: int, threshold: f
 def fill_missing(
     mask: Bool[Tensor, "P A *cells"],
     has_regions: Bool[Tensor, "P A"],
-    missing: Literal["group_union", "ones"] = "group_union",
+    missing: Missing = "group_union",
 ) -> Bool[Tensor, "P A *cells"]:
-    """Give a mask to the branches whose images showed no region.
+    """Give a mask to the branches whose images did not show all regions.
 
-    group_union: the union of the masks of the group's other branches, all ones when the group has none. ones: all ones.
+    group_union: a branch without any takes the union of its group's masks. union_always: every branch takes it, since a word that
+    was not found has no box in the branch that failed to write it, and its tokens would get no gradient there. Both are all ones
+    where the group has no region. ones: all ones for a branch without any.
 
     Examples:
         >>> mask, has_regions = torch.tensor([[[True, False], [False, False]]]), torch.tensor([[True, False]])
@@ -58,6 +62,12 @@ def fill_missing(
         >>> fill_missing(mask, has_regions, "ones")
         tensor([[[ True, False],
                  [ True,  True]]])
+
+        Two words, of which each branch shows another one:
+
+        >>> fill_missing(torch.eye(2, dtype=torch.bool)[None], torch.tensor([[True, True]]), "union_always")
+        tensor([[[True, True],
+                 [True, True]]])
     """
     ones = torch.ones_like(mask)
     has = has_regions.reshape(*has_regions.shape, *[1] * (mask.dim() - 2))
@@ -66,6 +76,8 @@ def fill_missing(
     else:
         union = (mask & has).any(dim=1, keepdim=True)
         substitute = torch.where(has.any(dim=1, keepdim=True), union, ones)
+    if missing == "union_always":
+        return substitute.expand_as(mask)
     return torch.where(has, mask, substitute)
 
 

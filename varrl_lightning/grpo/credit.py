@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from varrl_lightning.algorithms.advantages import group_advantages
-from varrl_lightning.algorithms.masks import fill_missing, propagate, unite_over_continuations
+from varrl_lightning.algorithms.masks import Missing, fill_missing, propagate, unite_over_continuations
 from varrl_lightning.algorithms.panw import LEAST_LOG, log_panw_weights, row_weights_of_logs
 from varrl_lightning.algorithms.stages import stage_returns
 from varrl_lightning.algorithms.vmr import combine_rewards, standardised_sum
@@ -31,7 +31,8 @@ class MaskOptions(OptionGroup):
 
     Args:
         propagation: `chained` through each next finer scale, or `direct` from the pixels.
-        missing: what a branch without regions takes: the union of its group's masks (`group_union`), or `ones`.
+        missing: what a branch without regions takes: the union of its group's masks (`group_union`), or `ones`; `union_always`
+            gives every branch that union, so that a word has a gradient also where it was not found.
         outside: weight of tokens outside the mask, in [0, 1].
         dilation: pixels by which the pixel mask is widened.
         threshold: a pixel is on above this, in [0, 1).
@@ -41,7 +42,7 @@ class MaskOptions(OptionGroup):
     """
 
     propagation: Literal["chained", "direct"] = "chained"
-    missing: Literal["group_union", "ones"] = "group_union"
+    missing: Missing = "group_union"
     outside: float = 0.0
     dilation: int = 0
     threshold: float = 0.5
@@ -345,7 +346,7 @@ def image_returns(
 def _mask(
     on: Bool[Tensor, "R L"] | None, stage: Stage, schedule: Schedule, options: MaskOptions, returns: Float[Tensor, "P A"]
 ) -> Float[Tensor, "R L"]:
-    """The mask of each trained token: a branch without a region takes what `missing` says; tokens outside weigh `outside`.
+    """The mask of each trained token: branches take what `missing` says; tokens outside weigh `outside`.
 
     On tokens, since a union of masks is carried back to the union of their tokens.
     """
