@@ -187,7 +187,7 @@ class VARGRPO(L.LightningModule):
             self.policy, self.reference, self.grpo, self.counters, self.average, updates_per_rollout, max_grad_norm, self.guards
         )
         self.evaluator = Evaluator(self.policy, self.grpo, self.judge, eval_seed, images_at_once, self.average)
-        self._step_log = StepLog(self.grpo.cycle)
+        self._step_log = StepLog(self.grpo)
         self._parallel: Parallel | None = None
 
     @property

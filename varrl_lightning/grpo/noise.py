@@ -34,7 +34,8 @@ class NoiseOptions(OptionGroup):
 
     Args:
         continuations: `independent`, or `common` random numbers: the k-th continuations of all branches of a prompt are sampled
-            with the same noise. It acts in stages that have continuations.
+            with the same noise. It acts in stages that have continuations; `variance/...`, which takes them for independent, is
+            not logged.
         branches: `independent`, or `stratified`: for each token of the trained scales (each bit, where tokens have bits) every A-th
             of [0, 1) holds the uniform number of one branch, in a random order. Where a prompt has several starts, the branches of
             each are stratified among themselves, since they alone sample from one distribution; with `suffix_starts` equal to
