@@ -48,7 +48,7 @@ def explained(owner: type) -> set[str]:
 def test_every_argument_is_explained() -> None:
     assert explained(VARGRPO) == set(PARAMETERS)
     assert {f"{group}.{name}" for group, kind in GROUPS.items() for name in explained(kind)} == FIELDS
-    assert set(GROUPS) == {"mask", "kl", "normalise", "guards"}
+    assert set(GROUPS) == {"mask", "kl", "normalise", "guards", "noise"}
 
 
 def test_every_argument_is_in_the_readme() -> None:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from varrl_lightning.data import PromptDataModule
     from varrl_lightning.grpo.credit import CreditOptions, MaskOptions, NormaliseOptions
     from varrl_lightning.grpo.grpo import GRPO
+    from varrl_lightning.grpo.noise import NoiseOptions
     from varrl_lightning.grpo.objective import KLOptions, Objective
     from varrl_lightning.module import VARGRPO
     from varrl_lightning.policies.base import VARPolicy
@@ -37,6 +38,7 @@ _HOMES = {
     "VARGRPO": "module",
     "GRPO": "grpo.grpo",
     **dict.fromkeys(("CreditOptions", "MaskOptions", "NormaliseOptions"), "grpo.credit"),
+    "NoiseOptions": "grpo.noise",
     **dict.fromkeys(("KLOptions", "Objective"), "grpo.objective"),
     "Guards": "training.guards",
     "PromptDataModule": "data",
@@ -69,6 +71,7 @@ __all__ = [
     "LetteringPolicy",
     "LogProbs",
     "MaskOptions",
+    "NoiseOptions",
     "NormaliseOptions",
     "Objective",
     "Prompt",

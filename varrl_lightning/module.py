@@ -23,6 +23,7 @@ from varrl_lightning.evaluation.evaluator import Evaluator
 from varrl_lightning.grpo.arguments import built_credit, built_cycle, built_objective, built_sampling, built_score
 from varrl_lightning.grpo.credit import BranchScores, CreditOptions, MaskOptions, NormaliseOptions
 from varrl_lightning.grpo.grpo import GRPO
+from varrl_lightning.grpo.noise import NoiseOptions
 from varrl_lightning.grpo.objective import KLOptions, Objective
 from varrl_lightning.grpo.rollout import Share, prompt_keys
 from varrl_lightning.grpo.stopwatch import Stopwatch
@@ -91,6 +92,7 @@ class VARGRPO(L.LightningModule):
             `min_std`.
         mask: how pixels become weights of tokens, see `MaskOptions`: `propagation`, `missing`, `outside`, `dilation`, `threshold`.
         score: which distribution is trained: `model`, `sampler`, `guided`, `corrected`, or a `Score`.
+        noise: what images of a group share of their noise, see `NoiseOptions`: `continuations`, `branches`.
         sampling: how rollouts and evaluations are sampled: a complete `Sampling`, or changes to the policy's default.
         optimizer: makes an optimizer of parameters; the paper's AdamW when None.
         lr_scheduler: makes a schedule of an optimizer, which is stepped once per rollout.
@@ -138,6 +140,7 @@ class VARGRPO(L.LightningModule):
         normalise: Specified[NormaliseOptions] = NormaliseOptions(),  # noqa: B008
         mask: Specified[MaskOptions] = MaskOptions(),  # noqa: B008
         score: str | Specified[Score] = "model",
+        noise: Specified[NoiseOptions] = NoiseOptions(),  # noqa: B008
         sampling: Specified[SamplingChanges | Sampling] | None = None,
         optimizer: Specified[OptimizerFactory] | None = None,
         lr_scheduler: Specified[LRSchedulerFactory] | None = None,
@@ -165,7 +168,7 @@ class VARGRPO(L.LightningModule):
         self.cycle = built_cycle(self.policy, stages, *sizes, alternation, suffix_starts, first_scale)
         self.rewards = WeightedRewards.from_spec(reward)
         source = build(MASK_SOURCES, mask_source)
-        self.grpo = GRPO(self.cycle, self.rewards, source, self.sampling, credit, objective)
+        self.grpo = GRPO(self.cycle, self.rewards, source, self.sampling, credit, objective, built("noise", NoiseOptions, noise))
         self.grpo.check_policy(self.policy)
         self.judge = built_judge(judge, self.rewards)
         self.optimizer_factory = built("optimizer", OptimizerFactory, optimizer) or paper_optimizer
@@ -184,7 +187,7 @@ class VARGRPO(L.LightningModule):
             self.policy, self.reference, self.grpo, self.counters, self.average, updates_per_rollout, max_grad_norm, self.guards
         )
         self.evaluator = Evaluator(self.policy, self.grpo, self.judge, eval_seed, images_at_once, self.average)
-        self._step_log = StepLog(self.grpo.cycle)
+        self._step_log = StepLog(self.grpo)
         self._parallel: Parallel | None = None
 
     @property

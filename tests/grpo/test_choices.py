@@ -77,6 +77,8 @@ CASES: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"first_scale": "shared"}, {}),
     ({"num_continuations": 1}, {}),
     ({"eta": 0.01}, {}),
+    ({"noise": {"continuations": "common"}}, {}),
+    ({"noise": {"branches": "stratified"}}, {}),
     ({"max_grad_norm": 1e-3}, {"optimizer": lambda p: torch.optim.SGD(p, lr=1.0)}),
     (MASKED, {}),
     ({"mask": {"missing": "ones"}}, MASKED),

@@ -13,6 +13,7 @@ from torch import Tensor
 from varrl_lightning.algorithms.stages import prefix_stage
 from varrl_lightning.algorithms.variance_components import VarianceSums
 from varrl_lightning.grpo.credit import Credit
+from varrl_lightning.grpo.noise import NoiseOptions
 from varrl_lightning.grpo.rollout import prompt_keys
 from varrl_lightning.training.variance_log import KEPT, VarianceLog
 
@@ -54,6 +55,8 @@ def test_components_are_of_the_step_and_k_of_all_steps() -> None:
 
 
 def test_what_is_unknown_is_absent() -> None:
+    common = VarianceLog(NoiseOptions(continuations="common"))
+    assert common.metrics(STAGE, credit_of(torch.tensor([[[0.0, 2.0], [4.0, 6.0]]])), SECONDS) == {}
     assert VarianceLog().metrics(replace(STAGE, continuations=1), credit_of(torch.ones(1, 2, 1)), SECONDS) == {}
     one_each = torch.tensor([[[1.0, math.nan], [2.0, math.nan]]])
     assert VarianceLog().metrics(STAGE, credit_of(one_each), SECONDS) == {}

@@ -6,6 +6,7 @@ counter: not on the micro-batch, the number of processes, the device, or where a
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from hashlib import blake2b
 
 import torch
@@ -17,6 +18,33 @@ _MIX_1 = 0xBF58476D1CE4E5B9 - 2**64
 _MIX_2 = 0x94D049BB133111EB - 2**64
 _UNIFORMS = 0x5851F42D4C957F2D
 """Separates the uniforms of a key from its children."""
+_STRATA = 0x14057B7EF767814F
+"""Separates the permutations of a group's key from its uniforms."""
+_COMMON = 0x2545F4914F6CDD1D
+"""Separates the noise that the branches of a group have in common from the branches' own."""
+
+
+@dataclass(frozen=True)
+class Strata:
+    """The groups that rows share `[0, 1)` with: for each token, each of the A rows of a group has another A-th of it.
+
+    Args:
+        keys: noise key of each row's group.
+        numbers: number of each row in its group, in [0, A).
+        size: A, rows of a group, of which a batch need not hold all.
+
+    Examples:
+        The second and the last of four branches, without the others:
+
+        >>> strata = Strata(keys=torch.tensor([5, 5]), numbers=torch.tensor([1, 3]), size=4)
+        >>> (uniforms(torch.tensor([7, 8]), 0, 3, strata) * 4).long()  # the quarter of each number: never the same one
+        tensor([[3, 3, 0],
+                [1, 2, 2]])
+    """
+
+    keys: Int[Tensor, " R"]
+    numbers: Int[Tensor, " R"]
+    size: int
 
 
 def row_key(seed: int, update: int, prompt_id: str) -> int:
@@ -47,11 +75,30 @@ def fold(keys: Int[Tensor, " R"], index: Int[Tensor, " R"] | int) -> Int[Tensor,
     return _mix(keys + _mix((counter + 1) * _GAMMA))
 
 
-def uniforms(keys: Int[Tensor, " R"], scale: int, count: int) -> Float[Tensor, "R count"]:
+def common(keys: Int[Tensor, " R"]) -> Int[Tensor, " R"]:
+    """Derive from a group's key the one whose children are noise that all of the group have in common.
+
+    Examples:
+        >>> group = torch.tensor([7, 7])  # two branches of one group
+        >>> fold(common(group), 0).unique().numel()
+        1
+        >>> bool((fold(common(group), 0) == fold(group, 0)).any())  # no branch has this noise for itself
+        False
+    """
+    return keys ^ _COMMON
+
+
+def uniforms(keys: Int[Tensor, " R"], scale: int, count: int, strata: Strata | None = None) -> Float[Tensor, "R count"]:
     """Generate `count` uniform numbers of each key for one scale, float32 in [0, 1): multiples of 2^-24, so never 1.
+
+    With `strata` a number is (s + u) / A rounded down to a multiple of 2^-24, where u is the number without them and s the row's
+    stratum: a random permutation of 0 ... A - 1 for each group and number, which depends on the group's key alone. Every row's
+    numbers are uniform on these multiples still, exactly and independently of each other; those of two rows of a group are not
+    independent, for they are in different strata.
 
     Args:
         count: n_t, or n_t * bits; the first numbers do not depend on it.
+        strata: the groups of the rows; None for rows that are independent of each other.
 
     Examples:
         >>> keys = torch.tensor([7, 8])
@@ -60,10 +107,35 @@ def uniforms(keys: Int[Tensor, " R"], scale: int, count: int) -> Float[Tensor, "
         True
         >>> (numbers.mean(dim=1) - 0.5).abs() < 0.02
         tensor([True, True])
+
+        Of the two rows of a group one is in the lower half and one in the upper, whatever the number:
+
+        >>> halves = uniforms(keys, 2, 4096, Strata(torch.tensor([5, 5]), torch.tensor([0, 1]), size=2)) < 0.5
+        >>> bool((halves[0] ^ halves[1]).all())
+        True
     """
     stream = fold(keys ^ _UNIFORMS, scale)[:, None]
     counter = torch.arange(1, count + 1, device=keys.device, dtype=torch.int64)
-    return _shift(_mix(stream + counter * _GAMMA), 40).to(torch.float32).mul(2.0**-24)
+    steps = _shift(_mix(stream + counter * _GAMMA), 40)
+    if strata is not None:
+        # In integers: a float32 cannot hold s + u, and rounds the largest of them up to s + 1.
+        steps = ((_strata(strata, scale, count) << 24) + steps) // strata.size
+    return steps.to(torch.float32).mul(2.0**-24)
+
+
+def _strata(strata: Strata, scale: int, count: int) -> Int[Tensor, "R count"]:
+    """The stratum of each row for each number: the rank of its draw among the draws of all A rows of its group.
+
+    All draws of a stream differ, since `_mix` is a bijection. They are compared one row of the group after the other, so that a
+    batch needs no memory for rows that it does not hold.
+    """
+    stream = fold(strata.keys ^ _STRATA, scale)[:, None]
+    first = torch.arange(count, device=stream.device, dtype=torch.int64) * strata.size + 1
+    own = _mix(stream + (first + strata.numbers[:, None]) * _GAMMA)
+    ranks = torch.zeros_like(own)
+    for number in range(strata.size):
+        ranks += _mix(stream + (first + number) * _GAMMA) < own
+    return ranks
 
 
 def _mix(x: Int[Tensor, "*shape"]) -> Int[Tensor, "*shape"]:

@@ -87,7 +87,8 @@ def _checksums(policy: VARPolicy) -> dict[str, str]:
 def sample_stages(policy: VARPolicy, grpo: GRPO, prompts: Sequence[Prompt], seed: int, images_at_once: int | None) -> list[Rollout]:
     """One rollout of each different stage of the cycle."""
     keys = prompt_keys(seed, 0, prompts, policy.device)
-    return [sample_tree(policy, prompts, stage, grpo.sampling, keys, images_at_once) for stage in dict.fromkeys(grpo.cycle)]
+    stages = dict.fromkeys(grpo.cycle)
+    return [sample_tree(policy, prompts, stage, grpo.sampling, keys, images_at_once, noise=grpo.noise) for stage in stages]
 
 
 def ratio_is_one(policy: VARPolicy, grpo: GRPO, rollouts: Sequence[Rollout], micro_batch_size: int | None) -> Finding:

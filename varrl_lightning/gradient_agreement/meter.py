@@ -23,6 +23,7 @@ from varrl_lightning.gradient_agreement.measured import Measured, Scale
 from varrl_lightning.gradient_agreement.target import reinforce, reinforce_credit
 from varrl_lightning.gradient_agreement.variants import Variant
 from varrl_lightning.grpo.credit import Credit, Rows
+from varrl_lightning.grpo.noise import NoiseOptions
 from varrl_lightning.grpo.objective import Objective, detached, flat
 from varrl_lightning.grpo.rollout import prompt_keys
 from varrl_lightning.policies.base import VARPolicy
@@ -298,11 +299,11 @@ def independent_batches(prompts: Sequence[Prompt], batches: int, size: int, seed
 
 
 def _families(variants: Sequence[Variant]) -> list[list[Variant]]:
-    """Variants that share images: those of one stage, but for the number of continuations if there are any, and one sampling."""
-    families: dict[tuple[Stage, Sampling], list[Variant]] = {}
+    """Variants that share images: of one stage but for the number of continuations, if any, of one sampling and one noise."""
+    families: dict[tuple[Stage, Sampling, NoiseOptions], list[Variant]] = {}
     for v in variants:
         stage = replace(v.stage, continuations=min(v.stage.continuations, 1), name="")
-        families.setdefault((stage, v.grpo.sampling), []).append(v)
+        families.setdefault((stage, v.grpo.sampling, v.grpo.noise), []).append(v)
     return list(families.values())
 
 

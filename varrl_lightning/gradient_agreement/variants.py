@@ -17,6 +17,7 @@ from varrl_lightning.errors import PluginError, did_you_mean, no_such_name
 from varrl_lightning.grpo.arguments import built_sampling, built_score
 from varrl_lightning.grpo.credit import CreditOptions, MaskOptions, NormaliseOptions
 from varrl_lightning.grpo.grpo import GRPO
+from varrl_lightning.grpo.noise import NoiseOptions
 from varrl_lightning.grpo.objective import KLOptions, Objective
 from varrl_lightning.policies.base import VARPolicy
 from varrl_lightning.registry import MASK_SOURCES, build
@@ -25,7 +26,7 @@ from varrl_lightning.types import Sampling, Stage
 STAGES = ("prefix", "suffix", "all")
 SHAPE = ("m", "group_size", "num_continuations", "suffix_starts", "first_scale")
 """Arguments that define a stage given by its name."""
-GROUPS: dict[str, type] = {"mask": MaskOptions, "normalise": NormaliseOptions, "kl": KLOptions}
+GROUPS: dict[str, type] = {"mask": MaskOptions, "normalise": NormaliseOptions, "kl": KLOptions, "noise": NoiseOptions}
 CREDIT, LOSS = ("eta", "alpha", "combine"), ("kl_coef", "clip_low", "clip_high", "ratio")
 KEYS = ("stage", *SHAPE, *CREDIT, *LOSS, *GROUPS, "mask_source", "score", "sampling")
 """Keys of a variant; all but `stage` are arguments of VARGRPO."""
@@ -180,18 +181,19 @@ def _varied(policy: VARPolicy, grpo: GRPO, changes: Mapping[str, Any], kl: bool)
     credit: CreditOptions = replace(
         grpo.credit,
         **{key: changes[key] for key in CREDIT if key in changes},
-        **{key: group for key, group in groups.items() if key != "kl"},
+        **{key: group for key, group in groups.items() if key in ("mask", "normalise")},
     )
     if kl and objective.kl_coef > 0 and grpo.objective.kl_coef == 0:
         raise ValueError(f"kl_coef is {objective.kl_coef}, but there is no reference: set kl_coef of the configuration itself too")
     objective = objective if kl else replace(objective, kl_coef=0.0)
     source = build(MASK_SOURCES, changes["mask_source"]) if "mask_source" in changes else grpo.mask_source
-    return replace(grpo, mask_source=source, sampling=sampling, credit=credit, objective=objective)
+    noise: NoiseOptions = groups.get("noise", grpo.noise)
+    return replace(grpo, mask_source=source, sampling=sampling, credit=credit, objective=objective, noise=noise)
 
 
 def _group(grpo: GRPO, key: str, changes: object) -> Any:
     """A group of options, with some of them changed."""
     if not isinstance(changes, Mapping):
         return built(key, GROUPS[key], changes)
-    present = {"mask": grpo.credit.mask, "normalise": grpo.credit.normalise, "kl": grpo.objective.kl}[key]
-    return built(key, GROUPS[key], {**asdict(present), **changes})
+    parts = {"mask": grpo.credit.mask, "normalise": grpo.credit.normalise, "kl": grpo.objective.kl, "noise": grpo.noise}
+    return built(key, GROUPS[key], {**asdict(parts[key]), **changes})

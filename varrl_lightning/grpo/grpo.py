@@ -19,6 +19,7 @@ from varrl_lightning.grpo.credit import (
     image_returns,
     scores_by_branch,
 )
+from varrl_lightning.grpo.noise import NoiseOptions
 from varrl_lightning.grpo.objective import Objective, detached, flat
 from varrl_lightning.grpo.rollout import sample_tree
 from varrl_lightning.grpo.stopwatch import Stopwatch
@@ -62,6 +63,7 @@ class GRPO:
         sampling: how images are sampled; the objective's score follows it.
         credit: how scores become weights of tokens.
         objective: the loss, and which distribution it trains.
+        noise: what the images of a group share of their noise.
 
     Raises:
         ValueError: when the objective's score has another sampling, or the mask source cannot do with the rewards or with drafts.
@@ -73,6 +75,7 @@ class GRPO:
     sampling: Sampling
     credit: CreditOptions = field(default_factory=CreditOptions)
     objective: Objective = field(default_factory=Objective)
+    noise: NoiseOptions = field(default_factory=NoiseOptions)
 
     def __post_init__(self) -> None:
         score = self.objective.score
@@ -103,7 +106,12 @@ class GRPO:
         stages = {f"stages.{i}": stage for i, stage in enumerate(dict.fromkeys(self.cycle))}
         rewards = {f"reward {name}": f"{_reward(t.reward)}, weight {t.weight}" for name, t in self.rewards.terms.items()}
         alternation = ", ".join(stage.name for stage in self.cycle)
-        parts = {"stage": self.stage(rollouts_done).name, "mask_source": _class(self.mask_source), "sampling": self.sampling}
+        parts = {
+            "stage": self.stage(rollouts_done).name,
+            "mask_source": _class(self.mask_source),
+            "sampling": self.sampling,
+            "noise": self.noise,
+        }
         return {"alternation": alternation, **stages, **vars(self.credit), **vars(self.objective), **rewards, **parts}
 
     def sample(
@@ -167,7 +175,9 @@ class GRPO:
         all_branches = range(len(prompts) * stage.branches)
         with BackgroundScoring(self.rewards, whole_groups(all_branches if branches is None else branches, stage)) as scoring:
             with stopwatch("rollout"):
-                rollout = sample_tree(policy, prompts, stage, self.sampling, keys, images_at_once, scoring.add, branches, stopwatch)
+                rollout = sample_tree(
+                    policy, prompts, stage, self.sampling, keys, images_at_once, scoring.add, branches, stopwatch, self.noise
+                )
             with stopwatch("reward"):
                 scores = scoring.partial_result()
         stopwatch.seconds["scoring"] = scoring.seconds

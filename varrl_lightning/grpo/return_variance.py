@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from jaxtyping import Float
@@ -13,6 +14,7 @@ from torch import Tensor
 from varrl_lightning.algorithms.variance_components import BranchCosts, VarianceSums
 from varrl_lightning.grpo.credit import Credit
 from varrl_lightning.grpo.grpo import GRPO
+from varrl_lightning.grpo.noise import NoiseOptions
 from varrl_lightning.grpo.rollout import prompt_keys
 from varrl_lightning.grpo.stopwatch import Stopwatch
 from varrl_lightning.policies.base import VARPolicy
@@ -43,7 +45,7 @@ class ReturnMeter:
 
     Args:
         policy: samples, and is scored again to time an update; its weights stay as they are.
-        grpo: its rewards score the images.
+        grpo: its rewards score the images; their noise is independent here, whatever it is in training.
         stage: how groups are sampled.
         seed: seed of the noise; two meters of one seed sample the same branches where their stages differ in continuations alone.
         reference: what the KL is taken to; None for no KL.
@@ -62,7 +64,8 @@ class ReturnMeter:
         images_at_once: int | None = None,
         micro_batch_size: int | None = None,
     ) -> None:
-        self.policy, self.grpo, self.stage, self.seed, self.reference = policy, grpo, stage, seed, reference
+        self.grpo = replace(grpo, noise=NoiseOptions())
+        self.policy, self.stage, self.seed, self.reference = policy, stage, seed, reference
         self.images_at_once, self.micro_batch_size = images_at_once, micro_batch_size
         self._rewards: list[Tensor] = []
         self._costs: list[BranchCosts] = []

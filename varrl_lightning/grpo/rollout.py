@@ -10,7 +10,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from varrl_lightning.algorithms.noise import row_key
+from varrl_lightning.algorithms.noise import common, row_key
+from varrl_lightning.grpo.noise import NoiseOptions
 from varrl_lightning.grpo.stopwatch import Stopwatch
 from varrl_lightning.policies.base import VARPolicy
 from varrl_lightning.policies.state import Cond, State
@@ -62,6 +63,7 @@ def sample_tree(
     on_images: Callable[[Float[Tensor, "N 3 H W"], list[Prompt]], None] | None = None,
     branches: Sequence[int] | None = None,
     stopwatch: Stopwatch | None = None,
+    noise: NoiseOptions = NoiseOptions(),  # noqa: B008  frozen
 ) -> Rollout:
     """Sample `stage.starts` states s_a per prompt, fork them into A branches up to b, and each branch into K continuations up to T.
 
@@ -76,7 +78,12 @@ def sample_tree(
         on_images: called with the images of each such chunk, and a prompt for each image, before the next chunk is sampled.
         branches: which of the P * A to sample; all when None.
         stopwatch: measures `tail`: the continuations and the decoding of their images.
+        noise: what the branches and continuations of a group share of their noise.
+
+    Raises:
+        ValueError: when the prompts are of several sizes, or when noise is to be shared and there is a generator in place of keys.
     """
+    noise.check_keys(keys)
     sizes = {p.size for p in prompts}
     if len(sizes) != 1:
         raise ValueError(f"a rollout needs at least one prompt and holds one image size, got {len(prompts)} of sizes {sizes}")
@@ -90,8 +97,12 @@ def sample_tree(
     for first in range(0, len(branches), step):
         chunk = branches[first : first + step]
         places = [(prompt_rows.index(branch // stage.branches), branch % stage.branches) for branch in chunk]
-        forks = _forks(policy, cond, their_keys, sampling, stage, places)
-        parts.append(_grow(policy, forks, stage, len(cond.schedule), stopwatch or Stopwatch()))
+        shared = None
+        if noise.continuations == "common" and isinstance(their_keys, Tensor):
+            shared = common(their_keys[[prompt for prompt, _ in places]])
+        forks = _forks(policy, cond, their_keys, sampling, stage, places, noise)
+        parts.append(_grow(policy, forks, stage, len(cond.schedule), shared, stopwatch or Stopwatch()))
+        del forks  # its cache must not be there while the next chunk's is made
         if on_images is not None:
             owners = [prompts[branch // stage.branches] for branch in chunk]
             on_images(parts[-1].images, [prompt for prompt in owners for _ in range(each)])
@@ -117,6 +128,7 @@ def _forks(
     sampling: Sampling,
     stage: Stage,
     places: Sequence[tuple[int, int]],
+    noise: NoiseOptions,
 ) -> State:
     """States s_a of some branches, each given as (row of its prompt, its number in the group).
 
@@ -130,7 +142,9 @@ def _forks(
     roots = root.children([needed.index(prompt) for prompt, _ in families], [start for _, start in families])
     starts = policy.sample(roots, stage.start)
     return starts.children(
-        [families.index((prompt, branch // each)) for prompt, branch in places], [branch % each for _, branch in places]
+        [families.index((prompt, branch // each)) for prompt, branch in places],
+        [branch % each for _, branch in places],
+        stratified=each if noise.branches == "stratified" else None,
     )
 
 
@@ -146,15 +160,21 @@ class _Part:
     drafts: Float[Tensor, "R 3 H W"] | None
 
 
-def _grow(policy: VARPolicy, forks: State, stage: Stage, depth: int, stopwatch: Stopwatch) -> _Part:
-    """Branches from s_a to b, their leaves at T, and the images of these; a branch without continuations is its own leaf."""
+def _grow(
+    policy: VARPolicy, forks: State, stage: Stage, depth: int, shared: Int[Tensor, " R"] | None, stopwatch: Stopwatch
+) -> _Part:
+    """Branches from s_a to b, their leaves at T, and the images of these; a branch without continuations is its own leaf.
+
+    Args:
+        shared: of each branch, the key that its leaves' noise derives from; its own where None.
+    """
     branches = policy.sample(forks, stage.stop, final=stage.scores_drafts)
     if stage.scores_drafts:
         leaves = branches = branches.finished()
         images = _decoded(policy, leaves)
     else:
         # Fork while the branches still have their cache, and release it before the leaves grow.
-        leaves, branches = branches.fork(stage.continuations), branches.finished()
+        leaves, branches = branches.fork(stage.continuations, shared), branches.finished()
         with stopwatch("tail"):
             leaves = policy.sample(leaves, depth).finished()
             images = _decoded(policy, leaves)

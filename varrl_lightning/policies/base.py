@@ -213,7 +213,7 @@ class VARPolicy(nn.Module, ABC):
         score = Score("sampler", state.sampling)
         logits = self._score_logits(split_halves(features[0], state.halves), scale, schedule, score)
         log_probs = logits.log_softmax(dim=-1)
-        tokens = sample_tokens(log_probs.exp(), state.keys, scale)
+        tokens = sample_tokens(log_probs.exp(), state.keys, scale, state.strata)
         log_prob = log_probs.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
         return replace(
             state,

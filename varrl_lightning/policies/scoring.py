@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 from torch.utils.checkpoint import checkpoint
 
-from varrl_lightning.algorithms.noise import uniforms
+from varrl_lightning.algorithms.noise import Strata, uniforms
 from varrl_lightning.algorithms.sampling import inverse_cdf
 
 
@@ -19,13 +19,19 @@ def split_halves(x: Tensor, halves: int) -> list[Tensor]:
     return list(x.chunk(halves)) if halves > 1 else [x]
 
 
-def sample_tokens(probabilities: Float[Tensor, "R n *V"], keys: Tensor | torch.Generator, scale: int) -> Int[Tensor, "R n *bits"]:
-    """Sample each token of a scale: by inverse CDF from the rows' noise keys, or as `torch.multinomial` does from a generator."""
+def sample_tokens(
+    probabilities: Float[Tensor, "R n *V"], keys: Tensor | torch.Generator, scale: int, strata: Strata | None = None
+) -> Int[Tensor, "R n *bits"]:
+    """Sample each token of a scale: by inverse CDF from the rows' noise keys, or as `torch.multinomial` does from a generator.
+
+    Args:
+        strata: groups of rows whose uniforms are stratified, see `uniforms`; nothing to a generator.
+    """
     shape = probabilities.shape[:-1]
     if isinstance(keys, torch.Generator):
         rows = probabilities.flatten(0, -2)
         return torch.multinomial(rows, 1, generator=keys).view(shape)
-    uniform = uniforms(keys, scale, shape[1:].numel()).view(shape)
+    uniform = uniforms(keys, scale, shape[1:].numel(), strata).view(shape)
     return inverse_cdf(probabilities, uniform)
 
 

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from varrl_lightning.algorithms.noise import fold
+from varrl_lightning.algorithms.noise import Strata, fold
 from varrl_lightning.policies.cache import Cache
 from varrl_lightning.schedule import Schedule
 from varrl_lightning.types import Sampling, Score
@@ -69,6 +69,7 @@ class State:
         cond: one row per image.
         sampling: how tokens are sampled.
         keys: noise key of each row, or a generator for all.
+        strata: groups of rows whose uniforms are stratified; None where rows are independent of each other.
         latent: fp32 latent accumulated so far, rows without guidance halves.
         cache: of the prompt and of all scales before the next one.
         tokens: the scales sampled so far.
@@ -82,6 +83,7 @@ class State:
     cache: Cache
     tokens: list[Int[Tensor, "R _n ..."]] = field(default_factory=list)
     log_probs: list[Float[Tensor, "R _n"]] = field(default_factory=list)
+    strata: Strata | None = None
 
     @property
     def scale(self) -> int:
@@ -93,23 +95,47 @@ class State:
         """2 under classifier-free guidance, else 1."""
         return 1 if self.sampling.cfg is None else 2
 
-    def fork(self, k: int) -> State:
-        """k independent continuations of each row, adjacent, which share everything sampled so far."""
-        rows = range(len(self.cond))
-        return self.children([row for row in rows for _ in range(k)], [child for _ in rows for child in range(k)])
+    def fork(self, k: int, keys: Int[Tensor, " R"] | None = None) -> State:
+        """k continuations of each row, adjacent, which share everything sampled so far.
 
-    def children(self, parents: Sequence[int], numbers: Sequence[int]) -> State:
+        Args:
+            keys: as in `children`; None for continuations that are independent of each other.
+        """
+        rows = range(len(self.cond))
+        return self.children([row for row in rows for _ in range(k)], [child for _ in rows for child in range(k)], keys)
+
+    def children(
+        self,
+        parents: Sequence[int],
+        numbers: Sequence[int],
+        keys: Int[Tensor, " R"] | None = None,
+        stratified: int | None = None,
+    ) -> State:
         """For each i, the `numbers[i]`-th continuation of row `parents[i]`; it shares everything sampled so far.
 
         A child's noise depends on its parent and its number alone, so that continuations may be sampled in parts, on any process.
+
+        Args:
+            keys: of each row, what its children's keys derive from, its own key when None. Rows with an equal one have
+                continuations with the same noise.
+            stratified: how many continuations a row has in all, where their uniforms are stratified; None where they are
+                independent of each other.
+
+        Raises:
+            ValueError: for either of them with a generator, whose numbers belong to no row.
         """
-        keys = self.keys
-        if isinstance(keys, Tensor):
-            keys = fold(keys[list(parents)], torch.tensor(list(numbers), device=keys.device))
+        own, strata = self.keys, None
+        if isinstance(own, Tensor):
+            index = torch.tensor(list(numbers), device=own.device)
+            if stratified is not None:
+                strata = Strata(own[list(parents)], index, stratified)
+            own = fold((own if keys is None else keys)[list(parents)], index)
+        elif keys is not None or stratified is not None:
+            raise ValueError("continuations that share noise need noise keys, one a row; this state has a torch.Generator")
         if list(parents) == list(range(len(self.cond))):  # nothing is copied: the cache is the largest thing there is
-            return replace(self, keys=keys)
+            return replace(self, keys=own, strata=strata)
         index = torch.tensor(list(parents), device=self.latent.device)
-        return self._map(lambda x: x[index], self.cond.at(index), keys)
+        return replace(self._map(lambda x: x[index], self.cond.at(index), own), strata=strata)
 
     def finished(self) -> State:
         """The state without its cache, which only further scales would need."""

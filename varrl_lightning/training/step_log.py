@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import lightning as L
 
@@ -71,12 +71,12 @@ class StepLog:
     Where there are several stages, the metrics are also logged under the stage's name, as `prefix/reward`.
 
     Args:
-        cycle: the stages of successive rollouts.
+        grpo: its cycle has the stages of successive rollouts.
     """
 
-    def __init__(self, cycle: Sequence[Stage]) -> None:
-        self.variance = VarianceLog()
-        self._several = len(set(cycle)) > 1
+    def __init__(self, grpo: GRPO) -> None:
+        self.variance = VarianceLog(grpo.noise)
+        self._several = len(set(grpo.cycle)) > 1
         self._names: set[str] = set()
 
     def log(self, module: L.LightningModule, stage: Stage, metrics: Mapping[str, float], batch_size: int) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from varrl_lightning.algorithms.variance_components import BranchCosts, VarianceSums, implied_continuations
 from varrl_lightning.grpo.credit import Credit
 from varrl_lightning.grpo.diagnostics import variance_metrics
+from varrl_lightning.grpo.noise import NoiseOptions
 from varrl_lightning.grpo.return_variance import branch_costs
 from varrl_lightning.types import Stage
 
@@ -20,21 +21,26 @@ class VarianceLog:
 
     A step's components are its own. The K is taken from sums over steps, of which older ones fade, since one step tells it badly; a
     resumed run begins them anew.
+
+    Args:
+        noise: that of the rollouts. Continuations with common noise do not tell: what they share is in the variance within
+            branches, but not in the comparison of branches.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, noise: NoiseOptions = NoiseOptions()) -> None:  # noqa: B008  frozen
+        self.noise = noise
         self._seen: dict[Stage, tuple[VarianceSums, BranchCosts]] = {}
 
     def metrics(self, stage: Stage, credit: Credit, seconds: Mapping[str, float]) -> dict[str, float]:
         """The metrics of a step: `variance/within`, `variance/between`, `variance/signal`, `variance/implied_K`.
 
         The last is K* of `implied_continuations`, before rounding. What is unknown is absent; all is where there are not several
-        continuations.
+        independent continuations.
 
         Args:
             seconds: as for `branch_costs`, of this process.
         """
-        if stage.continuations < 2:
+        if stage.continuations < 2 or self.noise.continuations == "common":
             return {}
         sums = VarianceSums.of(credit.rewards, credit.valid)
         costs = branch_costs(seconds, stage, 1)  # of all branches of this process: their number does not matter to K*
