@@ -11,13 +11,13 @@ import pytest
 import torch
 from tabular import paths
 from tabular_policy import TabularPolicy
-from tiny import PROMPTS, tiny_module
+from tiny import PROMPTS, tiny_module, untrained_lettering
 from torch import Tensor
 
 from varrl_lightning.callbacks.gradient_agreement import agreement_meter, described_variants
 from varrl_lightning.gradient_agreement.meter import AgreementMeter, warmed_metric
 from varrl_lightning.gradient_agreement.target import reinforce, reinforce_credit
-from varrl_lightning.gradient_agreement.variants import own_stages
+from varrl_lightning.gradient_agreement.variants import own_stages, read_variants
 from varrl_lightning.grpo.credit import NormaliseOptions
 from varrl_lightning.module import VARGRPO
 from varrl_lightning.types import Prompt, Sampling, Scores
@@ -155,3 +155,14 @@ def test_without_a_metric_there_is_no_gain_and_with_one_the_cosines_stay() -> No
     held = [t for sums in with_gain._gains.values() for t in sums.sums()]
     held += [t for sums in with_gain._sums.values() for t in (*sums._units, sums._sum) if t is not None]
     assert sum(t.numel() * t.element_size() for t in held) == with_gain.bytes_held
+
+
+def test_the_shipped_variants_begin_with_what_they_are_compared_with() -> None:
+    """Plain GRPO trains all scales, so that no weight is left out of the metric; the others have each option once or more."""
+    variants = described_variants(tiny_module(untrained_lettering(), m=4), read_variants("agreement_gain"), kl=False)
+    first = variants[0]
+    assert (first.stage.stop, first.grpo.credit.alpha, first.grpo.mask_source.__class__.__name__) == (7, 0.0, "Full")
+    assert {v.stage.continuations for v in variants if v.stage.stop == 4} == {0, 1, 2}
+    normalise = [v.grpo.credit.normalise for v in variants]
+    assert {n.min_std for n in normalise} == {1e-6, 0.05, 0.1}
+    assert {n.advantage_eps for n in normalise} == {1e-4, 0.05, 0.2}
