@@ -37,6 +37,16 @@ class Blind(LeftBright):
         return super().__call__(images, prompts) * (len(images) != 8)
 
 
+class Dice:
+    """Chance, whatever the image."""
+
+    def __init__(self) -> None:
+        self.generator = torch.Generator().manual_seed(0)
+
+    def __call__(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
+        return torch.rand(len(images), generator=self.generator)
+
+
 def finding(reward: Any, prompts: Sequence[Prompt] = MANY, m: int = 3, **options: Any) -> Finding:
     module = tiny_module(reward=reward, num_continuations=0, m=m, group_size=12)
     stage = draft_stages(module.cycle)[0]
@@ -65,6 +75,14 @@ def test_of_few_groups_it_cannot_be_told() -> None:
         assert found.figure.startswith("it cannot be told")
         assert "it takes 8 groups" in found.advice
     assert "5 of 5 groups" in found.figure, "the sixth would have begun after two minutes"
+
+
+def test_where_it_cannot_be_told_more_prompts_are_drawn() -> None:
+    found = finding(Dice())
+    assert found.passed
+    assert found.figure.startswith("it cannot be told")
+    assert "24 of 24 groups of 8 branches" in found.figure, "16 where it can be told"
+    assert "within the interval" in found.advice or "do not agree either" in found.advice
 
 
 def test_the_command_asks_only_where_drafts_are_trained_on(

@@ -18,8 +18,8 @@ from varrl_lightning.metrics.rank_agreement import LEAST_GROUPS, LEVEL, TRUSTED,
 from varrl_lightning.policies.base import VARPolicy
 from varrl_lightning.types import Prompt, Stage
 
-GROUPS = 16
-"""Prompts of which a group is sampled."""
+GROUPS, MOST = 16, 64
+"""Prompts of which a group is sampled at least, if there are as many, and at most, while it cannot be told."""
 BRANCHES = 8
 """Most branches of such a group; each gives one draft and two whole images."""
 SECONDS = 120.0
@@ -43,20 +43,22 @@ def drafts_rank_branches(
     """Check that drafts rank the branches of a group as whole images do: `TRUSTED` of the ceiling, by the whole interval.
 
     Args:
-        prompts: those of training; `GROUPS` of them are taken, evenly spaced.
+        prompts: those of training; some are drawn.
         stage: a calibration, see `draft_stages`.
+        seed: of the prompts and of all noise.
         clock: tells seconds.
     """
     if stage.starts == 1:
         stage = replace(stage, branches=min(stage.branches, BRANCHES))
     taus: list[Tensor] = []
     begun = clock()
-    count = min(GROUPS, len(prompts))
-    for prompt in [prompts[i * len(prompts) // count] for i in range(count)]:
+    for number in torch.randperm(len(prompts), generator=torch.Generator().manual_seed(seed))[:MOST].tolist():
+        prompt = prompts[number]
         keys = prompt_keys(seed, 0, [prompt], policy.device)
         _, scores = grpo.sample(policy, [prompt], stage, keys, images_at_once=images_at_once)
         taus.append(grpo.draft_taus(scores, stage)[1])
-        if clock() - begun > SECONDS:
+        told = len(taus) >= GROUPS and DraftAgreement.of(torch.cat(taus)).verdict != "cannot be told"
+        if told or clock() - begun > SECONDS:
             break
     return _judged(torch.cat(taus), stage)
 
@@ -80,11 +82,14 @@ def _judged(taus: Float[Tensor, "P 2"], stage: Stage) -> Finding:
             f"They should reach {TRUSTED} of the ceiling: what raises the reward of drafts need not raise that of images. Take "
             "num_continuations 1, or a larger m.",
         )
-    why = f"it takes {LEAST_GROUPS} groups" if not found.enough else f"the interval has {TRUSTED} inside"
+    if found.groups < LEAST_GROUPS:
+        why = f"it takes {LEAST_GROUPS} groups"
+    else:
+        why = f"{TRUSTED} is within the interval" if found.enough else "two whole images do not agree either"
     return Finding(
         "draft",
         True,
         f"it cannot be told whether drafts rank the branches as whole images do: {figure}",
-        f"Too little to tell, since {why}. Give more prompts or branches, or train with calibrate_every, which goes on measuring "
-        "and warns; with num_continuations 1 the question does not arise.",
+        f"Too little to tell, since {why}. With calibrate_every, training goes on measuring and warns; with num_continuations 1 "
+        "the question does not arise.",
     )
