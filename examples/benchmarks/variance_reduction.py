@@ -54,7 +54,7 @@ def main() -> None:
     print("\nexpected gradient of a centred advantage, three tokens of three values, random returns; ten policies")
     for size in (2, 4, 8, 16):
         for name, value in small_policies(size).items():
-            print(f"  A = {size:<3} {name:<59}{value}")
+            print(f"  A = {size:<3} {name:<62}{value}")
 
 
 def group_noise(
