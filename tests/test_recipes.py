@@ -16,7 +16,7 @@ from varrl_lightning.__main__ import main
 from varrl_lightning.configuration.files import shipped_configs
 
 OWN = {"quickstart.yaml", "pretrain_tokenizer.yaml", "pretrain_details.yaml", "pretrain_words.yaml"}
-OWN |= {"paper.yaml", "vanilla_grpo.yaml", "vanilla_panw.yaml", "prefix_only.yaml"}
+OWN |= {"paper.yaml", "paper_literal.yaml", "vanilla_grpo.yaml", "vanilla_panw.yaml", "prefix_only.yaml"}
 OWN |= {"comparison.yaml", "comparison_m.yaml", "comparison_base.yaml"}
 RECIPES = sorted(set(shipped_configs()) - OWN)
 DRAWN = 'a sign "OPEN"'

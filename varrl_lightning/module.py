@@ -71,15 +71,16 @@ class VARGRPO(L.LightningModule):
         reward: a plugin's name, a class path, `{class_path, init_args}`, an object, or several: `{name: weight}`.
         mask_source: which pixels the reward is about: a plugin's name, or as for `reward`; `full` masks nothing.
         m: the middle step: a number of scales, or a resolution such as `256px`; T means plain GRPO.
-        group_size: A, branches per prompt, >= 2.
+        group_size: A, branches per prompt, >= 2; None for 16, unless images_per_prompt is given.
+        images_per_prompt: in place of group_size: A = images / max(K, 1) in a prefix, A = images in any other stage.
         num_continuations: K, continuations of a branch in the prefix stage; with 0, a branch's reward is its draft's, the first m
             scales decoded at full size: an exact gradient of E[R(draft)], a biased one of E[R].
         calibrate_every: with K = 0, every n-th prefix update scores drafts and whole images, and trains on these; None for never.
         eta: temperature of the middle return (Eq. 10), > 0.
         alpha: decay exponent of k_t = 1 / (h_t w_t)^alpha (Eq. 9).
         alternation: the cycle of stages, by name; `prefix*300` repeats.
-        suffix_starts: different s_m per prompt in the suffix stage; divides group_size.
-        first_scale: `shared` samples r_1 once per prompt and leaves it untrained: the paper's indices.
+        suffix_starts: different s_m per prompt in the suffix stage; divides its branches.
+        first_scale: r_1 is `trained`, or not: sampled once per prompt and `shared`, or sampled `per_branch`.
         stages: all stages of the cycle spelled out, in place of m and alternation.
         combine: for several rewards, `weighted_sum` (V of the sum) or `standardised_sum` (sum of each V standardised in its group).
         kl_coef: coefficient of the KL to the reference; 0 needs no reference.
@@ -121,14 +122,15 @@ class VARGRPO(L.LightningModule):
         reward: Any = "ocr",
         mask_source: Any = "boxes",
         m: int | str = "256px",
-        group_size: int = 16,
+        group_size: int | None = None,
+        images_per_prompt: int | None = None,
         num_continuations: int = 2,
         calibrate_every: int | None = None,
         eta: float = CreditOptions.eta,
         alpha: float = CreditOptions.alpha,
         alternation: Sequence[str] = ("prefix", "prefix", "prefix", "suffix"),
         suffix_starts: int = 1,
-        first_scale: Literal["trained", "shared"] = "trained",
+        first_scale: Literal["trained", "shared", "per_branch"] = "trained",
         stages: Sequence[Specified[Stage]] | None = None,
         combine: Literal["weighted_sum", "standardised_sum"] = CreditOptions.combine,
         kl_coef: float = Objective.kl_coef,
@@ -164,7 +166,7 @@ class VARGRPO(L.LightningModule):
         self.sampling = built_sampling(sampling, self.policy.default_sampling)
         self.sampling.check(len(self.policy.schedule()))
         objective = built_objective(built_score(score, self.sampling), clip_low, clip_high, ratio, kl_coef, kl)
-        sizes = (m, group_size, num_continuations, calibrate_every)
+        sizes = (m, group_size, images_per_prompt, num_continuations, calibrate_every)
         self.cycle = built_cycle(self.policy, stages, *sizes, alternation, suffix_starts, first_scale)
         self.rewards = WeightedRewards.from_spec(reward)
         source = build(MASK_SOURCES, mask_source)

@@ -48,6 +48,11 @@ def test_the_papers_indices() -> None:
         SUFFIX,
     )
     assert full_stage(18, 16, "shared") == Stage(1, 18, 16, 1, 1, "all")
+    assert cycle(18, 12, 16, 2, ("prefix", "suffix", "all"), first_scale="per_branch") == (
+        Stage(1, 12, 16, 2, 16, "prefix"),
+        SUFFIX,
+        Stage(1, 18, 16, 1, 16, "all"),
+    )
 
 
 def test_a_stage_that_is_not_named_cannot_be_in_error() -> None:
@@ -115,5 +120,7 @@ def test_errors_name_value_and_range() -> None:
         suffix_stage(4, 0, 16)
     with pytest.raises(ValueError, match="with first_scale 'shared' a prefix needs m of at least 2, got 1"):
         prefix_stage(4, 1, 16, 2, "shared")
+    with pytest.raises(ValueError, match="with first_scale 'per_branch' a prefix needs m of at least 2, got 1"):
+        prefix_stage(4, 1, 16, 2, "per_branch")
     with pytest.raises(ValueError, match=r"stage 'all' has \(A, K\) = \(2, 1\), got rewards of \(3, 2\)"):
         stage_returns(torch.zeros(1, 3, 2), Stage(0, 3, 2), 1.0)

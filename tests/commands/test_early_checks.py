@@ -148,6 +148,8 @@ def changed(part: Namespace, changes: dict[str, Any]) -> Namespace:
         ({"normalise.tokens": "constant"}, "normalise.constant goes with"),
         ({"guards.max_bad_steps": 0}, "guards.max_bad_steps must be at least 1"),
         ({"group_size": 1}, "group_size must be at least 2"),
+        ({"group_size": 4, "images_per_prompt": 8}, "which exclude each other: set one of them to null"),
+        ({"stages": [Namespace(start=0, stop=4, branches=4)], "images_per_prompt": 8}, "says nothing beside stages"),
         ({"num_continuations": -1}, r"num_continuations \(K\) must be at least 0, which scores drafts, got -1"),
         ({"stages": [Namespace(start=0, stop=2, branches=4, continuations=-1)]}, r"\(K\) must be at least 0"),
         ({"calibrate_every": 10}, "with num_continuations = 2 no draft is trained on"),
@@ -210,6 +212,7 @@ def test_what_only_the_policy_decides_is_left_to_it(parsed: Namespace, changes: 
         ({"m": 1, "first_scale": "shared"}, "a prefix needs m of at least 2, got 1"),
         ({"num_continuations": 0, "alternation": ["suffix"]}, "num_continuations = 0 scores the drafts .* has no prefix"),
         ({"stages": [Namespace(start=3, stop=10, branches=4, continuations=0)]}, "ends with the last scale"),
+        ({"images_per_prompt": 7}, "must be a multiple of the 2 images of a branch"),
     ],
 )
 @pytest.mark.parametrize("adapted", [False, True])

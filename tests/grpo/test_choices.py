@@ -20,12 +20,21 @@ pytestmark = pytest.mark.filterwarnings("ignore:You defined a `validation_step`"
 
 
 class Strip:
-    """On in a strip that is the third row of the last grid, half its length; in the images of branch 0 of each group nowhere."""
+    """On in a strip that is the third row of the last grid, half its length; in the images of branch 0 of each group nowhere.
+
+    With `halves`, the last branch has the other half of that row.
+    """
+
+    def __init__(self, halves: bool = False) -> None:
+        self.halves = halves
 
     def __call__(self, rollout: Rollout, scores: Scores, policy: object) -> Tensor:
         mask = rollout.images.new_zeros(len(rollout.images), *rollout.images.shape[-2:])
         mask[..., 8:12, : mask.shape[-1] // 2] = 0.6
-        mask.unflatten(0, (len(rollout.prompts), -1))[:, : rollout.stage.continuations] = 0
+        groups = mask.unflatten(0, (len(rollout.prompts), -1))
+        if self.halves:
+            groups[:, -rollout.stage.continuations :] = groups[:, -rollout.stage.continuations :].flip(-1)
+        groups[:, : rollout.stage.continuations] = 0
         return mask
 
 
@@ -75,6 +84,8 @@ CASES: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"suffix_starts": 4}, {"alternation": ["suffix"]}),
     ({"alternation": ["prefix*2", "suffix"]}, {}),
     ({"first_scale": "shared"}, {}),
+    ({"first_scale": "per_branch"}, {"first_scale": "shared"}),
+    ({"group_size": None, "images_per_prompt": 4}, {}),
     ({"num_continuations": 1}, {}),
     ({"eta": 0.01}, {}),
     ({"noise": {"continuations": "common"}}, {}),
@@ -82,7 +93,7 @@ CASES: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"max_grad_norm": 1e-3}, {"optimizer": lambda p: torch.optim.SGD(p, lr=1.0)}),
     (MASKED, {}),
     ({"mask": {"missing": "ones"}}, MASKED),
-    ({"mask": {"missing": "union_always"}}, MASKED),
+    ({"mask": {"missing": "union_always"}}, {"mask_source": Strip(halves=True)}),
     ({"mask": {"outside": 0.5}}, MASKED),
     ({"mask": {"dilation": 8}}, MASKED),
     ({"mask": {"threshold": 0.7}}, MASKED),

@@ -14,7 +14,43 @@ from torch import Tensor
 from varrl_lightning.algorithms.vmr import soft_value
 from varrl_lightning.types import Stage
 
-FirstScale = Literal["trained", "shared"]
+FirstScale = Literal["trained", "shared", "per_branch"]
+GROUP_SIZE = 16
+"""The paper's."""
+
+
+def branches_of(group_size: int | None, images_per_prompt: int | None, images_per_branch: int = 1) -> int:
+    """Return A, the branches of a prompt: the group size, or as many as share the images of a prompt.
+
+    Args:
+        group_size: A itself; None for `GROUP_SIZE`, unless the images are given.
+        images_per_prompt: A times the images of a branch: the other reading of "group size (candidates per prompt)", which excludes
+            the first.
+        images_per_branch: max(K, 1) of a prefix; 1 of a stage that ends with the last scale.
+
+    Raises:
+        ValueError: when both are given, or the images are not those of two branches or more.
+
+    Examples:
+        >>> branches_of(group_size=None, images_per_prompt=16, images_per_branch=2)
+        8
+        >>> branches_of(group_size=None, images_per_prompt=None, images_per_branch=2)
+        16
+    """
+    if images_per_prompt is None:
+        return GROUP_SIZE if group_size is None else group_size
+    if group_size is not None:
+        raise ValueError(
+            f"group_size = {group_size} counts branches and images_per_prompt = {images_per_prompt} images, which exclude each "
+            "other: set one of them to null"
+        )
+    branches, rest = divmod(images_per_prompt, images_per_branch)
+    if rest or branches < 2:
+        raise ValueError(
+            f"images_per_prompt must be a multiple of the {images_per_branch} images of a branch, for two branches or more, got "
+            f"{images_per_prompt}: a prefix has images_per_prompt / max(num_continuations, 1) branches, other stages one an image"
+        )
+    return branches
 
 
 def prefix_stage(T: int, m: int, A: int, K: int, first_scale: FirstScale = "trained") -> Stage:
@@ -22,21 +58,23 @@ def prefix_stage(T: int, m: int, A: int, K: int, first_scale: FirstScale = "trai
 
     Args:
         K: continuations of a branch; 0 for the reward of the draft, which the first m scales decode to.
-        first_scale: `shared` is what the paper's own indices say, where actions begin with r_2: r_1 is sampled once per prompt,
-            shared by the branches and not trained.
+        first_scale: with `shared` and `per_branch` r_1 is not trained, as the paper's own indices say, where actions begin with
+            r_2: it is sampled once per prompt and shared by the branches, or sampled for each branch.
 
     Examples:
         >>> prefix_stage(T=10, m=6, A=4, K=2)
         Stage(start=0, stop=6, branches=4, continuations=2, starts=1, name='prefix')
         >>> prefix_stage(T=10, m=6, A=4, K=2, first_scale="shared").start
         1
+        >>> prefix_stage(T=10, m=6, A=4, K=2, first_scale="per_branch")
+        Stage(start=1, stop=6, branches=4, continuations=2, starts=4, name='prefix')
     """
     if not 1 <= m < T:
         raise ValueError(f"a prefix needs m in [1, {T}), got {m}")
-    start = _first(first_scale)
+    start, starts = _first(first_scale, A)
     if m <= start:
-        raise ValueError(f"with first_scale 'shared' a prefix needs m of at least 2, got {m}")
-    return Stage(start, m, A, continuations=K, name="prefix")
+        raise ValueError(f"with first_scale {first_scale!r} a prefix needs m of at least 2, got {m}")
+    return Stage(start, m, A, continuations=K, starts=starts, name="prefix")
 
 
 def suffix_stage(T: int, m: int, A: int, starts: int = 1) -> Stage:
@@ -58,16 +96,18 @@ def full_stage(T: int, A: int, first_scale: FirstScale = "trained") -> Stage:
         >>> full_stage(T=10, A=4)
         Stage(start=0, stop=10, branches=4, continuations=1, starts=1, name='all')
     """
-    return Stage(_first(first_scale), T, A, name="all")
+    start, starts = _first(first_scale, A)
+    return Stage(start, T, A, starts=starts, name="all")
 
 
 def cycle(
     T: int,
     m: int,
-    group_size: int,
+    group_size: int | None,
     num_continuations: int,
     alternation: Sequence[str],
     *,
+    images_per_prompt: int | None = None,
     starts: int = 1,
     first_scale: FirstScale = "trained",
     calibrate_every: int | None = None,
@@ -76,6 +116,7 @@ def cycle(
 
     Args:
         m: the middle step, in [1, T]; at T there is nothing to split: one stage of all scales, K ignored.
+        group_size, images_per_prompt: how large a group is, see `branches_of`.
         num_continuations: K of the prefix, >= 0.
         alternation: names out of prefix, suffix and all, each with an optional count: `("prefix*300", "suffix*100")`.
         starts: different s_m per prompt of a suffix; divides the group.
@@ -92,6 +133,8 @@ def cycle(
         ['all']
         >>> [stage.name for stage in cycle(10, 6, 4, 0, alternation=["prefix", "suffix"], calibrate_every=2)]
         ['prefix', 'suffix', 'calibration', 'suffix']
+        >>> [stage.branches for stage in cycle(10, 6, None, 2, ["prefix", "suffix"], images_per_prompt=16)]
+        [8, 16]
     """
     check_calibration(calibrate_every, num_continuations, alternation)
     if not 1 <= m <= T:
@@ -99,17 +142,18 @@ def cycle(
     if not alternation:
         raise ValueError("alternation must name at least one stage, got none")
     names = [name for entry in alternation for name in _repeated(entry)]
+    A, K = branches_of(group_size, images_per_prompt), num_continuations
     if m == T:
-        return (full_stage(T, group_size, first_scale),)
+        return (full_stage(T, A, first_scale),)
     if num_continuations == 0 and "prefix" not in names:
         raise ValueError(
             f"num_continuations = 0 scores the drafts of prefix updates, but the alternation {list(alternation)} has no prefix: "
             "add one, or leave num_continuations out"
         )
     stages = {
-        "prefix": lambda: prefix_stage(T, m, group_size, num_continuations, first_scale),
-        "suffix": lambda: suffix_stage(T, m, group_size, starts),
-        "all": lambda: full_stage(T, group_size, first_scale),
+        "prefix": lambda: prefix_stage(T, m, branches_of(group_size, images_per_prompt, max(K, 1)), K, first_scale),
+        "suffix": lambda: suffix_stage(T, m, A, starts),
+        "all": lambda: full_stage(T, A, first_scale),
     }
     # Only the stages that are named are built, so that one that is not used cannot be in error.
     built = {name: stages[name]() for name in set(names)}
@@ -175,11 +219,12 @@ def _calibrated(stages: Sequence[Stage], every: int) -> tuple[Stage, ...]:
     return tuple(found)
 
 
-def spelled_out(stages: Sequence[Stage], T: int) -> tuple[Stage, ...]:
+def spelled_out(stages: Sequence[Stage], T: int, images_per_prompt: int | None = None) -> tuple[Stage, ...]:
     """Check a cycle that is given stage by stage, for example with several middle steps, and return it.
 
     Raises:
-        ValueError: when there is no stage, or one does not fit T scales; the message names it.
+        ValueError: when there is no stage, or one does not fit T scales; the message names it. When the number of images is given
+            again.
 
     Examples:
         >>> middle_steps = [prefix_stage(10, 4, A=4, K=2), prefix_stage(10, 8, A=4, K=2)]
@@ -191,6 +236,8 @@ def spelled_out(stages: Sequence[Stage], T: int) -> tuple[Stage, ...]:
     """
     if not stages:
         raise ValueError("stages must hold at least one stage, got none")
+    if images_per_prompt is not None:
+        raise ValueError(f"images_per_prompt = {images_per_prompt} says nothing beside stages, whose branches count: leave one out")
     for stage in stages:
         if stage.stop > T:
             raise ValueError(f"{stage} ends after the last of {T} scales")
@@ -230,8 +277,9 @@ def stage_returns(
     return torch.where(usable, rewards, math.nan).squeeze(-1)
 
 
-def _first(first_scale: FirstScale) -> int:
-    return 1 if first_scale == "shared" else 0
+def _first(first_scale: FirstScale, A: int) -> tuple[int, int]:
+    """The first trained scale, and how many different states a prompt has before it."""
+    return {"trained": (0, 1), "shared": (1, 1), "per_branch": (1, A)}[first_scale]
 
 
 def _repeated(entry: str) -> list[str]:

@@ -102,14 +102,16 @@ def _check_stages(model: Namespace, schedule: Schedule | None) -> tuple[Stage, .
     check_calibration(model.calibrate_every, model.num_continuations, model.alternation, model.stages)
     if model.stages is not None:
         stages = [built("stages", Stage, _plain(stage)) for stage in model.stages]
-        return spelled_out(stages, len(schedule) if schedule else max([1, *(stage.stop + 1 for stage in stages)]))
+        T = len(schedule) if schedule else max([1, *(stage.stop + 1 for stage in stages)])
+        return spelled_out(stages, T, model.images_per_prompt)
+    sizes = (model.group_size, model.num_continuations, model.alternation)
     if schedule is not None:
-        sizes = (model.group_size, model.num_continuations, model.alternation)
-        return cycle(len(schedule), schedule.resolve_m(model.m), *sizes, starts=model.suffix_starts, first_scale=model.first_scale)
+        options = {"starts": model.suffix_starts, "first_scale": model.first_scale, "images_per_prompt": model.images_per_prompt}
+        return cycle(len(schedule), schedule.resolve_m(model.m), *sizes, **options)
     m = _ANY.resolve_m(model.m) if isinstance(model.m, str) else model.m
     if m < 1:
         raise ValueError(f"m must be at least 1, and at most the number of scales, got {m}")
-    cycle(m, m, model.group_size, model.num_continuations, model.alternation)  # of all scales: the others are not known
+    cycle(m, m, *sizes, images_per_prompt=model.images_per_prompt)  # of all scales: the others are not known
     return ()
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import yaml
 
-from varrl_lightning.algorithms.stages import full_stage, prefix_stage, spelled_out, suffix_stage
+from varrl_lightning.algorithms.stages import FirstScale, branches_of, full_stage, prefix_stage, spelled_out, suffix_stage
 from varrl_lightning.configuration.files import configs_folder
 from varrl_lightning.configuration.renamed import ARGUMENTS
 from varrl_lightning.configuration.specs import built
@@ -24,7 +24,7 @@ from varrl_lightning.registry import MASK_SOURCES, build
 from varrl_lightning.types import Sampling, Stage
 
 STAGES = ("prefix", "suffix", "all")
-SHAPE = ("m", "group_size", "num_continuations", "suffix_starts", "first_scale")
+SHAPE = ("m", "group_size", "images_per_prompt", "num_continuations", "suffix_starts", "first_scale")
 """Arguments that define a stage given by its name."""
 GROUPS: dict[str, type] = {"mask": MaskOptions, "normalise": NormaliseOptions, "kl": KLOptions, "noise": NoiseOptions}
 CREDIT, LOSS = ("eta", "alpha", "combine"), ("kl_coef", "clip_low", "clip_high", "ratio")
@@ -37,10 +37,11 @@ class StageShape:
     """Arguments of `VARGRPO` that define the stages given by name."""
 
     m: int | str
-    group_size: int
+    group_size: int | None
+    images_per_prompt: int | None
     num_continuations: int
     suffix_starts: int
-    first_scale: Literal["trained", "shared"]
+    first_scale: FirstScale
 
 
 @dataclass(frozen=True)
@@ -156,8 +157,11 @@ def _stage(policy: VARPolicy, shape: StageShape, changes: Mapping[str, Any]) -> 
     if asked not in STAGES:
         raise ValueError(f"stage must be one of {', '.join(STAGES)}, or a mapping of start, stop, branches, ..., got {asked!r}")
     schedule = policy.schedule()
+    if "group_size" in changes or "images_per_prompt" in changes:  # one takes the place of the other
+        shape = replace(shape, group_size=None, images_per_prompt=None)
     changed = replace(shape, **{key: changes[key] for key in SHAPE if key in changes})
-    T, A, K = len(schedule), changed.group_size, changed.num_continuations
+    T, K = len(schedule), changed.num_continuations
+    A = branches_of(changed.group_size, changed.images_per_prompt, max(K, 1) if asked == "prefix" else 1)
     if asked != "prefix" and changes.get("num_continuations", 1) != 1:
         raise ValueError(f"num_continuations is {K}, but stage {asked!r} ends with the last scale, where it is 1")
     if asked == "all":

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
-from varrl_lightning.algorithms.stages import check_calibration, cycle, spelled_out
+from varrl_lightning.algorithms.stages import FirstScale, check_calibration, cycle, spelled_out
 from varrl_lightning.configuration.specs import built
 from varrl_lightning.grpo.credit import CreditOptions, MaskOptions, NormaliseOptions
 from varrl_lightning.grpo.objective import KLOptions, Objective
@@ -19,12 +19,13 @@ def built_cycle(
     policy: VARPolicy,
     stages: Sequence[Any] | None,
     m: int | str,
-    group_size: int,
+    group_size: int | None,
+    images_per_prompt: int | None,
     num_continuations: int,
     calibrate_every: int | None,
     alternation: Sequence[str],
     suffix_starts: int,
-    first_scale: Literal["trained", "shared"],
+    first_scale: FirstScale,
 ) -> tuple[Stage, ...]:
     """The stages of successive rollouts; the arguments are those of `VARGRPO`.
 
@@ -35,7 +36,7 @@ def built_cycle(
     T = len(schedule)
     check_calibration(calibrate_every, num_continuations, alternation, stages)
     if stages is not None:
-        return spelled_out([built("stages", Stage, stage) for stage in stages], T)
+        return spelled_out([built("stages", Stage, stage) for stage in stages], T, images_per_prompt)
     m = schedule.resolve_m(m)
     if m == T:
         warnings.warn(
@@ -44,7 +45,7 @@ def built_cycle(
             stacklevel=3,
         )
     options: dict[str, Any] = {"starts": suffix_starts, "first_scale": first_scale, "calibrate_every": calibrate_every}
-    return cycle(T, m, group_size, num_continuations, alternation, **options)
+    return cycle(T, m, group_size, num_continuations, alternation, images_per_prompt=images_per_prompt, **options)
 
 
 def built_sampling(sampling: Any, default: Sampling) -> Sampling:

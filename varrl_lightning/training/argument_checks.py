@@ -17,13 +17,13 @@ ENCODED_BY_NETWORKS = 4
 """Prompts of a size, first and longest ones, that are encoded where that takes a network."""
 
 
-def check_sizes(group_size: int, num_continuations: int, micro_batch_size: object, images_at_once: object) -> None:
+def check_sizes(group_size: int | None, num_continuations: int, micro_batch_size: object, images_at_once: object) -> None:
     """Check that numbers of images make sense; the arguments are those of `VARGRPO`.
 
     Raises:
         ValueError: names the argument, its range and what was given.
     """
-    if group_size < 2:
+    if group_size is not None and group_size < 2:
         raise ValueError(f"group_size must be at least 2, to have something to compare, got {group_size}")
     if num_continuations < 0:
         raise ValueError(f"num_continuations (K) must be at least 0, which scores drafts, got {num_continuations}")
