@@ -21,14 +21,14 @@ def test_one_number_takes_the_place_of_the_other() -> None:
         "images": PREFIX | {"images_per_prompt": 12},
         "all": {"stage": "all", "first_scale": "per_branch"},
     }
-    variants = described_variants(module, described)
+    variants = described_variants(module, described, kl=False)
     assert [v.stage.branches for v in variants] == [4, 2, 8, 6, 6, 8]
     assert (variants[-1].stage.start, variants[-1].stage.starts) == (1, 8)
     with pytest.raises(ValueError, match="the variant 'x': group_size = 4 counts branches and images_per_prompt = 8 images"):
-        described_variants(module, {"x": PREFIX | {"group_size": 4, "images_per_prompt": 8}})
+        described_variants(module, {"x": PREFIX | {"group_size": 4, "images_per_prompt": 8}}, kl=False)
 
 
 def test_arguments_that_were_saved_before_there_was_another_number() -> None:
     module = tiny_module(group_size=4)
     del module.hparams["images_per_prompt"]
-    assert described_variants(module, {"prefix": PREFIX})[0].stage.branches == 4
+    assert described_variants(module, {"prefix": PREFIX}, kl=False)[0].stage.branches == 4
