@@ -13,6 +13,7 @@ from varrl_lightning.algorithms.variance_components import (
     BranchCosts,
     VarianceComponents,
     VarianceSums,
+    correlation_within_groups,
     gain_of_continuations,
     implied_continuations,
     whole_continuations,
@@ -115,3 +116,15 @@ def test_impossible_costs_and_endless_tails_are_refused() -> None:
     for implied in (math.inf, math.nan):
         with pytest.raises(ValueError, match="no number of continuations can be taken from"):
             whole_continuations(implied)
+
+
+def test_the_correlation_leaves_out_means_of_groups_and_what_is_unknown() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, noise = torch.randn(2, 400, 8, generator=generator)
+    y = 0.6 * x + 0.8 * noise
+    far = 100 * torch.randn(400, 1, generator=generator)
+    assert correlation_within_groups(x + far, y - far) == pytest.approx(0.6, abs=0.03)
+    x[0, 0] = math.nan
+    y[1, 1] = math.inf
+    assert correlation_within_groups(x, y) == pytest.approx(0.6, abs=0.03)
+    assert math.isnan(correlation_within_groups(x, torch.ones(400, 8)))

@@ -73,11 +73,11 @@ def test_the_numbers_are_those_of_the_rewards_drawn() -> None:
     # The same groups, sampled by hand; noise depends on the prompt and not on its batch.
     module = tiny_module(group_size=3, sampling=None)
     rewards = []
-    for stage in (prefix_stage(4, 3, A=3, K=3), suffix_stage(4, 3, A=3)):
+    for stage in (prefix_stage(4, 3, A=3, K=3), suffix_stage(4, 3, A=3), prefix_stage(4, 3, A=3, K=0)):
         keys = prompt_keys(5, 0, PROMPTS, torch.device("cpu"))
         _, scores = module.grpo.sample_and_score(module.policy, PROMPTS, stage, keys)
         rewards.append(module.rewards.total(scores).values.view(6, 3, -1).double())
-    R, suffix = rewards
+    R, suffix, drafts = rewards
     within = float(R.var(dim=2).mean())
     between = float(R.mean(dim=2).var(dim=1).mean()) - within / 3
     assert row["within"] == pytest.approx(within, rel=1e-4)
@@ -88,6 +88,8 @@ def test_the_numbers_are_those_of_the_rewards_drawn() -> None:
     spread = suffix[..., 0].std(dim=1)
     assert row["suffix_std"] == pytest.approx(float(spread.mean()), rel=1e-4)
     assert row["suffix_small"] == pytest.approx(float((spread < 0.02).double().mean()))
+    draft, mean = (x - x.mean(dim=1, keepdim=True) for x in (drafts[..., 0], R.mean(dim=2)))
+    assert row["draft"] == pytest.approx(float(torch.corrcoef(torch.stack([draft.flatten(), mean.flatten()]))[0, 1]), rel=1e-4)
     assert row["tokens"] == 13
     costs = row["branch_seconds"] / row["tail_seconds"]
     assert costs > 0
@@ -103,11 +105,11 @@ def test_rewards_that_tell_nothing_leave_cells_empty() -> None:
 
 
 def test_the_table_has_the_numbers_of_a_row() -> None:
-    row = Row(4, 49, 0.0107, 0.1, {1: 0.903, 2: 0.949, 4: 0.974}, 0.4, 0.05, 0.77, 0.03, 0.02, math.sqrt(0.107 * 1.5))
+    row = Row(4, 49, 0.0107, 0.1, {1: 0.903, 2: 0.949, 4: 0.974}, 0.94, 0.4, 0.05, 0.77, 0.03, 0.02, math.sqrt(0.107 * 1.5))
     _, line = table([row])
     assert line.split() == [
         *("4", "49", "1.07e-02", "1.00e-01", "0.107", "0.903", "0.949", "0.974"),
-        *("0.0500", "12%", "77%", "30.0", "+", "20.0", "K", "0.40", "1"),
+        *("0.940", "0.0500", "12%", "77%", "30.0", "+", "20.0", "K", "0.40", "1"),
     ]
 
 

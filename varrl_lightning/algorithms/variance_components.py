@@ -197,3 +197,27 @@ def gain_of_continuations(components: VarianceComponents, costs: BranchCosts, K:
     """
     first = components.signal(1)
     return (components.signal(K) / first if first > 0 else math.nan), costs.of(K) / costs.of(1)
+
+
+def correlation_within_groups(x: Float[Tensor, "P A"], y: Float[Tensor, "P A"]) -> float:
+    """Compute the correlation of two numbers of each branch within groups: of what is left when each group's means are taken off.
+
+    Branches where either is not finite are left out; the correlation is NaN where one of the two does not vary within any group.
+
+    Examples:
+        Groups may differ as they like; of the four deviations -1, 1, -1, 1 of x, y has those of the first group alone:
+
+        >>> x, y = torch.tensor([[0.0, 2.0], [10.0, 12.0]]), torch.tensor([[4.0, 6.0], [1.0, 1.0]])
+        >>> round(correlation_within_groups(x, y), 4)  # 2 / sqrt(4 * 2)
+        0.7071
+    """
+    known = torch.isfinite(x) & torch.isfinite(y)
+    n = known.sum(dim=1, keepdim=True).clamp(min=1)
+
+    def deviations(values: Tensor) -> Tensor:
+        kept = torch.where(known, widened(values), 0.0)
+        return torch.where(known, kept - kept.sum(dim=1, keepdim=True) / n, 0.0)
+
+    a, b = deviations(x), deviations(y)
+    scale = float(a.square().sum() * b.square().sum()) ** 0.5
+    return float((a * b).sum()) / scale if scale > 0 else math.nan

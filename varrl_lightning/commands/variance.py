@@ -39,6 +39,7 @@ The columns, of groups of A = model.group_size branches:
   within      variance of R between continuations of one branch: what the tokens after m decide
   between     variance between branches of the mean of R: what the tokens up to m decide. ratio is within / between
   V of K      share of signal, between / (between + within / K), in the variance of the mean of K continuations
+  draft       correlation within groups of the reward of the first m scales, decoded (K = 0), with the mean of the continuations
   suffix std  mean standard deviation of R over A completions of one s_m; also as a share of that of A whole images, and the share
               of such groups under .02, where the reward's own noise would be normalised to advantages
   ms          what a branch costs: its sampling and update, and for each continuation its sampling, decoding and scoring

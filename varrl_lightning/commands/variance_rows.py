@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor
 
 from varrl_lightning.algorithms.stages import FirstScale, prefix_stage, suffix_stage
-from varrl_lightning.algorithms.variance_components import implied_continuations, whole_continuations
+from varrl_lightning.algorithms.variance_components import (
+    correlation_within_groups,
+    implied_continuations,
+    whole_continuations,
+)
 from varrl_lightning.grpo.return_variance import ReturnMeter
 from varrl_lightning.module import VARGRPO
 from varrl_lightning.types import Prompt, Stage
@@ -32,6 +36,7 @@ class Row:
         within: variance between continuations of a branch.
         between: variance of the branches' expected rewards within a group; an unbiased estimate, which may be below 0.
         signal: share of signal of V from each number of continuations.
+        draft: correlation, within groups, of the reward of a branch's draft (K = 0) with the mean of its continuations.
         prefix_std: mean standard deviation of R in a group of A branches with one continuation each.
         suffix_std: the same in a group of A completions of one s_m.
         suffix_small: share of the suffix groups below `SMALL`.
@@ -45,6 +50,7 @@ class Row:
     within: float
     between: float
     signal: dict[int, float]
+    draft: float
     prefix_std: float
     suffix_std: float
     suffix_small: float
@@ -93,12 +99,14 @@ class Measurement:
         """
         schedule = self.model.policy.schedule()
         T = len(schedule)
-        prefix = self._meter(prefix_stage(T, m, self.branches, self.continuations, self.first_scale))
+        stage = prefix_stage(T, m, self.branches, self.continuations, self.first_scale)
+        prefix, drafts = self._meter(stage), self._meter(replace(stage, continuations=0))  # of the same branches
         suffix = self._meter(suffix_stage(T, m, self.branches))
         prompts = 0
         for batch in self.batches:
             prefix.add(batch)
-            suffix.add(batch, update=False)
+            for meter in (drafts, suffix):
+                meter.add(batch, update=False)
             prompts += len(batch)
             done(prompts)
         components, costs = prefix.sums.components(), prefix.costs
@@ -109,6 +117,7 @@ class Measurement:
             within=components.within,
             between=components.between,
             signal={K: components.signal(K) for K in SIGNALS},
+            draft=correlation_within_groups(drafts.rewards[..., 0], prefix.rewards.nanmean(dim=-1)),
             prefix_std=_mean(group_std(prefix.rewards[..., 0])),
             suffix_std=_mean(spread),
             suffix_small=_mean((spread < SMALL).float().where(spread.isfinite(), math.nan)),
@@ -143,7 +152,8 @@ def group_std(rewards: Float[Tensor, "P A"]) -> Float[Tensor, " P"]:
 def table(rows: Sequence[Row]) -> list[str]:
     """The lines of the table; an empty cell is what the rewards do not tell."""
     signals = [f"V of {K}" for K in SIGNALS]
-    head = ["m", "tokens", "within", "between", "ratio", *signals, "suffix std", "of prefix", f"under {SMALL:.2f}", "ms", "K*", "K"]
+    head = ["m", "tokens", "within", "between", "ratio", *signals, "draft"]
+    head += ["suffix std", "of prefix", f"under {SMALL:.2f}", "ms", "K*", "K"]
     lines = [head]
     for row in rows:
         ratio = row.within / row.between if row.between > 0 else math.inf
@@ -151,6 +161,7 @@ def table(rows: Sequence[Row]) -> list[str]:
             [
                 *(str(row.m), str(row.tokens), _number(row.within, ".2e"), _number(row.between, ".2e"), _number(ratio, ".3f")),
                 *(_number(row.signal[K], ".3f") for K in SIGNALS),
+                _number(row.draft, ".3f"),
                 _number(row.suffix_std, ".4f"),
                 _number(row.suffix_std / row.prefix_std if row.prefix_std else math.nan, ".0%"),
                 _number(row.suffix_small, ".0%"),
