@@ -98,7 +98,12 @@ class Choices:
                 "restore its rows, or remove its `most_seeds` and say so where you report the results."
             )
         self._record("most_seeds", choice)
-        more = {highest, *seeds.most_for}
+        return self.chosen_seeds()
+
+    def chosen_seeds(self) -> dict[str, tuple[int, ...]]:
+        """Each recipe's seeds by the recorded choice; the default ones until it is made."""
+        seeds, choice = self.spec.final.seeds, self.read().get("most_seeds")
+        more = {choice["highest"], *seeds.most_for} if choice and seeds.most else set()
         return {recipe: seeds.most if recipe in more else seeds.default for recipe in self.spec.recipes}
 
     def read(self) -> dict[str, Any]:

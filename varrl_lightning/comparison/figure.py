@@ -1,59 +1,53 @@
-"""The paper's Figure 2 at this size: accuracy against training time and against images sampled."""
+"""The paper's Figure 2 at this size: a measure of validation prompts in the course of training, by axis."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-COLORS = ("#0969da", "#cf222e", "#bf8700", "#1a7f37", "#8250df", "#57606a")
+COLORS = ("#57606a", "#0969da", "#cf222e", "#bf8700", "#1a7f37", "#8250df", "#d4a72c", "#1b7c83", "#bc4c00", "#4d2d00")
+AXES = {
+    "time": ("At equal time", "seconds of training"),
+    "images": ("At equal images", "images sampled in training"),
+    "updates": ("At equal updates", "updates"),
+}
 
 
 @dataclass(frozen=True)
 class Line:
-    """One recipe: the positions of its readings, and their values, a row per seed.
-
-    Args:
-        time_budget, image_budget: positions of the readings that are compared.
-    """
+    """One recipe: the positions of its readings, and their values, a row per seed."""
 
     label: str
-    seconds: Sequence[float]
-    images: Sequence[float]
+    x: Sequence[float]
     values: Sequence[Sequence[float]]
-    time_budget: float
-    image_budget: float
+    color: str
 
 
-def comparison_figure(lines: Sequence[Line], measure: str) -> Figure:
-    """Plot lines, left against seconds, right against images: means over seeds, with bands of one standard deviation."""
-    figure = Figure(figsize=(9.6, 3.8), layout="constrained")
-    left, right = figure.subplots(1, 2, sharey=True)
-    for line, color in zip(lines, COLORS * len(lines), strict=False):
-        _plot(left, line.seconds, line, color)
-        _plot(right, line.images, line, color)
-    for axes, label, budget in (
-        (left, "seconds of training", max(line.time_budget for line in lines)),
-        (right, "images sampled in training", min(line.image_budget for line in lines)),
-    ):
-        axes.axvline(budget, color="#57606a", linewidth=0.8, linestyle=":")
+def comparison_figure(panels: Mapping[str, Sequence[Line]], measure: str) -> Figure:
+    """Plot a panel for each axis: means over seeds, with bands of one standard deviation."""
+    figure = Figure(figsize=(5.2 * len(panels) + 1, 4.4), layout="constrained")
+    row = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    for axes, (axis, lines) in zip(row, panels.items(), strict=True):
+        for line in lines:
+            _plot(axes, line)
+        title, label = AXES[axis]
+        axes.set_title(title, fontsize=11, loc="left", fontweight="bold")
         axes.set_xlabel(label)
         axes.set_xlim(left=0)
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.25)
         axes.set_axisbelow(True)
-    left.set_ylabel(f"{measure} of validation prompts")
-    left.set_title("At equal time", fontsize=11, loc="left", fontweight="bold")
-    right.set_title("At equal images", fontsize=11, loc="left", fontweight="bold")
-    left.legend(frameon=False)
+    row[0].set_ylabel(f"{measure} of validation prompts")
+    row[-1].legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return figure
 
 
-def _plot(axes: Axes, x: Sequence[float], line: Line, color: str) -> None:
+def _plot(axes: Axes, line: Line) -> None:
     values = np.asarray(line.values)
     mean, spread = values.mean(axis=0), values.std(axis=0, ddof=1 if len(values) > 1 else 0)
-    axes.plot(x, mean, color=color, linewidth=1.8, label=line.label)
-    axes.fill_between(x, mean - spread, mean + spread, color=color, alpha=0.15, linewidth=0)
+    axes.plot(line.x, mean, color=line.color, linewidth=1.6, label=line.label)
+    axes.fill_between(line.x, mean - spread, mean + spread, color=line.color, alpha=0.12, linewidth=0)

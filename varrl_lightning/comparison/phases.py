@@ -47,6 +47,10 @@ class Plan:
         """Add a run, or another axis to a run that is there."""
         self.axes_of.setdefault(run, []).append(axis)
 
+    def on(self, axis: str) -> list[Run]:
+        """The runs that serve an axis."""
+        return [run for run, axes in self.axes_of.items() if axis in axes]
+
 
 class Comparison:
     """A comparison that a spec describes: its phases, and the plans of their runs."""
@@ -192,12 +196,13 @@ class Comparison:
         """Read the start; run each recipe's best point over the default seeds, choose who gets more seeds, and run these."""
         with alone(self.folder):
             points, axes = self.points(), list(self.spec.final.axes)
-            first = self.final_plan(points, dict.fromkeys(self.spec.recipes, self.spec.final.seeds.default), axes[:1])
+            plan = self.final_plan(points, dict.fromkeys(self.spec.recipes, self.spec.final.seeds.default), axes)
             self._make(Plan({self.start_run(): []}))
-            self._make(first)
-            seeds = self.choices.seeds(first.axes_of, axes[0], self.table)
-            self._make(self.final_plan(points, seeds, axes[:1]))
-            self._make(self.final_plan(points, seeds, axes))
+            self._make(plan, axes[0])
+            seeds = self.choices.seeds(plan.on(axes[0]), axes[0], self.table)
+            plan = self.final_plan(points, seeds, axes)
+            for axis in axes:
+                self._make(plan, axis)
 
     def points(self) -> dict[str, Point]:
         """Each recipe's point: the one that is given, or the best of the grid.
@@ -211,9 +216,13 @@ class Comparison:
         """The measured cost of a run's recipe at its prompts."""
         return self.timing.costs()[run.recipe][run.prompts]
 
-    def _make(self, plan: Plan) -> None:
-        """Make the runs of a plan that are not in the table."""
-        jobs = [self.job(run) for run in plan.axes_of]
+    def _make(self, plan: Plan, axis: str | None = None) -> None:
+        """Make the runs of a plan that are not in the table.
+
+        Args:
+            axis: only those that serve it.
+        """
+        jobs = [self.job(run) for run in (plan.axes_of if axis is None else plan.on(axis))]
         there = self.table.check(jobs)
         axes = {run.name: " ".join(axes) for run, axes in plan.axes_of.items()}
         self.table.set_axes(axes)

@@ -288,7 +288,8 @@ def read_spec(path: str | Path, output: str | None = None) -> Spec:
         raise ConfigError(f"{file}: expected the keys of a comparison, {', '.join(_names(Spec))}; got {tree!r:.80}")
     tree = tree | ({} if output is None else {"output": output})
     parts = {"prompts": Prompts, "grid": Grid, "tuning": Tuning, "timing": Timing}
-    values = {name: _built(parts[name], value, name) if name in parts else value for name, value in tree.items()}
+    given = {name: value for name, value in tree.items() if value is not None}
+    values = {name: _built(parts[name], value, name) if name in parts else value for name, value in given.items()}
     if isinstance(recipes := tree.get("recipes"), dict):
         values["recipes"] = {
             name: _built(Recipe, {} if value is None else value, f"recipes.{name}") for name, value in recipes.items()

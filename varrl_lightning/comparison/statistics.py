@@ -1,4 +1,9 @@
-"""Standard error of the difference between two recipes on the same prompts, after training with several seeds."""
+"""Intervals for the difference between two recipes, from runs with the same seeds that are judged on the same prompts.
+
+A seed pairs the order of the training prompts, and evaluations always have the same noise. It does not pair the noise of training:
+after the first update two recipes sample from different models. So a difference by seed is nearly as uncertain as that of two
+unpaired runs, and the number of seeds is the number of observations.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +13,11 @@ from dataclasses import dataclass
 from statistics import fmean, stdev
 
 import numpy as np
+from scipy.stats import t
+
+LEVEL = 0.95
+DRAWS = 4000
+Interval = tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -25,46 +35,65 @@ class Spread:
         return cls(fmean(values), min(values), max(values), stdev(values) if len(values) > 1 else math.nan)
 
 
-@dataclass(frozen=True)
-class Difference:
-    """Mean of one recipe minus another over seeds and prompts, its standard error, and the difference of each seed."""
+def t_interval(differences: Sequence[float], level: float = LEVEL) -> Interval:
+    """Student's interval for the mean of differences by seed, which decides.
 
-    mean: float
-    error: float
-    seeds: tuple[float, ...]
-
-
-def paired_difference(ours: Sequence[Sequence[float]], theirs: Sequence[Sequence[float]]) -> Difference:
-    """Difference of two recipes that were judged on the same prompts at the same keys, after training with the same seeds.
-
-        d_si = ours_si - theirs_si = mu + a_s + b_i + e_si          for seeds s = 1..S and prompts i = 1..n
-        SE^2 = V_s + V_i - V_e
-        V_s = sum_s (d_s. - d_..)^2 / (S (S - 1))                   estimates var(a) / S + var(e) / (S n)
-        V_i = sum_i (d_.i - d_..)^2 / (n (n - 1))                   estimates var(b) / n + var(e) / (S n)
-        V_e = sum_si (d_si - d_s. - d_.i + d_..)^2 / (S n (S - 1) (n - 1))     estimates var(e) / (S n), which both contain
-
-    Seeds and prompts are both sampled at random, crossed, so that the result holds for other seeds and other prompts. SE^2 is
-    unbiased, except where it is raised to the larger of V_s and V_i, below which it falls by chance alone. With few seeds it has
-    few degrees of freedom (S - 1 at worst): two standard errors are less than 95% then. Dots stand for means.
-
-    Prompts count as independent. Where several ask for the same word, SE is somewhat too small for other words.
+        mean +- q std / sqrt(S)     with q the (1 + level) / 2 quantile of t with S - 1 degrees of freedom
 
     Args:
-        ours, theirs: a row per seed, a value per prompt; at least two of each.
+        differences: one for each of S >= 2 seeds.
 
     Raises:
-        ValueError: on rows of different lengths, or on fewer than two seeds or prompts.
+        ValueError: with fewer than two seeds, over which nothing is known.
+
+    Examples:
+        >>> low, high = t_interval([0.02, 0.04, 0.06])
+        >>> round(low, 4), round(high, 4)
+        (-0.0097, 0.0897)
     """
-    if len(ours) != len(theirs) or len({len(row) for row in (*ours, *theirs)}) != 1:
-        lengths = [[len(row) for row in rows] for rows in (ours, theirs)]
-        raise ValueError(f"expected the same seeds and prompts of both, got {lengths[0]} and {lengths[1]} prompts by seed")
-    d = np.asarray(ours, dtype=np.float64) - np.asarray(theirs, dtype=np.float64)  # (S, n)
+    seeds = len(differences)
+    if seeds < 2:
+        raise ValueError(f"an interval over seeds needs two of them at least, got {seeds}")
+    half = float(t.ppf((1 + level) / 2, seeds - 1)) * stdev(differences) / math.sqrt(seeds)
+    mean = fmean(differences)
+    return mean - half, mean + half
+
+
+def bootstrap_interval(differences: Sequence[Sequence[float]], level: float = LEVEL, draws: int = DRAWS, seed: int = 0) -> Interval:
+    """Percentile interval of a hierarchical bootstrap: S of the seeds, and within each as many prompts as there are, with repeats.
+
+    It stands beside the t interval: with few seeds it is too narrow, since S seeds that are drawn from S vary (S - 1) / S as much
+    as seeds do, and its quantiles are those of a normal distribution at best.
+
+    Args:
+        differences: a row per seed, a value per prompt.
+        draws: of the bootstrap.
+        seed: of its random numbers: the same differences give the same interval.
+
+    Raises:
+        ValueError: on rows of different lengths, or fewer than two seeds or prompts.
+    """
+    if len({len(row) for row in differences}) != 1:
+        raise ValueError(f"expected the same prompts for every seed, got {[len(row) for row in differences]} of them")
+    d = np.asarray(differences, dtype=np.float64)
     seeds, prompts = d.shape
     if min(seeds, prompts) < 2:
-        raise ValueError(f"a standard error over seeds and prompts needs two of each at least, got {seeds} and {prompts}")
-    mean, of_seed, of_prompt = d.mean(), d.mean(axis=1, keepdims=True), d.mean(axis=0, keepdims=True)
-    v_s = ((of_seed - mean) ** 2).sum() / (seeds * (seeds - 1))
-    v_i = ((of_prompt - mean) ** 2).sum() / (prompts * (prompts - 1))
-    v_e = ((d - of_seed - of_prompt + mean) ** 2).sum() / (seeds * prompts * (seeds - 1) * (prompts - 1))
-    variance = max(v_s + v_i - v_e, v_s, v_i)
-    return Difference(float(mean), math.sqrt(variance), tuple(of_seed[:, 0].tolist()))
+        raise ValueError(f"a bootstrap over seeds and prompts needs two of each at least, got {seeds} and {prompts}")
+    rng = np.random.default_rng(seed)
+    means = np.empty(draws)
+    for draw in range(draws):
+        rows = rng.integers(seeds, size=(seeds, 1))
+        means[draw] = d[rows, rng.integers(prompts, size=(seeds, prompts))].mean()
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def verdict(interval: Interval) -> str:
+    """`above`, `below` or `cannot be told`: where an interval lies relative to 0."""
+    low, high = interval
+    return "above" if low > 0 else "below" if high < 0 else "cannot be told"
+
+
+def not_inferior(interval: Interval, margin: float) -> str:
+    """`not inferior` when even the interval's lower end is above -margin, else `cannot be told`."""
+    return "not inferior" if interval[0] > -margin else "cannot be told"
