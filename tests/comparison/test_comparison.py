@@ -6,7 +6,7 @@ import csv
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -15,14 +15,18 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from torch import Tensor
 
 from varrl_lightning.__main__ import main
+from varrl_lightning.comparison.jobs import Run
 from varrl_lightning.comparison.phases import Comparison
 from varrl_lightning.comparison.report import write_report
 from varrl_lightning.comparison.spec import read_spec
 from varrl_lightning.comparison.training import build, curve, spaced, train
 from varrl_lightning.errors import StartError
 from varrl_lightning.prompts.files import load_prompts
+from varrl_lightning.rewards.base import BaseReward
+from varrl_lightning.types import Prompt
 
 SETS = {"train": "STONE RIVER BREAD CLOUD", "few": "PLANT HORSE CHAIN", "some": "CHAIR TABLE SHELF"}
 PLAIN = {"overrides": {"model.stages": [{"start": 0, "stop": 4, "branches": 2}]}}
@@ -32,6 +36,7 @@ PLAIN = {"overrides": {"model.stages": [{"start": 0, "stop": 4, "branches": 2}]}
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """The current folder, with prompts, a base configuration of a tiny model, and a spec of two recipes."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # as every command does
     for name, words in SETS.items():
         Path(f"{name}.jsonl").write_text("".join(json.dumps({"text": f'"{w}"'}) + "\n" for w in words.split()))
     adam = {"class_path": "torch.optim.AdamW", "init_args": {"lr": 1e-2}}
@@ -82,6 +87,15 @@ def fixed_times(folder: Path) -> None:
     path.write_text(json.dumps(table))
 
 
+class WordReader(BaseReward):
+    """A reward that looks for words."""
+
+    reads_words = True
+
+    def __call__(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
+        return images.mean((1, 2, 3))
+
+
 def comparison() -> Comparison:
     """The comparison of c.yaml, checked, with each recipe's run made in this process."""
     found = Comparison(read_spec("c.yaml"))
@@ -110,7 +124,7 @@ def test_all_phases_and_what_is_there_is_not_made_again(folder: Path, capsys: py
     assert [[step[0] for step in turn] for turn in split["rounds"]] == [[1, 0], [1, 0]]
     assert [[step[0] for step in turn] for turn in plain["rounds"]] == [[0], [0]]
     assert all(0 < sum(step[3:]) <= step[1] * 1.001 for turn in split["rounds"] for step in turn)
-    assert split["cycle"][1]["seconds"] == pytest.approx(fmean(turn[0][1] for turn in split["rounds"]))
+    assert split["cycle"][1]["seconds"] == min(turn[0][1] for turn in split["rounds"])
     fixed_times(folder)
     found.tune()
     found.final()
@@ -248,7 +262,10 @@ def test_a_bad_spec_is_refused_before_any_work(
     [
         ({"recipes__plain": {"overrides": {"model.alpa": 1}}}, "recipe plain: .*model has no 'alpa'"),
         ({"recipes__split": {"overrides": {"model.eval_seed": 3}}}, "differ in one of model.sampling, model.eval_seed"),
-        ({"prompts__test": "few.jsonl"}, r"validation \(few.jsonl\) and test \(few.jsonl\) share 3 prompts: \"CHAIN\""),
+        (
+            {"prompts__test": "few.jsonl"},
+            r"validation \(few.jsonl\) and test \(few.jsonl\) share 3 prompts: \"chain\", \"horse\", \"plant\"",
+        ),
         ({"prompts__validation": "train.jsonl"}, r"train \(train.jsonl\) and validation \(train.jsonl\) share 4 prompts"),
         ({"grid__prompts_per_update": [2, 8]}, "asks for 8 prompts, and there are 4"),
         (
@@ -270,7 +287,7 @@ def test_a_reward_that_reads_shares_no_word_between_files(folder: Path, capsys: 
     """One word of a prompt with two; the prompts themselves differ."""
     Path("some.jsonl").write_text(json.dumps({"text": 'a sign that says "river SHELF"'}) + "\n")
     tree = yaml.safe_load(Path("base.yaml").read_text())
-    tree["model"]["reward"] = {"class_path": "tiny.Reader", "init_args": {"file": "asked"}}
+    tree["model"]["reward"] = {"class_path": "test_comparison.WordReader"}
     Path("base.yaml").write_text(yaml.safe_dump(tree))
     assert main(["compare", "c.yaml"]) == 1
     assert "train (train.jsonl) and test (some.jsonl) share 1 words: river" in capsys.readouterr().err
@@ -302,9 +319,9 @@ def test_the_shipped_comparisons_are_what_they_say(name: str) -> None:
     assert common[0]["first_scale"] == "shared"
     assert all(model["stages"] == [{"start": 1, "stop": 7, "branches": 8}] for model in trees.values() if "stages" in model)
     assert common[0]["group_size"] == 8
-    digests = {found.made(found.start_run())["judging"] for _ in spec.recipes}
-    assert len(digests) == 1
-    assert len({found.timing._made(recipe)["training"] for recipe in spec.recipes}) == len(spec.recipes)
+    made = [found.made(Run("final", recipe, 4, 1e-4, 100, 0)) for recipe in spec.recipes]
+    assert len({digests["judging"] for digests in made}) == 1
+    assert len({digests["training"] for digests in made}) == len(made)
     assert trees["grpo"]["alpha"] == 0
     assert spec.rival == "grpo"
 

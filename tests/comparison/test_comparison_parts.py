@@ -46,15 +46,15 @@ def test_trees_are_merged_and_changed_key_by_key() -> None:
 
 
 def test_a_schedule_ends_with_its_run() -> None:
-    def schedule(name: str, updates: int, warmup: int | None, **arguments: Any) -> Any:
+    def schedule(name: str, updates: int, rise: int | None, **arguments: Any) -> Any:
         tree = {"model": {"lr_scheduler": {"class_path": name, "init_args": arguments}}}
-        return decided(tree, {}, updates, warmup)["model"]["lr_scheduler"]["init_args"]
+        return decided(tree, {}, updates, rise)["model"]["lr_scheduler"]["init_args"]
 
     assert schedule("WarmupCosine", 50, 5, warmup=20, total=99, least=0.1) == {"warmup": 5, "total": 50, "least": 0.1}
     assert schedule("WarmupCosine", 50, None, warmup=20, total=99) == {"warmup": 20, "total": 50}
     assert schedule("CosineAnnealingLR", 50, None, T_max=99) == {"T_max": 50}
     assert schedule("LinearLR", 50, None, total_iters=5) == {"total_iters": 5}
-    with pytest.raises(ConfigError, match="warmup is 5, but model.lr_scheduler has no `warmup` and `total`"):
+    with pytest.raises(ConfigError, match=r"warmup is 5, but model.lr_scheduler has no `warmup` and `total`"):
         schedule("CosineAnnealingLR", 50, 5, T_max=99)
 
 
@@ -188,14 +188,14 @@ def test_files_that_were_changed_are_found(tmp_path: Path) -> None:
         table.of_prompts(row, "word_accuracy")
     lines = table.path.read_text().splitlines()
     table.path.write_text("\n".join([*lines, lines[1][:40]]) + "\n")
-    with pytest.raises(StartError, match="results.csv, line 5: expected the columns"):
+    with pytest.raises(StartError, match=r"results.csv, line 5: expected the columns"):
         table.rows()
 
 
 def test_two_commands_do_not_add_to_one_folder(tmp_path: Path) -> None:
-    with alone(tmp_path / "out"):
-        with pytest.raises(StartError, match=r"another `varrl compare` is adding to"), alone(tmp_path / "out"):
-            pass
+    second = alone(tmp_path / "out")
+    with alone(tmp_path / "out"), pytest.raises(StartError, match="another `varrl compare` is adding to"), second:
+        pass
     with alone(tmp_path / "out"):
         pass
     assert list((tmp_path / "out").iterdir()) == []

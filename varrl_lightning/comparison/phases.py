@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from varrl_lightning.commands.user_errors import reraise_as
 from varrl_lightning.comparison.axes import lengths
 from varrl_lightning.comparison.choices import Choices, Point
 from varrl_lightning.comparison.costs import Cost
@@ -20,7 +19,6 @@ from varrl_lightning.comparison.timing import ENDLESS, Timing
 from varrl_lightning.comparison.training import build, policy_fingerprint
 from varrl_lightning.comparison.workers import run_all
 from varrl_lightning.errors import ConfigError, StartError
-from varrl_lightning.prompts.files import OverlapError, check_disjoint
 from varrl_lightning.types import Prompt, Stage
 from varrl_lightning.types.normal_form import normal_form
 
@@ -97,18 +95,15 @@ class Comparison:
         largest, available = max(self.spec.grid.prompts_per_update), len(prompts["train"])
         if largest > available:
             raise StartError(f"grid.prompts_per_update asks for {largest} prompts, and there are {available} to train on")
-        with reraise_as(StartError, OverlapError):
-            for first, second in itertools.combinations(("train", "validation", "test"), 2):
-                if reads_words:
-                    _check_words(prompts[first], prompts[second], (files[first], files[second]))
-                check_disjoint(prompts[first], prompts[second], (files[first], files[second]), reads_words)
+        for first, second in itertools.combinations(("train", "validation", "test"), 2):
+            _check_disjoint(prompts[first], prompts[second], (files[first], files[second]), reads_words)
 
     # --- configurations and what they are made from ---------------------------------------------------------------------------
 
     def tree(self, recipe: str, point: Point, seed: int, updates: int) -> Tree:
         """The complete configuration of a run."""
         prompts, rate = point
-        values = {"model.optimizer.init_args.lr": rate, "data.batch_size": prompts, "seed_everything": seed}
+        values: dict[str, Any] = {"model.optimizer.init_args.lr": rate, "data.batch_size": prompts, "seed_everything": seed}
         values |= {f"data.{split}": getattr(self.spec.prompts, split) for split in ("train", "validation", "test")}
         values |= {"data.overlap": "ignore", "trainer.max_steps": updates}
         return decided(self.trees[recipe], values, updates, self.spec.warmup)
@@ -245,10 +240,15 @@ def _method(cycle: Sequence[Stage]) -> dict[str, Any]:
     return {"m": "", "K": ""} if prefix is None else {"m": prefix.stop, "K": prefix.continuations}
 
 
-def _check_words(first: Sequence[Prompt], second: Sequence[Prompt], names: tuple[str, str]) -> None:
-    """Refuse two sets that share a word: what is learnt of it in one prompt is known in all others."""
-    ours, theirs = ({normal_form(word).strip() for prompt in prompts for word in prompt.words} for prompts in (first, second))
-    shared = sorted(ours & theirs)
+def _check_disjoint(first: Sequence[Prompt], second: Sequence[Prompt], names: tuple[str, str], reads_words: bool) -> None:
+    """Refuse two sets that share a word where a reward reads (what is learnt of it in one prompt is known in all), else a text."""
+
+    def asked(prompts: Sequence[Prompt]) -> set[str]:
+        words = {word for prompt in prompts if reads_words for text in prompt.words for word in normal_form(text).split()}
+        return words | {normal_form(prompt.text).strip() for prompt in prompts if not (reads_words and prompt.words)}
+
+    shared = sorted(asked(first) & asked(second))
     if shared:
         shown = ", ".join(shared[:20]) + (", ..." if len(shared) > 20 else "")
-        raise OverlapError(f"{names[0]} and {names[1]} share {len(shared)} words: {shown}. Remove them from one of the two.")
+        what = "words" if reads_words else "prompts"
+        raise StartError(f"{names[0]} and {names[1]} share {len(shared)} {what}: {shown}. Remove them from one of the two.")

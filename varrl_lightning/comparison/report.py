@@ -189,8 +189,8 @@ def _pairs(comparison: Comparison, of_axis: Mapping[str, Any]) -> list[str]:
     return lines if len(lines) > 1 else []
 
 
-def _interval(interval: Sequence[float]) -> str:
-    return f"[{interval[0]:+.3f}, {interval[1]:+.3f}]"
+def _interval(interval: Sequence[float] | None) -> str:
+    return "unknown" if interval is None else f"[{interval[0]:+.3f}, {interval[1]:+.3f}]"
 
 
 def _number(value: float | None) -> str:

@@ -121,7 +121,8 @@ def _differences(comparison: Comparison, ours: Seeds, theirs: Seeds) -> dict[str
         differences = [float(a[measure]) - float(b[measure]) for a, b in pairs]
         interval = t_interval(differences)
         entry = {"mean": sum(differences) / len(both), "by_seed": differences, "t_interval": interval, "verdict": verdict(interval)}
-        entry["bootstrap_interval"] = bootstrap_interval([_of_prompts(comparison, *pair, measure) for pair in pairs])
+        of_prompts = [_of_prompts(comparison, *pair, measure) for pair in pairs]
+        entry["bootstrap_interval"] = bootstrap_interval(of_prompts) if len(of_prompts[0]) > 1 else None
         found[way] = entry | {"inferiority": not_inferior(interval, comparison.spec.margin)}
     return found
 

@@ -220,9 +220,11 @@ class Spec:
         _check(len(self.grid.prompts_per_update) > 0, "grid.prompts_per_update must list at least one number of prompts")
         _check(self.warmup is None or self.warmup >= 0, f"warmup must be a number of updates, at least 0, got {self.warmup}")
         _check(self.margin > 0, f"margin must be above 0, got {self.margin}")
-        phases = [("final", self.final)] if self.tuning is None else [("final", self.final), ("tuning", self.tuning)]
-        for name, phase in phases:
-            _check(phase.curve_points >= 1, f"{name}.curve_points must be at least 1, got {phase.curve_points}")
+        for name, points in (
+            ("final", self.final.curve_points),
+            ("tuning", 1 if self.tuning is None else self.tuning.curve_points),
+        ):
+            _check(points >= 1, f"{name}.curve_points must be at least 1, got {points}")
 
     def _check_final_seeds(self) -> None:
         seeds = self.final.seeds
@@ -288,7 +290,7 @@ def read_spec(path: str | Path, output: str | None = None) -> Spec:
         raise ConfigError(f"{file}: expected the keys of a comparison, {', '.join(_names(Spec))}; got {tree!r:.80}")
     tree = tree | ({} if output is None else {"output": output})
     parts = {"prompts": Prompts, "grid": Grid, "tuning": Tuning, "timing": Timing}
-    given = {name: value for name, value in tree.items() if value is not None}
+    given = {name: value for name, value in tree.items() if value is not None or name not in parts}
     values = {name: _built(parts[name], value, name) if name in parts else value for name, value in given.items()}
     if isinstance(recipes := tree.get("recipes"), dict):
         values["recipes"] = {

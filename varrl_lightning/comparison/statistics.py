@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from statistics import fmean, stdev
 
 import numpy as np
-from scipy.stats import t
+from scipy import stats
 
 LEVEL = 0.95
 DRAWS = 4000
@@ -54,7 +54,8 @@ def t_interval(differences: Sequence[float], level: float = LEVEL) -> Interval:
     seeds = len(differences)
     if seeds < 2:
         raise ValueError(f"an interval over seeds needs two of them at least, got {seeds}")
-    half = float(t.ppf((1 + level) / 2, seeds - 1)) * stdev(differences) / math.sqrt(seeds)
+    quantile = float(stats.t.ppf((1 + level) / 2, seeds - 1))  # type: ignore[attr-defined]
+    half = quantile * stdev(differences) / math.sqrt(seeds)
     mean = fmean(differences)
     return mean - half, mean + half
 

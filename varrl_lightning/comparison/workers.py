@@ -119,5 +119,5 @@ def _exit_with_parent(wait: Callable[[], None]) -> None:
 def _figure(result: Mapping[str, Any]) -> str:
     if result["stopped"]:
         return " (stopped: not finite)"
-    last = next((row["values"] for row in result["readings"] if row["split"] == "validation"), {})
+    last: Mapping[str, float] = next((row["values"] for row in result["readings"] if row["split"] == "validation"), {})
     return "".join(f", {name.replace('_', ' ')} {last[name]:.3f}" for name in ("word_accuracy", "reward") if name in last)
