@@ -11,7 +11,7 @@ from varrl_lightning.gradient_agreement.meter import AgreementMeter, Measured
 from varrl_lightning.gradient_agreement.variants import StageShape, read_variants, variants_of
 from varrl_lightning.grpo.noise import NoiseOptions
 
-SHAPE = StageShape(2, 4, 2, 1, "trained")
+SHAPE = StageShape(2, 4, None, 2, 1, "trained")
 STRATIFIED = {"stage": "prefix", "noise": {"branches": "stratified"}}
 
 
