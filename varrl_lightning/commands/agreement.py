@@ -24,6 +24,7 @@ from varrl_lightning.callbacks.gradient_agreement import agreement_meter, descri
 from varrl_lightning.checkpoints.checking import load_checkpoint
 from varrl_lightning.commands.fit_config import ParsedConfig
 from varrl_lightning.commands.fit_options import options_parser, run_with_config
+from varrl_lightning.commands.one_process import device_of, refuse_ranks
 from varrl_lightning.commands.user_errors import reraise_as
 from varrl_lightning.configuration.atomic_write import replace_text
 from varrl_lightning.errors import FAILED, ConfigError, StartError
@@ -68,7 +69,6 @@ One process measures, in the precision of the weights. Ctrl-C ends after the cur
 ABOUT = ("variants", "seed", "adam_batches", "per_scale", "kl", "parameters", "blocks")
 """Options that must be the same for a measurement to go on."""
 GAINS = ("gain", "times the first's", "batch gain", "times the first's")
-RANKS = ("WORLD_SIZE", "SLURM_NTASKS")
 ONE_PRESS = 1.0
 """Seconds within which signals count as one Ctrl-C: `timeout -s INT` and some shells signal a process and then its group."""
 
@@ -86,7 +86,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _measure(options: argparse.Namespace, config: ParsedConfig) -> int:
-    _refuse_ranks()
+    refuse_ranks("agreement")
     if options.resume and options.output is None:
         raise ConfigError("--resume needs --output FOLDER, where the sums are kept")
     if options.adam_batches < 0:
@@ -95,7 +95,7 @@ def _measure(options: argparse.Namespace, config: ParsedConfig) -> int:
         described = None if options.variants is None else read_variants(options.variants)
     model, data = config.build()
     with reraise_as(StartError, ValueError, OSError, RuntimeError):
-        model.to(_device(options.device, config.get("trainer.accelerator")))
+        model.to(device_of(options.device, config.get("trainer.accelerator")))
         if isinstance(model.reference, VARPolicy):
             model.reference.to(model.policy.device)
         data.setup("fit")
@@ -136,18 +136,6 @@ def _measure(options: argparse.Namespace, config: ParsedConfig) -> int:
     if folder is not None:
         print(f"\nagreement.json and agreement.csv are in {folder}")
     return status
-
-
-def _refuse_ranks() -> None:
-    for name in RANKS:
-        if os.environ.get(name, "1") not in ("", "1"):
-            raise ConfigError(f"agreement measures on one process, but {name} is {os.environ[name]}: start it without a launcher")
-
-
-def _device(name: str | None, accelerator: object) -> torch.device:
-    if name is not None:
-        return torch.device(name)
-    return torch.device("cuda" if accelerator != "cpu" and torch.cuda.is_available() else "cpu")
 
 
 def _variants(model: VARGRPO, described: Mapping[str, Mapping[str, Any]] | None, kl: bool) -> list[Variant]:
