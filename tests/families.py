@@ -267,6 +267,18 @@ def llm_prefix(folder: Path) -> Made:
     return policy, policy.encode_prompts(LLM_PROMPTS)
 
 
+FAMILIES: dict[str, Callable[[Path], Made]] = {
+    "lettering": lettering,
+    "var": var,
+    "infinity": infinity,
+    "switti": switti,
+    "switti_ar": autoregressive_switti,
+    "tokenflow": tokenflow,
+    "llm_prefix": llm_prefix,
+}
+"""A builder of each family, which gives a policy and the conditions of its prompts."""
+
+
 # --- what a recipe says -----------------------------------------------------------------------------------------------------
 
 RECIPE_WORDS = ("OPEN", "SALE", "EXIT", "MENU")

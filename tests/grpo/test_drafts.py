@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,6 @@ from tiny import LeftBright, M, TinyPolicy, tiny_loader, tiny_module, tiny_polic
 from torch import Tensor
 
 from tests import families
-from tests.families import Made
 from varrl_lightning.grpo.rollout import sample_tree
 from varrl_lightning.mask_sources.base import BaseMaskSource
 from varrl_lightning.mask_sources.saliency import last_latent
@@ -20,15 +19,6 @@ from varrl_lightning.policies.base import VARPolicy
 from varrl_lightning.rewards.base import BaseReward
 from varrl_lightning.types import Box, Prompt, Rollout, Sampling, Scores, Stage
 
-FAMILIES: dict[str, Callable[[Path], Made]] = {
-    "lettering": families.lettering,
-    "var": families.var,
-    "infinity": families.infinity,
-    "switti": families.switti,
-    "switti_ar": families.autoregressive_switti,
-    "tokenflow": families.tokenflow,
-    "llm_prefix": families.llm_prefix,
-}
 GUIDED = Sampling(cfg=2.0)
 A = 3
 
@@ -48,9 +38,9 @@ def asked(policy: VARPolicy, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return scales
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", families.FAMILIES)
 def test_an_image_is_what_the_first_scales_decode_to(family: str, weights_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    policy, cond = FAMILIES[family](weights_folder)
+    policy, cond = families.FAMILIES[family](weights_folder)
     prompts = [Prompt(str(i)) for i in range(len(cond))]
     monkeypatch.setattr(policy, "encode_prompts", lambda some: cond.at(torch.tensor([int(p.text) for p in some])))
     keys = torch.arange(len(cond))

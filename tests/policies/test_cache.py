@@ -29,22 +29,12 @@ from varrl_lightning.policies.state import Cond, State
 from varrl_lightning.schedule import Schedule
 from varrl_lightning.types import Sampling
 
-FAMILIES: dict[str, Callable[[Path], Made]] = {
-    "lettering": families.lettering,
-    "var": families.var,
-    "infinity": families.infinity,
-    "switti": families.switti,
-    "switti_ar": families.autoregressive_switti,
-    "tokenflow": families.tokenflow,
-    "llm_prefix": families.llm_prefix,
-}
-
 
 @pytest.fixture(scope="module")
 def make(weights_folder: Path) -> Callable[[str, bool], Made]:
     @cache
     def made(family: str, adapted: bool) -> Made:
-        policy, cond = FAMILIES[family](weights_folder)
+        policy, cond = families.FAMILIES[family](weights_folder)
         return families.disturbed(policy) if adapted else policy, cond
 
     return made
@@ -100,7 +90,7 @@ class Rooms:
 
 
 @pytest.mark.parametrize(("adapted", "cfg"), [(False, None), (False, 2.0), (True, 2.0)], ids=["", "guided", "lora"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", families.FAMILIES)
 def test_every_draw_is_bit_for_bit_that_of_concatenation(
     family: str, adapted: bool, cfg: float | None, make: Callable[..., Made], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -116,7 +106,7 @@ def test_every_draw_is_bit_for_bit_that_of_concatenation(
     assert_same(drawn, wanted)
 
 
-@pytest.mark.parametrize("family", [name for name in FAMILIES if name != "switti"])
+@pytest.mark.parametrize("family", [name for name in families.FAMILIES if name != "switti"])
 def test_nobody_sees_what_another_writes(family: str, make: Callable[..., Made], monkeypatch: pytest.MonkeyPatch) -> None:
     """Other continuations of every cache, of other latents, are run before, or after, the one that counts."""
     policy, cond = make(family, False)

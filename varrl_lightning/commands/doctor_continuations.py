@@ -14,8 +14,8 @@ from varrl_lightning.algorithms.variance_components import (
     whole_continuations,
 )
 from varrl_lightning.commands.doctor_checks import Finding
+from varrl_lightning.commands.variance_rows import return_meter
 from varrl_lightning.data import EvaluationBatches
-from varrl_lightning.grpo.return_variance import ReturnMeter
 from varrl_lightning.module import VARGRPO
 from varrl_lightning.types import Prompt, Stage
 
@@ -37,15 +37,7 @@ def continuations_pay(model: VARGRPO, stage: Stage, prompts: Sequence[Prompt]) -
         prompts: training prompts, of which `PROMPTS` are drawn.
     """
     sample = random.Random(model.seed).sample(list(prompts), min(PROMPTS, len(prompts)))
-    meter = ReturnMeter(
-        model.policy,
-        model.grpo,
-        stage,
-        model.seed,
-        reference=model.reference,
-        images_at_once=model.images_at_once,
-        micro_batch_size=model.micro_batches.number or stage.branches,
-    )
+    meter = return_meter(model, stage, model.seed)
     for batch in EvaluationBatches(sample, AT_ONCE):
         meter.add(batch)
     components, costs = meter.sums.components(), meter.costs

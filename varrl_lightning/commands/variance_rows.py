@@ -100,8 +100,9 @@ class Measurement:
         schedule = self.model.policy.schedule()
         T = len(schedule)
         stage = prefix_stage(T, m, self.branches, self.continuations, self.first_scale)
-        prefix, drafts = self._meter(stage), self._meter(replace(stage, continuations=0))  # of the same branches
-        suffix = self._meter(suffix_stage(T, m, self.branches))
+        suffix_only = suffix_stage(T, m, self.branches)
+        drafts_only = replace(stage, continuations=0)  # of the same branches
+        prefix, drafts, suffix = (return_meter(self.model, s, self.seed) for s in (stage, drafts_only, suffix_only))
         prompts = 0
         for batch in self.batches:
             prefix.add(batch)
@@ -126,17 +127,22 @@ class Measurement:
             implied=implied_continuations(components, costs),
         )
 
-    def _meter(self, stage: Stage) -> ReturnMeter:
-        model = self.model
-        return ReturnMeter(
-            model.policy,
-            model.grpo,
-            stage,
-            self.seed,
-            reference=model.reference,
-            images_at_once=model.images_at_once,
-            micro_batch_size=model.micro_batches.number or self.branches,
-        )
+
+def return_meter(model: VARGRPO, stage: Stage, seed: int) -> ReturnMeter:
+    """Measures a stage as the module would train it.
+
+    Args:
+        seed: of the noise.
+    """
+    return ReturnMeter(
+        model.policy,
+        model.grpo,
+        stage,
+        seed,
+        reference=model.reference,
+        images_at_once=model.images_at_once,
+        micro_batch_size=model.micro_batches.number or stage.branches,
+    )
 
 
 def group_std(rewards: Float[Tensor, "P A"]) -> Float[Tensor, " P"]:

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
-import yaml
-
-from varrl_lightning.configuration.files import find_config
+from varrl_lightning.configuration.files import find_config, read_mapping
 from varrl_lightning.errors import ConfigError
 from varrl_lightning.prompts.files import prompt_path
 from varrl_lightning.weights.fingerprint import digest
@@ -72,19 +69,9 @@ def recipe_tree(base: str | None, config: str | None, overrides: Mapping[str, An
     tree: Tree = {}
     for name in (base, config):
         if name is not None:
-            tree = merged(tree, _read(find_config(name)))
+            tree = merged(tree, read_mapping(find_config(name), "the keys of a configuration"))
     for key, value in overrides.items():
         tree = changed(tree, key, value)
-    return tree
-
-
-def _read(file: Path) -> Tree:
-    try:
-        tree = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{file} is not YAML: {error}") from error
-    if not isinstance(tree, dict):
-        raise ConfigError(f"{file}: expected the keys of a configuration, got {tree!r:.80}")
     return tree
 
 

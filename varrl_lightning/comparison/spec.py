@@ -7,10 +7,8 @@ from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
-
 from varrl_lightning.comparison.recipe_trees import DECIDED, leaves
-from varrl_lightning.configuration.files import find_config
+from varrl_lightning.configuration.files import find_config, read_mapping
 from varrl_lightning.errors import ConfigError, did_you_mean
 
 AXES = {"time": "seconds", "images": "images", "updates": "updates"}
@@ -282,12 +280,7 @@ def read_spec(path: str | Path, output: str | None = None) -> Spec:
         ConfigError: on a file that is missing or malformed, an unknown or missing key, or a value out of its range.
     """
     file = find_config(str(path))
-    try:
-        tree = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{file} is not YAML: {error}") from error
-    if not isinstance(tree, dict):
-        raise ConfigError(f"{file}: expected the keys of a comparison, {', '.join(_names(Spec))}; got {tree!r:.80}")
+    tree = read_mapping(file, f"the keys of a comparison, {', '.join(_names(Spec))}")
     tree = tree | ({} if output is None else {"output": output})
     parts = {"prompts": Prompts, "grid": Grid, "tuning": Tuning, "timing": Timing}
     given = {name: value for name, value in tree.items() if value is not None or name not in parts}

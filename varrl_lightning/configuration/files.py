@@ -44,6 +44,24 @@ def find_config(name: str) -> Path:
     )
 
 
+def read_mapping(file: Path, holds: str) -> dict[str, Any]:
+    """The mapping that a YAML file is.
+
+    Args:
+        holds: what its keys are, for the error: `the keys of a configuration`.
+
+    Raises:
+        ConfigError: when it is no YAML, or no mapping.
+    """
+    try:
+        tree = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{file} is not YAML: {error}") from error
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{file}: expected {holds}, got {tree!r:.80}")
+    return tree
+
+
 def resolve_configs(arguments: Sequence[str]) -> tuple[list[str], list[Path]]:
     """Point every `--config` of a command line to an existing file; also return these files in order."""
     resolved: list[str] = []
