@@ -58,6 +58,8 @@ class TrainingBatches:
     Iterating yields `len(self)` batches, one pass, from the current position: an epoch may begin anywhere in the stream.
 
     Args:
+        prompts: the prompts to train on.
+        batch_size: prompts in a batch.
         seed: seed of the order; None keeps the order of the prompts.
         processed: returns the number of batches that training has finished, counted from any start. Without it, or where it
             returns None, a batch counts as soon as it is delivered, although training may be interrupted within its step.

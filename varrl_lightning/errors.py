@@ -9,8 +9,10 @@ import traceback
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-USE, FAILED = 2, 1
-"""Exit status after a wrong command line or configuration, and after any other error."""
+USE = 2
+"""Exit status after a wrong command line or configuration."""
+FAILED = 1
+"""Exit status after any other error."""
 
 
 class PluginError(Exception):

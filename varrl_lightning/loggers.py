@@ -105,6 +105,7 @@ class Events(TensorBoardLogger):
     """Writes finite numbers to the run folder's `tensorboard/`; TensorBoard would warn about each of the others.
 
     Args:
+        folder: the run folder.
         resume: whether to add to the events that are there; otherwise they are kept below `earlier`.
     """
 
@@ -137,6 +138,7 @@ class MetricsCSV(Logger):
     It replaces Lightning's CSVLogger, which would delete the file that a resumed run has to continue.
 
     Args:
+        folder: the run folder.
         resume: whether to keep the rows before the first step that is logged; otherwise the file starts empty, and one that is
             there is kept below `earlier`.
     """

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 Ratio = Literal["token", "scale_mean", "scale_sum", "bit"]
+"""Whose probability the ratio is of."""
 
 _MAX_LOG_RATIO = 20.0
 """Its exp is finite in fp32; a ratio beyond it says nothing and gives no gradient."""

@@ -15,6 +15,7 @@ from torch import Tensor
 from varrl_lightning.schedule import Schedule
 
 Missing = Literal["group_union", "union_always", "ones"]
+"""What a branch without regions takes as its mask; see `fill_missing`."""
 
 
 def unite_over_continuations(masks: Float[Tensor, "N H W"], K: int, threshold: float = 0.5) -> Bool[Tensor, "R H W"]:

@@ -15,6 +15,7 @@ _EPSILON = 1e-5
 _ROUNDING = 1e-6
 
 Prediction = tuple[str, float]
+"""A word that was read, and how certain the reader is of it, in [0, 1]."""
 
 
 @dataclass(frozen=True)

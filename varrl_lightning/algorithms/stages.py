@@ -15,8 +15,9 @@ from varrl_lightning.algorithms.vmr import soft_value
 from varrl_lightning.types import Stage
 
 FirstScale = Literal["trained", "shared", "per_branch"]
+"""Whether r_1 is trained, or sampled once per prompt, or for each branch."""
 GROUP_SIZE = 16
-"""The paper's."""
+"""Branches of a prompt where nothing says how many: the paper's number."""
 
 
 def branches_of(group_size: int | None, images_per_prompt: int | None, images_per_branch: int = 1) -> int:

@@ -18,6 +18,7 @@ from varrl_lightning.policies.scoring import packed_bytes
 from varrl_lightning.types import Stage
 
 GIB = 2**30
+"""Bytes of a gibibyte."""
 SMALL_COPY = GIB // 4
 MARGIN = 0.1
 """Share of a device's memory that is left free for kernels' workspaces, the allocator's fragments and the rewards."""

@@ -25,7 +25,9 @@ TRUSTED = 0.7
 LEAST_GROUPS = 8
 """Groups below which a bootstrap over them says nothing."""
 RESAMPLES = 2000
+"""Times that the bootstrap draws groups."""
 LEVEL = 0.95
+"""Share of the bootstrap that the interval covers."""
 
 
 def group_taus(drafts: Float[Tensor, "P A"], wholes: Float[Tensor, "P A K"]) -> Float[Tensor, "P 2"]:

@@ -15,7 +15,9 @@ from varrl_lightning.metrics.paper import HPSV3_CATEGORIES
 from varrl_lightning.types import Prompt, Scores
 
 ALL = "All"
+"""The name of the mean over all categories."""
 Scorer = Callable[[Tensor, Sequence[Prompt]], Scores]
+"""What scores images (N, 3, H, W) of prompts, as a reward does."""
 
 
 def canonical_category(name: str | None, categories: Sequence[str]) -> int:

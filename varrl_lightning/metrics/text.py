@@ -15,7 +15,10 @@ from varrl_lightning.algorithms.word_metrics import split_words, word_closeness,
 from varrl_lightning.types.normal_form import normal_words
 
 Match = Literal["difflib", "levenshtein"]
+"""By what the most similar word is found: difflib's matching blocks, or edit distance."""
 Form = Literal["cvtg", "lower", "keep"]
+"""How words are compared: `cvtg` by the benchmark's definition, lower-cased and nothing else; `lower` and `keep` in the normal
+form of rewards, with that case."""
 
 
 def _words(texts: Sequence[str], form: Form) -> list[str]:
@@ -26,8 +29,7 @@ class _MeanOverWords(Metric):
     """A sum over all wanted words of all images, divided by their number: no image counts more than its words.
 
     Args:
-        form: how words are compared: `cvtg` by the benchmark's definition, lower-cased and nothing else; `lower` and `keep` in the
-            normal form of rewards, with that case (`normal_form`).
+        form: how words are compared.
     """
 
     full_state_update = False
@@ -70,7 +72,7 @@ class WordAccuracy(_MeanOverWords):
     """Share of the wanted words that are among the words read in their image.
 
     Args:
-        form: how words are compared; see above.
+        form: how words are compared, see `Form`.
 
     Examples:
         >>> metric = WordAccuracy()

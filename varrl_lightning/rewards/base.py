@@ -18,8 +18,11 @@ from varrl_lightning.rewards.precision import full_precision
 from varrl_lightning.types import Prompt, Scores
 
 RewardResult: TypeAlias = "Scores | Tensor | NDArray[Any] | Sequence[float | None]"
+"""What a reward may answer: a number per image, None or NaN where it has none."""
 RewardFunction: TypeAlias = "Callable[[Tensor, Sequence[Prompt]], RewardResult]"
+"""A reward that is a plain function of images (N, 3, H, W) and their N prompts."""
 DifferentiableFunction: TypeAlias = "Callable[[Tensor, Sequence[Prompt]], Scores | Tensor]"
+"""The same with a gradient from its answer to the images."""
 
 
 @dataclass(frozen=True)

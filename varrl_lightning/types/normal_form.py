@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from typing import Literal
 
 Case = Literal["lower", "keep"]
+"""Whether upper and lower case are alike when texts are compared."""
 
 _IGNORABLE = (
     (0x00AD, 0x00AD),  # soft hyphen
