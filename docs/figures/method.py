@@ -2,8 +2,8 @@
 
     python docs/figures/method.py
 
-Lines that are trained are thick and solid, those that are only sampled thin and dashed: nothing is said by colour alone. The masks are
-those of the chain of section 3.5, from the box in the picture. Only numpy and matplotlib are needed.
+Lines that are trained are thick and solid, those that are only sampled thin and dashed: nothing is said by colour alone. The masks
+are those of the chain of section 3.5, from the box in the picture. Only numpy and matplotlib are needed.
 """
 
 from __future__ import annotations
