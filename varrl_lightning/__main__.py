@@ -14,6 +14,7 @@ COMMANDS = {
     "test": ("commands.cli", "sample and score the test prompts; tables beside the paper's, test.json, test.md, pairs"),
     "predict": ("commands.cli", "sample images: --prompt '\"HELLO\"' (or --data.predict FILE) --output FOLDER"),
     "doctor": ("commands.doctor", "check a config before training: plugins, weights, ratio, sampler, dropout, reward"),
+    "list": ("commands.list", "show what is installed: varrl list rewards, masks, policies or configs"),
     "agreement": (
         "commands.agreement",
         "measure how far gradients of independent batches agree, for a recipe or for parts of the method",

@@ -7,7 +7,7 @@ import configparser
 import re
 from collections import defaultdict
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Final, Literal, overload
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, overload
 
 from entrypoints import EntryPoint, iter_files_distros
 
@@ -30,6 +30,27 @@ MASK_SOURCES: Final = "varrl_lightning.mask_sources"
 CALLED_WITH = {REWARDS: "(images, prompts)", MASK_SOURCES: "(rollout, scores, policy)"}
 DEFAULTS = {REWARDS: "varrl_lightning.rewards.base.BaseReward", MASK_SOURCES: "varrl_lightning.mask_sources.base.BaseMaskSource"}
 """What holds the optional members of each kind of plugin; named, not imported, since its module imports this one."""
+
+
+class Registration(NamedTuple):
+    """A plugin as a distribution registers it.
+
+    Args:
+        distribution: name and version, such as `varrl_brightness 0.1.0`.
+        target: `module:attribute`.
+    """
+
+    distribution: str
+    target: str
+
+
+def registered(group: str) -> dict[str, list[Registration]]:
+    """All registrations of a group by name, also several of one name; nothing is imported.
+
+    Raises:
+        BrokenPluginError: when an entry_points.txt is malformed.
+    """
+    return {name: [Registration(*found) for found in registrations.values()] for name, registrations in _scan(group).items()}
 
 
 def _scan(group: str) -> dict[str, dict[str, tuple[str, str]]]:
