@@ -202,12 +202,11 @@ def drawing() -> Figure:
     return figure
 
 
-def main() -> None:
-    """Write the figure."""
+def save(path: Path) -> None:
+    """Write the figure, the same bytes each time."""
     with mpl.rc_context({"svg.hashsalt": "method", "mathtext.fontset": "dejavusans"}):
-        figure = drawing()
-        FigureCanvasSVG(figure).print_svg(Path(__file__).with_suffix(".svg"), metadata={"Date": None, "Creator": None})
+        FigureCanvasSVG(drawing()).print_svg(path, metadata={"Date": None, "Creator": None})
 
 
 if __name__ == "__main__":
-    main()
+    save(Path(__file__).with_suffix(".svg"))
