@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import signal
 import threading
 from pathlib import Path
@@ -227,5 +228,5 @@ def _signal_name(number: int) -> str:
 
 def _resume_command(path: Path) -> str:
     config = path.parent.parent / "config.yaml"
-    given = f" --config {shown(config)}" if config.is_file() else " ..."
-    return f"Resume with: varrl fit{given} --ckpt_path {shown(path)}"
+    given = f" --config {shlex.quote(shown(config))}" if config.is_file() else " ..."
+    return f"Resume with: varrl fit{given} --ckpt_path {shlex.quote(shown(path))}"

@@ -21,6 +21,7 @@ from varrl_lightning.checkpoints.checking import check_checkpoint, load_checkpoi
 from varrl_lightning.commands.benchmark_report import draw_pairs, report_test
 from varrl_lightning.commands.cycle_costs import cost_table, cycle_costs
 from varrl_lightning.commands.early_checks import check_devices, check_model, check_plugins
+from varrl_lightning.commands.end_of_run import end_of_run
 from varrl_lightning.commands.run_config import RunConfig
 from varrl_lightning.commands.user_errors import BUILD_ERRORS, reraise_as, run_command
 from varrl_lightning.configuration.explain import explain
@@ -177,6 +178,11 @@ class VarrlCLI(LightningCLI):
         costs = cycle_costs(self.model.cycle, self.model.policy.schedule(), self.datamodule.batch_size, self.trainer.world_size)
         if self.trainer.is_global_zero:
             Console().print(cost_table(costs))
+
+    def after_fit(self) -> None:
+        """Say what was reached, and which commands come next."""
+        if self.trainer.is_global_zero and (text := end_of_run(self.trainer, self.model, self.datamodule)):
+            print(f"\n{text}")
 
     def _check_trainer(self, batches: int) -> None:
         """Refuse what the Trainer would refuse too, but only after the run folder has been written."""
