@@ -12,6 +12,7 @@ ROOT = Path(__file__).parent.parent.parent
 FENCE = re.compile(
     r"^(?P<indent> *)(?P<fence>```+|~~~+)(?P<tag>[^\n]*)\n(?P<text>.*?)^(?P=indent)(?P=fence) *$", re.MULTILINE | re.DOTALL
 )
+SAVED = re.compile(r"\b[Ss]ave\b[^`]*`([\w-]+\.(?:py|yaml|jsonl?|toml))`[^`]*$")
 HEREDOC = re.compile(r" *<<-?'?(\w+)'?(.*)\n(?:.*\n)*?\1$", flags=re.MULTILINE)
 LOOP = re.compile(r"\bfor (\w+) in ([^;\n]+?)\s*(?:;|\n)\s*do\b")
 ASSIGNED = re.compile(r"^(?:export )?([A-Za-z_]\w*)=(\S+)$", flags=re.MULTILINE)
@@ -28,6 +29,8 @@ class Block:
     line: int
     tag: str
     text: str
+    saved_as: str | None = None
+    """The file that the paragraph before the block says to save it as."""
 
     def __str__(self) -> str:
         return f"{self.page}:{self.line}"
@@ -46,9 +49,18 @@ def blocks(page: Path) -> list[Block]:
     for match in FENCE.finditer(text):
         width = len(match["indent"])
         lines = [line[width:] for line in match["text"].splitlines()]
-        words = match["tag"].split()
-        found.append(Block(name, text.count("\n", 0, match.start()) + 1, words[0] if words else "", "\n".join(lines) + "\n"))
+        tag = (match["tag"].split() or [""])[0]
+        saved = SAVED.search(text[: match.start()].rstrip().rpartition("\n\n")[2])
+        line = text.count("\n", 0, match.start()) + 1
+        found.append(Block(name, line, tag, "\n".join(lines) + "\n", saved[1] if saved else None))
     return found
+
+
+def save_files(page: str, folder: Path) -> None:
+    """Write the files that a page tells its reader to save."""
+    for block in blocks(ROOT / page):
+        if block.saved_as is not None:
+            (folder / block.saved_as).write_text(block.text, encoding="utf-8")
 
 
 def tagged(tag: str) -> list[Block]:

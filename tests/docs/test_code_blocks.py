@@ -8,6 +8,7 @@ import importlib
 import inspect
 import json
 import re
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import pytest
 import yaml
 
 from tests.docs.accepted import read_command, read_fit, read_main
-from tests.docs.code_blocks import ROOT, Block, blocks, commands, pages, tagged
+from tests.docs.code_blocks import ROOT, Block, blocks, commands, pages, save_files, tagged
 from varrl_lightning.errors import ConfigError
 
 TAGS = {"bash", "python", "yaml", "toml", "json", "text"}
@@ -39,6 +40,8 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 def patch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """In an empty folder, as a reader's."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "mine", raising=False)
     monkeypatch.setenv("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
     return monkeypatch
 
@@ -116,6 +119,7 @@ def _check_console(text: str, patch: pytest.MonkeyPatch) -> None:
 
 @every("bash")
 def test_console_blocks(block: Block, patch: pytest.MonkeyPatch) -> None:
+    save_files(block.page, Path.cwd())
     _check_console(block.text, patch)
 
 
@@ -190,6 +194,7 @@ def _check_yaml(text: str) -> None:
 @every("yaml")
 @pytest.mark.usefixtures("patch")
 def test_yaml_blocks(block: Block) -> None:
+    save_files(block.page, Path.cwd())
     _check_yaml(block.text)
 
 
@@ -227,6 +232,7 @@ def test_links_to_files_of_the_repository(page: Path) -> None:
         "varrl export --config quickstart.yaml --output x --layout peftt",
         "varrl serve ocr --prt 8000",
         "varrl compares configs/comparison.yaml",
+        "varrl list reward",
         "torchrun --nproc_per_node 2 -m varrl_lightning fit --config quickstart.yaml --trainer.strtegy ddp",
         "python -m varrl_lightning.prompts.generate --outputs x.jsonl",
         "python -m varrl_lightning.prompts.generated --output x.jsonl",
