@@ -1,4 +1,4 @@
-"""What the README promises, and what CONTRIBUTING and the CHANGELOG say of the code."""
+"""What the README and the site promise, and what CONTRIBUTING and the CHANGELOG say of the code."""
 
 from __future__ import annotations
 
@@ -20,8 +20,11 @@ from varrl_lightning.pretraining.modules import main as pretraining
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = ROOT / "docs"
+CHOICES, COMMANDS_PAGE, INSTALL = ((PAGES / f"{name}.md").read_text("utf-8") for name in ("choices", "commands", "install"))
 CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 CHANGELOG = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+PYPROJECT = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
 PARAMETERS = inspect.signature(VARGRPO).parameters
 GROUPS = {name: type(p.default) for name, p in PARAMETERS.items() if isinstance(p.default, OptionGroup)}
 """Arguments that group options, with their dataclasses."""
@@ -51,8 +54,8 @@ def test_every_argument_is_explained() -> None:
     assert set(GROUPS) == {"mask", "kl", "normalise", "guards", "noise"}
 
 
-def test_every_argument_is_in_the_readme() -> None:
-    codes = re.findall(r"`([^`\n]+)`", README)
+def test_every_argument_is_on_the_page_of_choices() -> None:
+    codes = re.findall(r"`([^`\n]+)`", CHOICES)
     named = {name for code in codes for name in re.findall(r"\w+", code)}
     assert set(PARAMETERS) - named == set()
     dotted = {name for code in codes for name in re.findall(r"\w+\.\w+", code)}
@@ -61,7 +64,7 @@ def test_every_argument_is_in_the_readme() -> None:
 
 def test_the_table_of_choices_names_only_arguments_that_exist() -> None:
     """In the columns behind the question a name before a colon, and one with a dot, is an argument of VARGRPO or a field of one."""
-    section = README.split("## Where the paper is silent")[1].split("\n## ")[0]
+    section = CHOICES.split("## Where the paper is silent")[1].split("\n## ")[0]
     rows = [line.split("|") for line in section.splitlines() if line.startswith("| ")]
     named = {name for row in rows for cell in row[2:4] for name in re.findall(r"`([\w.]+):", cell)}
     dotted = {name for row in rows for cell in row[1:4] for name in re.findall(r"`([a-z]\w*\.\w+)", cell)}
@@ -70,8 +73,8 @@ def test_the_table_of_choices_names_only_arguments_that_exist() -> None:
     assert named | dotted <= set(PARAMETERS) | FIELDS
 
 
-def test_every_command_is_in_the_readme() -> None:
-    assert [name for name in COMMANDS if f"varrl {name}" not in README] == []
+def test_every_command_is_on_its_page() -> None:
+    assert [name for name in COMMANDS if f"varrl {name}" not in COMMANDS_PAGE] == []
 
 
 @pytest.mark.parametrize("text", [README, CONTRIBUTING, CHANGELOG], ids=["README", "CONTRIBUTING", "CHANGELOG"])
@@ -124,11 +127,14 @@ def _name(requirement: str) -> str:
 
 
 def test_every_dependency_is_explained() -> None:
-    names = {_name(line) for line in requires("varrl-lightning") or () if "extra ==" not in line}
-    section = README.split("## Dependencies")[1].split("\n## ")[0]
+    runs = [line for line in requires("varrl-lightning") or () if not re.search(r"extra == .(test|docs|browser|dev)", line)]
+    names = {_name(line) for line in runs}
+    section = INSTALL.split("## Dependencies")[1]
     listed = {name for line in section.splitlines() if line.startswith("| ") for name in re.findall(r"[\w-]+", line.split("|")[1])}
     assert names - {_name(name) for name in listed} == set()
     assert "GPL-2.0-or-later" in section
+    extras = set(re.findall(r"^(\w+) = \[", PYPROJECT.split("[project.optional-dependencies]")[1].split("\n[")[0], re.MULTILINE))
+    assert {f"| `{name}` |" for name in extras if f"| `{name}` |" not in INSTALL} == set()
 
 
 def test_every_dependency_is_pinned() -> None:
