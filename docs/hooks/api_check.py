@@ -96,7 +96,7 @@ def definitions(module: str) -> dict[str, tuple[ast.stmt, str | None]]:
     """The classes, functions and constants of a module, each with its docstring."""
     found: dict[str, tuple[ast.stmt, str | None]] = {}
     body = tree.body if (tree := tree_of(module)) else []
-    for node, after in zip(body, [*body[1:], None], strict=True):
+    for node, after in zip(body, [*body, None][1:], strict=True):
         if isinstance(node, ast.ClassDef | ast.FunctionDef):
             found[node.name] = node, ast.get_docstring(node)
         elif isinstance(node, ast.Assign | ast.AnnAssign):

@@ -48,6 +48,11 @@ CUT_OFF = """() => {
 }"""
 
 
+class Server(ThreadingHTTPServer):
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Say nothing: a page that is closed takes no more of its files."""
+
+
 class Quiet(SimpleHTTPRequestHandler):
     def log_message(self, format: str, *args: Any) -> None:
         """Say nothing."""
@@ -61,7 +66,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, list[s
     quiet = os.environ | {"NO_MKDOCS_2_WARNING": "1"}
     done = subprocess.run(command, cwd=ROOT, env=quiet, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    server = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=folder))
+    server = Server(("127.0.0.1", 0), functools.partial(Quiet, directory=folder))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     pages = sorted(page.parent.relative_to(folder).as_posix() for page in folder.rglob("index.html"))
     yield f"http://127.0.0.1:{server.server_port}", pages
@@ -105,7 +110,7 @@ BROKEN = """<body><div class="md-content" style="{style}"><img src="nothing.png"
 
 def test_a_broken_page_is_found(browser: Any, tmp_path: Path) -> None:
     (tmp_path / "index.html").write_text(BROKEN.format(style="", long="x" * 999))
-    server = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=tmp_path))
+    server = Server(("127.0.0.1", 0), functools.partial(Quiet, directory=tmp_path))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     found = faults(browser, f"http://127.0.0.1:{server.server_port}", ".", 390)
     server.shutdown()
