@@ -105,17 +105,6 @@ def test_the_layout_has_every_folder_on_its_floor() -> None:
     assert [sorted(names) for names in floors] == [sorted(names) for names in floors_of_imports()]
 
 
-def test_the_routes_name_what_exists() -> None:
-    """A stop of a route is a file, and the names of functions behind it are somewhere in that file or one that it links to."""
-    routes = CONTRIBUTING.split("## Four routes")[1].split("\n## ")[0]
-    stops = re.split(r"\n(?:\d+\. |\n)", routes)
-    for stop in stops:
-        files = [ROOT / link for link in re.findall(r"\]\(([^)]+\.py)\)", stop)]
-        source = "".join(file.read_text(encoding="utf-8") for file in files)
-        names = re.findall(r"`([a-z_]+_[a-z_]+)`", stop)
-        assert [name for name in names if files and name not in source] == [], stop
-
-
 def test_the_changelog_has_every_name_that_was_replaced() -> None:
     section = CHANGELOG.split("### From 0.1 to 0.2")[1].split("\n## ")[0]
     rows = set(re.findall(r"^\| `([\w.]+)[`:].* \| `([\w.]+)[`:].* \|$", section, flags=re.MULTILINE))
