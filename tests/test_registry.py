@@ -81,7 +81,7 @@ def test_a_missing_plugin(install: Install) -> None:
     assert str(caught.value) == (
         "no reward named 'brightnes'. Did you mean 'brightness'?\n"
         f"Installed: {others}.\n"
-        "Register one under [project.entry-points.\"varrl_lightning.rewards\"] (README, 'Write a reward')."
+        "Register one under [project.entry-points.\"varrl_lightning.rewards\"] (docs/rewards.md, 'Write a reward')."
     )
 
 

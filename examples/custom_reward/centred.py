@@ -15,7 +15,7 @@ prompt file that are nobody's. Optional are:
     check_prompts(prompts)     called before training; raises a ValueError for prompts that the reward cannot score
     reads_words                True where it looks for the prompts' words: sets with the same words then overlap
     can_score(prompt)          False for a prompt that the reward leaves to others; one that none can score is refused
-    prepare()                  called by a reward service before the first request; loads large models
+    prepare()                  called by a reward service before the first request, and by `varrl variance`; loads large models
     read_back(images, prompts) what a reward that reads text reads in images of single words, so that a broken reader is found
     unreadable(words)          the words that its reader can never read, with the characters that it does not know
     differentiable(images, prompts)   values with a gradient to the images, for the mask source `saliency`

@@ -1,4 +1,4 @@
-"""Every row of the README's table of choices acts, each against a run that differs from it by that choice alone."""
+"""Every row of the table of docs/choices.md acts, each against a run that differs from it by that choice alone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`varrl doctor`: checks, on a real rollout and before any training, seven things that otherwise go wrong silently."""
+"""`varrl doctor`: checks, on a real rollout and before any training, what otherwise goes wrong silently."""
 
 from __future__ import annotations
 
