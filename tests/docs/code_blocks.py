@@ -37,8 +37,8 @@ class Block:
 
 
 def pages() -> list[Path]:
-    """The pages whose blocks are tested."""
-    return sorted((ROOT / "docs").rglob("*.md"))
+    """The README and the pages whose blocks are tested."""
+    return [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 def blocks(page: Path) -> list[Block]:
