@@ -156,9 +156,7 @@ def test_every_recipe_is_a_command_that_works_without_just() -> None:
     assert list(recipes) == ["test", "test-all", "lint", "docs"]
     assert "{{" not in text
     assert recipes["lint"] == "ruff check . && ruff format --check . && mypy"
-    paths = [word for word in recipes["docs"].split() if "/" in word]
-    assert [path for path in paths if not (ROOT / path).exists()] == []
-    assert {f"varrl_lightning/{package}" for package in ("algorithms", "metrics")} <= set(paths)
+    assert recipes["docs"].endswith("mkdocs build --strict")
 
 
 def test_every_dependency_has_a_reason() -> None:

@@ -80,7 +80,7 @@ def test_every_command_is_on_its_page() -> None:
 @pytest.mark.parametrize("text", [README, CONTRIBUTING, CHANGELOG], ids=["README", "CONTRIBUTING", "CHANGELOG"])
 def test_every_link_to_a_file_leads_somewhere(text: str) -> None:
     links = [link for link in re.findall(r"\]\(([^)]+)\)", text) if not link.startswith(("http", "#"))]
-    assert links or text is CHANGELOG
+    assert links or text is not CONTRIBUTING  # those of README are whole addresses, for PyPI: tests/docs follows them
     assert [link for link in links if not (ROOT / link).exists()] == []
     headings = {re.sub(r"[^\w -]", "", h).lower().replace(" ", "-") for h in re.findall(r"^#+ (.*)$", text, flags=re.MULTILINE)}
     assert [link for link in re.findall(r"\]\(#([^)]+)\)", text) if link not in headings] == []
