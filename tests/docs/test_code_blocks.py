@@ -20,6 +20,8 @@ from tests.docs.accepted import read_command, read_fit, read_main
 from tests.docs.code_blocks import ROOT, Block, blocks, commands, pages, save_files, tagged
 from varrl_lightning.errors import ConfigError
 
+pytestmark = pytest.mark.slow  # real parsers, for each block: minutes
+
 TAGS = {"bash", "python", "yaml", "toml", "json", "text"}
 PACKAGE = "varrl_lightning"
 FOLDERS = ("configs/", "docker/", "docs/", "examples/", "plugins/", "tests/", "varrl_lightning/")
