@@ -20,8 +20,6 @@ from tests.docs.accepted import read_command, read_fit, read_main
 from tests.docs.code_blocks import ROOT, Block, blocks, commands, pages, save_files, tagged
 from varrl_lightning.errors import ConfigError
 
-pytestmark = pytest.mark.slow  # real parsers, for each block: minutes
-
 TAGS = {"bash", "python", "yaml", "toml", "json", "text"}
 PACKAGE = "varrl_lightning"
 FOLDERS = ("configs/", "docker/", "docs/", "examples/", "plugins/", "tests/", "varrl_lightning/")
@@ -35,7 +33,7 @@ PROGRAMS = {
 RUN_FIRST = {"torchrun", "srun"}
 SITE = "https://github.com/varrl-lightning/varrl-lightning/"
 
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # the real parsers read each block: minutes
 
 
 @pytest.fixture
