@@ -25,7 +25,7 @@ class Disagreement(BaseMaskSource):
 
     Args:
         smoothing: standard deviation of the Gaussian blur, in fractions of the shorter side; 0 for none.
-        quantile: pixels above this quantile of the map are 1; None gives the map itself, for `mask_threshold`.
+        quantile: pixels above this quantile of the map are 1; None gives the map itself, for `mask.threshold`.
 
     Raises:
         ValueError: on a value out of its range.

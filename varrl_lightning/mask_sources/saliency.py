@@ -45,7 +45,7 @@ class Saliency(BaseMaskSource):
         reward: another reward in place of it: a name, a class path, `{class_path, init_args}` or an object.
         wrt: `latent` or `pixels`.
         smoothing: standard deviation of the Gaussian blur, in fractions of the shorter side; 0 for none.
-        quantile: pixels above this quantile of their image are 1; None gives the map itself, for `mask_threshold`.
+        quantile: pixels above this quantile of their image are 1; None gives the map itself, for `mask.threshold`.
         images_at_once: images in one backward pass through reward and decoder, >= 1.
 
     Raises:
