@@ -12,6 +12,6 @@ test-all:
 lint:
     ruff check . && ruff format --check . && mypy
 
-# The site, into site/; the examples in docstrings and the site's code blocks are tested by `test`.
+# The site, into site/; the examples in docstrings are tested by `test`, the site's code blocks by `test-all`.
 docs:
     NO_MKDOCS_2_WARNING=1 mkdocs build --strict

@@ -388,7 +388,10 @@ def test_a_group_that_a_reward_compares_is_counted(config: dict[str, Any], monke
 
 def test_weights_that_do_not_fit_are_to_be_sharded(config: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
     assert doctor(config, "--memory-limit", "0.0005") == 1
-    assert "weights, gradients and moments alone take" in capsys.readouterr().out
+    said = capsys.readouterr()
+    assert "weights, gradients and moments alone take" in said.out
+    assert said.err.startswith("Simulating sampling and training without weights"), "it takes minutes for large models"
+    assert "Looking for settings" in said.err
 
 
 def test_unknown_weights_are_named(config: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:

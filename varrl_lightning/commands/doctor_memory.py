@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
@@ -151,12 +152,15 @@ def limit_of(gibibytes: float | None) -> tuple[int, str]:
 
 def report_memory(config: VarrlCLI, limit_gibibytes: float | None, as_json: bool) -> int:
     """Print the table or its JSON; the exit status is 0 where everything fits."""
+    _say("Simulating sampling and training without weights; minutes for a model of billions of parameters ...")
     with reraise_as(StartError, SimulationError):
         forecast = forecast_of(config)
         phases = forecast.phases()
     limit, source = limit_of(limit_gibibytes)
     usable = int((1 - MARGIN) * limit)
     peak = max(phases, key=lambda phase: phase.total)
+    if peak.total > usable:
+        _say("It does not fit. Looking for settings that do ...")
     lines = advice(forecast, phases, usable)
     if config.config.fit.model.micro_batch_size == "auto" and (most := forecast.largest_micro_batch(usable)):
         lines.append(f"micro_batch_size: auto would be about {most}; the table has 1")
@@ -175,6 +179,11 @@ def report_memory(config: VarrlCLI, limit_gibibytes: float | None, as_json: bool
         )
         print("\n".join(lines))
     return 0 if peak.total <= usable else FAILED
+
+
+def _say(line: str) -> None:
+    """What takes long, to a person who waits; standard output has the answer alone."""
+    print(line, file=sys.stderr, flush=True)
 
 
 def table_of(forecast: Forecast, phases: Sequence[Phase]) -> Table:

@@ -10,6 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 COLORS = ("#57606a", "#0969da", "#cf222e", "#bf8700", "#1a7f37", "#8250df", "#d4a72c", "#1b7c83", "#bc4c00", "#4d2d00")
+MARKERS = "os^Dv<>PX*"
+DASHES = ("-", "--", "-.")
 AXES = {
     "time": ("At equal time", "seconds of training"),
     "images": ("At equal images", "images sampled in training"),
@@ -19,12 +21,12 @@ AXES = {
 
 @dataclass(frozen=True)
 class Line:
-    """One recipe: the positions of its readings, and their values, a row per seed."""
+    """One recipe: its place among all, the positions of its readings, and their values, a row per seed."""
 
     label: str
     x: Sequence[float]
     values: Sequence[Sequence[float]]
-    color: str
+    place: int
 
 
 def comparison_figure(panels: Mapping[str, Sequence[Line]], measure: str) -> Figure:
@@ -49,5 +51,6 @@ def comparison_figure(panels: Mapping[str, Sequence[Line]], measure: str) -> Fig
 def _plot(axes: Axes, line: Line) -> None:
     values = np.asarray(line.values)
     mean, spread = values.mean(axis=0), values.std(axis=0, ddof=1 if len(values) > 1 else 0)
-    axes.plot(line.x, mean, color=line.color, linewidth=1.6, label=line.label)
-    axes.fill_between(line.x, mean - spread, mean + spread, color=line.color, alpha=0.12, linewidth=0)
+    color, marker, dash = (of[line.place % len(of)] for of in (COLORS, MARKERS, DASHES))  # told apart without colour, too
+    axes.plot(line.x, mean, color=color, linestyle=dash, marker=marker, markersize=5, linewidth=1.6, label=line.label)
+    axes.fill_between(line.x, mean - spread, mean + spread, color=color, alpha=0.12, linewidth=0)

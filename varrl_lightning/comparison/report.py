@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from varrl_lightning.comparison.axes import TITLES
-from varrl_lightning.comparison.figure import COLORS, Line, comparison_figure
+from varrl_lightning.comparison.figure import Line, comparison_figure
 from varrl_lightning.comparison.phases import Comparison
 from varrl_lightning.comparison.results import Found, find, summary
 from varrl_lightning.comparison.table import Row
@@ -40,9 +40,8 @@ def write_report(comparison: Comparison) -> None:
     write_json(comparison.folder / "results.json", table)
     replace_text(comparison.folder / "results.md", markdown(comparison, table))
     spec = comparison.spec
-    names = list(spec.recipes)
     panels = {
-        axis: [_line(comparison, found, axis, name, COLORS[names.index(name) % len(COLORS)]) for name in names if name in runs]
+        axis: [_line(comparison, found, axis, name, place) for place, name in enumerate(spec.recipes) if name in runs]
         for axis, runs in found.runs.items()
         if runs
     }
@@ -53,7 +52,7 @@ def write_report(comparison: Comparison) -> None:
         print(f"{len(found.missing)} runs are missing; run --phase final", flush=True)
 
 
-def _line(comparison: Comparison, found: Found, axis: str, recipe: str, color: str) -> Line:
+def _line(comparison: Comparison, found: Found, axis: str, recipe: str, place: int) -> Line:
     """A recipe's curve from the start that all share to the end, at the readings that all its runs have."""
     measure, of_seeds = comparison.spec.measure, found.runs[axis][recipe]
     column = "seconds" if axis == "time" else axis
@@ -63,7 +62,7 @@ def _line(comparison: Comparison, found: Found, axis: str, recipe: str, color: s
         comparison.spec.label(recipe),
         [float(curves[0][updates][column]) for updates in shared],
         [[float(curve[updates][measure]) for updates in shared] for curve in curves],
-        color,
+        place,
     )
 
 
