@@ -41,21 +41,47 @@ def interval(ends: Sequence[float]) -> str:
 # --- the quick-start ------------------------------------------------------------
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """The object that a file holds."""
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return found
+
+
 def summaries() -> dict[int, Table]:
-    """What each seed's run of the quick-start says, by seed."""
-    found = [
-        json.loads(path.read_text(encoding="utf-8")) for path in sorted((ROOT / "examples/quickstart").glob("seed*/summary.json"))
-    ]
+    """What each seed's run of the quick-start says of itself, and what `examples/quickstart_checks.py` says of it, by seed."""
+    folders = sorted((ROOT / "examples/quickstart").glob("seed*"))
+    found = [read_json(folder / "summary.json") | {"checks": read_json(folder / "checks.json")} for folder in folders]
     return {summary["seed"]: summary for summary in found}
 
 
 def quickstart() -> list[str]:
     """The table of the site."""
-    rows = ["| seed | word accuracy | greedy | NED |", "|---|---|---|---|"]
+    start = read_json(ROOT / "examples/quickstart/start.json")
+    rows = ["| seed | word accuracy | greedy | NED | read by Tesseract |", "|---|---|---|---|---|"]
     for seed, found in summaries().items():
         pairs = [(found[f"{name}_before"], found[f"{name}_after"]) for name in ("word_accuracy", "greedy_word_accuracy", "ned")]
+        pairs.append((start["tesseract_word_accuracy"], found["checks"]["tesseract_word_accuracy"]))
         rows.append(f"| {seed} | {' | '.join(f'{share(before)} → {share(after)}' for before, after in pairs)} |")
     return rows
+
+
+def quickstart_checks() -> list[str]:
+    """What the reward does not see, before and after."""
+    heads = ("named colours painted", "entropy of the other colours, bits", "images with words that nobody asked for")
+    rows = [f"| | {' | '.join(heads)} |", "|---|---|---|---|"]
+    start = read_json(ROOT / "examples/quickstart/start.json")
+    for name, found in {"before": start, **{f"seed {seed}": found["checks"] for seed, found in summaries().items()}}.items():
+        kept = f"{found['named_colours_kept']} of {found['named_colours']}"
+        extra = f"{found['images_with_extra_words']} of {found['prompts']}"
+        rows.append(f"| {name} | {kept} | {found['chosen_colours_entropy']:.2f} | {extra} |")
+    return rows
+
+
+def quickstart_time() -> list[str]:
+    """How long the runs took, from process start to their summaries."""
+    seconds = sorted(round(found["wall_seconds"]) for found in summaries().values())
+    shown = [f"{s // 60}:{s % 60:02}" for s in seconds]
+    return [f"The three runs took {', '.join(shown[:-1])} and {shown[-1]} minutes."]
 
 
 def quickstart_short() -> list[str]:
@@ -76,12 +102,12 @@ def results(name: str) -> tuple[Table, dict[str, str]] | None:
     if not path.is_file():
         return None
     spec = yaml.safe_load((ROOT / "configs" / f"{name}.yaml").read_text(encoding="utf-8"))
-    return json.loads(path.read_text(encoding="utf-8")), {key: recipe.get("label", key) for key, recipe in spec["recipes"].items()}
+    return read_json(path), {key: recipe.get("label", key) for key, recipe in spec["recipes"].items()}
 
 
 def costs() -> list[str]:
     """What an update of each recipe costs."""
-    timing = json.loads((ROOT / "examples/comparison/timing.json").read_text(encoding="utf-8"))
+    timing = read_json(ROOT / "examples/comparison/timing.json")
     spec = yaml.safe_load((ROOT / "configs/comparison.yaml").read_text(encoding="utf-8"))
     rows = ["| recipe | seconds | images | reward's share |", "|---|---|---|---|"]
     for name, recipe in spec["recipes"].items():
@@ -169,6 +195,8 @@ def comparison_short() -> list[str]:
 BLOCKS: dict[str, Callable[[], list[str]]] = {
     "quickstart": quickstart,
     "quickstart-short": quickstart_short,
+    "quickstart-checks": quickstart_checks,
+    "quickstart-time": quickstart_time,
     "costs": costs,
     "comparison": lambda: comparison("comparison"),
     "comparison-m": lambda: comparison("comparison_m"),

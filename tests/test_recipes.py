@@ -22,16 +22,20 @@ RECIPES = sorted(set(shipped_configs()) - OWN)
 DRAWN = 'a sign "OPEN"'
 
 
-DEAREST = ("infinity_8b_ocr.yaml", "llm_prefix_ocr_8gpus.yaml", "var_d16_ocr.yaml")
-"""They train slowest, and are the code of infinity_2b_ocr.yaml, llm_prefix_ocr.yaml and var_d16_hpsv3.yaml with other options."""
+DEAREST = ("infinity_2b_ocr_24gb.yaml", "infinity_8b_ocr.yaml", "llm_prefix_ocr_8gpus.yaml", "var_d16_ocr.yaml")
+"""They train slowest, and are the code of infinity_2b_ocr.yaml (twice), llm_prefix_ocr.yaml and var_d16_hpsv3.yaml with other options."""
 
-TRAINED = [*(f"{name}_ocr.yaml" for name in RECIPE_ARGUMENTS), "var_d16_hpsv3.yaml", "llm_prefix_ocr_8gpus.yaml"]
-"""One recipe a family, one whose reward is a service, and one that trains all weights of a family that else has an adapter."""
+TRAINED = [
+    *(f"{name}_ocr.yaml" for name in RECIPE_ARGUMENTS),
+    *("var_d16_hpsv3.yaml", "llm_prefix_ocr_8gpus.yaml", "infinity_2b_ocr_24gb.yaml"),
+]
+"""One recipe a family, one whose reward is a service, one that trains all weights of a family that else has an adapter, and one the
+other way round."""
 SCALED = {f"{name}_ocr_{gpus}gpus.yaml": gpus for name in ("infinity_2b", "llm_prefix") for gpus in (8, 64)}
 
 
 def family(recipe: str) -> str:
-    return re.sub(r"_(ocr|hpsv3)(_\d+gpus)?\.yaml$", "", recipe)
+    return re.sub(r"_(ocr|hpsv3)(_\d+(gpus|gb))?\.yaml$", "", recipe)
 
 
 def shrunk(recipe: str, folder: Path) -> Path:
@@ -62,7 +66,8 @@ def without(settings: dict[str, Any], *names: str) -> dict[str, Any]:
 
 
 def test_every_family_has_both_recipes() -> None:
-    assert {f"{name}_{kind}.yaml" for name in RECIPE_ARGUMENTS for kind in ("ocr", "hpsv3")} | SCALED.keys() == set(RECIPES)
+    of_families = {f"{name}_{kind}.yaml" for name in RECIPE_ARGUMENTS for kind in ("ocr", "hpsv3")}
+    assert of_families | SCALED.keys() | {"infinity_2b_ocr_24gb.yaml"} == set(RECIPES)
 
 
 @pytest.mark.parametrize("recipe", SCALED)

@@ -81,7 +81,8 @@ def test_a_missing_plugin(install: Install) -> None:
     assert str(caught.value) == (
         "no reward named 'brightnes'. Did you mean 'brightness'?\n"
         f"Installed: {others}.\n"
-        "Register one under [project.entry-points.\"varrl_lightning.rewards\"] (docs/rewards.md, 'Write a reward')."
+        "A class in a file of yours is given by its class path: module.Class. To give it a name, register it under "
+        "[project.entry-points.\"varrl_lightning.rewards\"] (docs/rewards.md, 'Share a reward as a plugin')."
     )
 
 

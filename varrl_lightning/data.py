@@ -204,7 +204,8 @@ class PromptDataModule(LightningDataModule):
 
     def _given(self, name: str) -> list[Prompt]:
         if name not in self.prompts:
-            raise PromptFileError(f"no prompts for this stage: set data.{name} to a JSONL file")
+            other = ", or give --prompt 'TEXT'" if name == "predict" else ""
+            raise PromptFileError(f"no prompts for this stage: set data.{name} to a JSONL file{other}")
         return self.prompts[name]
 
     def train_dataloader(self) -> TrainingBatches:

@@ -108,7 +108,8 @@ def load(group: str, name: str) -> Any:
         raise PluginNotFoundError(
             f"no {_kind(group)} named {name!r}.{did_you_mean(name, registrations)}\n"
             f"Installed: {', '.join(sorted(registrations)) or 'none; install varrl-lightning itself with pip'}.\n"
-            f"Register one under [project.entry-points.\"{group}\"] (docs/rewards.md, 'Write a reward')."
+            f"A class in a file of yours is given by its class path: module.Class. To give it a name, register it under "
+            f"[project.entry-points.\"{group}\"] (docs/rewards.md, 'Share a reward as a plugin')."
         )
     label, target = _only(group, name, registrations[name])
     plugin = f"the {_kind(group)} {name!r} = {target!r} of the distribution {label}"

@@ -106,6 +106,11 @@ def test_a_file_of_the_user_comes_first(tmp_path: Path, monkeypatch: pytest.Monk
     assert find_config("quickstart.yaml") == Path("quickstart.yaml")
 
 
+def test_a_name_that_is_like_none_has_no_suggestion() -> None:
+    with pytest.raises(ConfigError, match=r"'nothere.yaml', neither here nor in the package\.\n"):
+        find_config("nothere.yaml")
+
+
 def test_a_config_that_is_nowhere_is_refused_with_those_there_are() -> None:
     with pytest.raises(ConfigError, match=r"'quickstrat.yaml'.*Did you mean 'quickstart.yaml'\?"):
         find_config("quickstrat.yaml")
@@ -251,16 +256,33 @@ def test_a_checkpoint_that_does_not_fit_is_refused_with_its_keys(
     assert sorted(path.name for path in Path().iterdir()) == ["few.jsonl", "some.jsonl", "t.yaml", "train.jsonl", "x.ckpt"]
 
 
-@pytest.mark.parametrize(
-    ("content", "said"), [(None, "cannot read the checkpoint"), (b"PK\x03", "is no checkpoint"), (b"", "is no checkpoint")]
-)
-def test_a_file_that_is_no_checkpoint_is_refused(
-    write: WriteConfig, capsys: pytest.CaptureFixture[str], content: bytes | None, said: str
-) -> None:
-    if content is not None:
-        Path("x.ckpt").write_bytes(content)
+@pytest.mark.parametrize("content", [b"PK\x03", b""])
+def test_a_file_that_is_no_checkpoint_is_refused(write: WriteConfig, capsys: pytest.CaptureFixture[str], content: bytes) -> None:
+    Path("x.ckpt").write_bytes(content)
     assert main(["fit", "--config", write(), "--ckpt_path", "x.ckpt"]) == 1
+    assert "is no checkpoint" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["fit", "test", "predict"])
+def test_a_checkpoint_that_does_not_exist_is_refused_before_anything_is_loaded(
+    write: WriteConfig, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    monkeypatch.setattr(VarrlCLI, "instantiate_classes", lambda self: pytest.fail("it was loaded"))
+    Path("other.ckpt").touch()
+    assert main([command, "--config", write(), "--ckpt_path", "lst"]) == 2
+    said = "cannot read the checkpoint lst: there is no such file or folder. Beside it: other.ckpt. Give a path, or `last` or `best`"
     assert said in capsys.readouterr().err
+
+
+def test_a_prompt_without_quotes_around_it_is_explained(write: WriteConfig, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["predict", "--config", write(), "--prompt", "a", "red", "sign"]) == 2
+    assert "no option takes 'red sign'. Put a value with spaces in quotes: --prompt 'a sign" in capsys.readouterr().err
+
+
+def test_a_run_that_never_validates_says_so(write: WriteConfig, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["fit", "--config", write({"trainer.val_check_interval": 3, "trainer.check_val_every_n_epoch": None})]) == 0
+    assert "No validation in 2 steps (trainer.val_check_interval 3), so no best.ckpt either." in capsys.readouterr().out
+    assert not list(Path().rglob("best.ckpt"))
 
 
 def test_what_the_user_writes_wins_over_a_checkpoint(write: WriteConfig, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -360,7 +382,12 @@ def test_predict_draws_the_prompts_of_a_file(write: WriteConfig, capsys: pytest.
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
-    [([], "set data.predict"), (["--prompt", "HELLO"], "quote them, as in"), (["--prompt", ""], "one to three words")],
+    [
+        ([], "set data.predict to a JSONL file, or give --prompt 'TEXT'"),
+        (["--prompt", "HELLO"], "got no word in quotes from text 'HELLO'; expected, for example, 'a red wooden sign"),
+        (["--prompt", '"ELEPHANT"'], "one to three words of 3-5 letters A-Z, got words ['ELEPHANT'] from text"),
+        (["--prompt", ""], "one to three words"),
+    ],
 )
 def test_predict_says_what_it_cannot_draw(
     write: WriteConfig, capsys: pytest.CaptureFixture[str], arguments: list[str], said: str

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -186,9 +187,24 @@ def test_a_reward_is_timed_and_its_failures_are_found() -> None:
     assert finding.passed
     assert "16 of 16 images scored" in finding.figure
     assert "ms an image" in finding.figure
+    assert re.search(r"standard deviation \d\.\d{3}, within a prompt's images 0\.\d{3}$", finding.figure)
+    assert not finding.advice
     raising = reward_runs(_patient(reward=Moody()).rewards, rollout)
     assert not raising.passed
     assert "no connection" in raising.advice
+
+
+def test_a_reward_of_what_a_prompts_images_share_is_warned_of() -> None:
+    """As of colour, where r_1 is shared: what differs is between prompts alone, and nothing can be learnt."""
+
+    def of_the_prompt(images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
+        return torch.tensor([float(sum(map(ord, prompt.text))) for prompt in prompts]) + 1e-4 * images.mean(dim=(1, 2, 3))
+
+    patient = _patient(reward=of_the_prompt)
+    finding = reward_runs(patient.rewards, rollouts(patient)[0])
+    assert finding.passed
+    assert "within a prompt's images 0.000" in finding.figure
+    assert "first_scale: trained" in finding.advice
 
 
 @pytest.mark.filterwarnings("ignore:the reward 'Silent' gave no score")

@@ -61,9 +61,8 @@ def test_the_numbers_are_those_of_the_run_and_the_commands_run(capsys: pytest.Ca
     found = json.loads((Path(RUN) / "summary.json").read_text())
     before, after = found["word_accuracy_before"], found["word_accuracy_after"]
     assert f"  word accuracy {before:.3f} -> {after:.3f}, on 1 test prompts, after 2 steps\n" in said
-    assert re.search(
-        rf"{RUN}/checkpoints/best\.ckpt  val/word_accuracy \d\.\d+, the highest of all validations; \d\.\d+ in the last\n", said
-    )
+    highest = rf"{RUN}/checkpoints/best\.ckpt  val/word_accuracy \d\.\d+, the highest of all validations(; the last had \d\.\d+)?\n"
+    assert re.search(highest, said)
     assert f"{RUN}/checkpoints/last.ckpt  after step 2\n" in said
     asked = commands(said)
     assert [words[:2] for words in asked] == [["varrl", "predict"], ["varrl", "test"], ["varrl", "export"]]

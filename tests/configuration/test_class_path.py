@@ -37,7 +37,7 @@ def test_a_class_is_imported() -> None:
 @pytest.mark.parametrize(
     ("path", "message"),
     [
-        ("no_such_package.Class", "cannot import 'no_such_package.Class': ModuleNotFoundError: .*Expected package.module.Class"),
+        ("no_such_package.Class", "cannot import 'no_such_package.Class': ModuleNotFoundError: .*Expected module.Class"),
         ("argparse.Namespce", "'argparse' has no class 'Namespce'. Did you mean 'Namespace'\\? It has: .*ArgumentParser"),
         ("collections.abc.__doc__", "no class '__doc__'"),
         ("varrl_lightning.rewards.ocr.OCRRewrd", r"Did you mean 'OCRReward'\? It has: OCRReward\."),
@@ -72,6 +72,14 @@ def test_arguments_are_passed() -> None:
 def test_wrong_arguments_list_the_right_ones(cls: Any, arguments: dict[str, int], message: str) -> None:
     with pytest.raises(InitArgsError, match=message):
         checked_arguments(cls, "it", arguments)
+
+
+def test_a_function_with_one_argument_is_told_how_a_reward_looks() -> None:
+    def light(images: Any) -> Any:
+        return images
+
+    with pytest.raises(InitArgsError, match=r"needs the init_args images\. .* A function that is itself a reward takes images and"):
+        checked_arguments(light, "it", {})
 
 
 class Colour(enum.Enum):

@@ -83,13 +83,19 @@ def _read(path: str | Path, parts: Parts) -> dict[str, Any]:
     except (ValueError, ModuleNotFoundError) as error:  # of a folder
         raise CheckpointError(f"{error}{_others(Path(path))}") from error
     except OSError as error:
-        raise CheckpointError(f"cannot read the checkpoint {path}: {error.strerror or error}") from error
+        raise CheckpointError(no_checkpoint(path, error.strerror or str(error))) from error
     except (RuntimeError, EOFError, IndexError, KeyError, CheckpointException, pickle.UnpicklingError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CheckpointError(f"{path} is no checkpoint of a fit run, or is damaged: {reason}{_others(Path(path))}") from error
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
         raise CheckpointError(f"{path} is no checkpoint of a fit run: it has no state_dict")
     return checkpoint
+
+
+def no_checkpoint(path: str | Path, why: str) -> str:
+    """Say that a checkpoint cannot be read, what lies beside it, and what may be given."""
+    beside = _others(Path(path))
+    return f"cannot read the checkpoint {path}: {why}{beside}. Give a path, or `last` or `best` for those of the run folder"
 
 
 def _others(path: Path) -> str:

@@ -17,7 +17,7 @@ from rich.console import Console
 from varrl_lightning.callbacks import default_callbacks
 from varrl_lightning.callbacks.requeue import checkpoint_to_load
 from varrl_lightning.callbacks.run_folder import begin_run, check_run_folder
-from varrl_lightning.checkpoints.checking import check_checkpoint, load_checkpoint
+from varrl_lightning.checkpoints.checking import check_checkpoint, load_checkpoint, no_checkpoint
 from varrl_lightning.commands.benchmark_report import draw_pairs, report_test
 from varrl_lightning.commands.cycle_costs import cost_table, cycle_costs
 from varrl_lightning.commands.early_checks import check_devices, check_model, check_plugins
@@ -121,6 +121,9 @@ class VarrlCLI(LightningCLI):
         """
         with reraise_as(ConfigError, *BUILD_ERRORS):
             check_model(self.config[self.subcommand].model)
+        path = self.config[self.subcommand].ckpt_path
+        if _is_a_path(path) and not Path(path).exists():
+            raise ConfigError(no_checkpoint(path, "there is no such file or folder"))
         config = self.config[self.subcommand].trainer
         for name, instead in OWN_AFFAIR.items():
             if config[name] not in (None, 1 if name == "accumulate_grad_batches" else 0):
@@ -178,6 +181,10 @@ class VarrlCLI(LightningCLI):
         costs = cycle_costs(self.model.cycle, self.model.policy.schedule(), self.datamodule.batch_size, self.trainer.world_size)
         if self.trainer.is_global_zero:
             Console().print(cost_table(costs))
+            if (every := self._never_validates()) is not None:
+                print(
+                    f"No validation in {self.trainer.max_steps} steps (trainer.val_check_interval {every}), so no best.ckpt either."
+                )
 
     def after_fit(self) -> None:
         """Say what was reached, and which commands come next."""
@@ -193,6 +200,12 @@ class VarrlCLI(LightningCLI):
                 f"trainer.val_check_interval is {interval} steps, but a pass over the training prompts has {batches}. "
                 "Lower it, or set trainer.check_val_every_n_epoch to null, so that it counts across passes."
             )
+
+    def _never_validates(self) -> int | None:
+        """The interval of validations, where there are prompts for them and training ends before the first."""
+        every, last = self.trainer.val_check_interval, self.trainer.max_steps
+        asked = self.datamodule.paths["validation"] is not None and self.trainer.limit_val_batches != 0
+        return every if asked and isinstance(every, int) and 0 < last < every else None
 
     def before_validate(self) -> None:
         """Check that the validation prompts fit the model."""
@@ -236,7 +249,7 @@ class VarrlCLI(LightningCLI):
             # `limit_predict_batches` may have left some out.
             sampled = [prompt for batch, _ in zip(batches, images, strict=False) for prompt in batch]
             paths, grid = save_images(images, sampled, Path(config.output))
-            print(f"{len(paths)} pictures in {config.output}, side by side in {grid}")
+            print(f"{len(paths)} picture{'s' * (len(paths) > 1)} in {config.output}, enlarged side by side in {grid}")
 
     def _prompts(self, kind: str) -> list[Prompt]:
         self.datamodule.setup(self.subcommand)
@@ -257,7 +270,7 @@ class VarrlCLI(LightningCLI):
 
     def _check_checkpoint(self) -> None:
         path = self.config_init[self.subcommand].ckpt_path
-        if path not in (None, "best", "last", "hpc") and not str(path).startswith("registry"):
+        if _is_a_path(path):
             with reraise_as(StartError, ValueError, OSError):
                 check_checkpoint(path, self.model, self.model.saved_tensors())
 
@@ -269,6 +282,11 @@ class VarrlCLI(LightningCLI):
             with reraise_as(StartError, ValueError, OSError):
                 load_checkpoint(config.ckpt_path, self.model, self.model.saved_tensors())
             config.ckpt_path = None
+
+
+def _is_a_path(checkpoint: str | None) -> bool:
+    """Whether it is a file or folder, and none of the words for which Lightning or this command chooses one."""
+    return checkpoint not in (None, "best", "last", "hpc") and not str(checkpoint).startswith("registry")
 
 
 def _missing(trainer: Namespace) -> list[Callback]:

@@ -86,7 +86,7 @@ def _summary(costs: Sequence[StageCost]) -> str:
     images = sum(cost.times * cost.images for cost in costs)
     tokens = sum(cost.times * cost.tokens for cost in costs)
     return (
-        f"In all {updates} updates, {images:,} images sampled and scored, {tokens:,} tokens trained.\n"
+        f"In all {updates} update{'s' * (updates > 1)}, {images:,} images sampled and scored, {tokens:,} tokens trained.\n"
         "A: branches of a prompt, to be compared; K: continuations of a branch.\n"
         "Scales count from 1, as in the paper." + "".join(f"\n{line}" for line in _over_ranks(costs))
     )

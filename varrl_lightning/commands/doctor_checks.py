@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +21,7 @@ from varrl_lightning.rewards.groups import whole_groups
 from varrl_lightning.rewards.weighted import WeightedRewards
 from varrl_lightning.training.guards import Guards
 from varrl_lightning.training.reader_guard import advice, checked_readers, stops
-from varrl_lightning.types import Prompt, Rollout, Score
+from varrl_lightning.types import Prompt, Rollout, Score, Scores
 from varrl_lightning.weights.fingerprint import checksums
 
 SAME_PATH = 1e-5
@@ -31,6 +31,15 @@ TWO_PATHS = 1e-4
 RARE = 1e-3
 """Share of tokens that may differ by more: of two nearly equal codes at the edge of top-k, rounding decides which is kept."""
 Gaps = dict[int, list[Tensor]]
+
+
+_NO_SPREAD = 1e-6
+_LEAST_WITHIN = 0.05
+"""Of the standard deviation over all images; below it a group's images hardly differ in what the reward looks at."""
+_DECIDED_BEFORE = (
+    "A prompt's images are nearly alike to the reward, and other prompts' are not: what it looks at is decided before the branches "
+    "part, by the prompt or by r_1. A reward of colour or brightness needs first_scale: trained."
+)
 
 
 @dataclass(frozen=True)
@@ -183,6 +192,15 @@ def reward_runs(rewards: WeightedRewards, rollout: Rollout) -> Finding:
     count = f"{len(usable)} of {len(scores.values)} images scored, {1000 * took:.1f} ms an image"
     if len(usable) < 2:
         return Finding("reward", False, count, "A group needs two scores. See why the reward gives None or NaN.")
-    spread = f"mean {usable.mean():.3f}, standard deviation {usable.std():.3f}"
-    alike = "" if usable.std() > 1e-6 else "; all alike: from such a group nothing is learnt"
-    return Finding("reward", True, f"{count}; {spread}{alike}")
+    overall, within = float(usable.std()), _within_groups(scores, groups)
+    spread = f"mean {usable.mean():.3f}, standard deviation {overall:.3f}, within a prompt's images {within:.3f}"
+    if overall <= _NO_SPREAD:
+        return Finding("reward", True, f"{count}; {spread}; all alike: from such a group nothing is learnt")
+    return Finding("reward", True, f"{count}; {spread}", _DECIDED_BEFORE if within < _LEAST_WITHIN * overall else "")
+
+
+def _within_groups(scores: Scores, groups: Iterable[range]) -> float:
+    """The standard deviation within a group, mean over the groups with two scores or more; 0 without one."""
+    usable = [scores.values[g.start : g.stop][scores.usable[g.start : g.stop]] for g in groups]
+    spreads = [float(values.std()) for values in usable if len(values) > 1]
+    return sum(spreads) / len(spreads) if spreads else 0.0

@@ -53,7 +53,8 @@ def _reached(trainer: L.Trainer, module: VARGRPO, data: PromptDataModule, saved:
     if "best" in saved:
         value = "" if best is None else f"  {metric} {best:.3f}, the highest of all validations"
         now = trainer.callback_metrics.get(metric or "")
-        yield f"{shown(saved['best'])}{value}{'' if now is None else f'; {float(now):.3f} in the last'}"
+        later = "" if now is None or best is None or float(now) >= best else f"; the last had {float(now):.3f}"
+        yield f"{shown(saved['best'])}{value}{later}"
     if "last" in saved:
         yield f"{shown(saved['last'])}  after step {module.rollouts_done}"
 

@@ -34,7 +34,7 @@ def import_class(path: str) -> Any:
     except Exception as error:  # a user's module may raise anything when imported
         raise ClassPathError(
             f"cannot import {path!r}: {type(error).__name__}: {error}. "
-            "Expected package.module.Class, installed or on PYTHONPATH; `python -m` adds the current folder."
+            "Expected module.Class, of a module in the current folder, installed, or on PYTHONPATH."
         ) from error
     cls = getattr(module, class_name, None)
     if not callable(cls):
@@ -81,7 +81,8 @@ def _check_names(cls: Any, name: str, init_args: Mapping[str, Any]) -> None:
             raise InitArgsError(f"{name!r} has no init_arg {key!r}.{did_you_mean(key, accepted)} {listing}")
     missing = [p.name for p in named if p.default is p.empty and p.name not in init_args]
     if missing:
-        raise InitArgsError(f"{name!r} needs the init_args {', '.join(missing)}. {listing}")
+        is_reward = " A function that is itself a reward takes images and prompts." if "images" in missing else ""
+        raise InitArgsError(f"{name!r} needs the init_args {', '.join(missing)}. {listing}{is_reward}")
 
 
 def _annotations(cls: Any) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from varrl_lightning.configuration.renamed import ARGUMENTS
 from varrl_lightning.errors import no_such_name
 
 _UNRECOGNISED = re.compile(r"unrecognized arguments: --([^\s=]+)")
+_LOOSE_WORDS = re.compile(r"unrecognized arguments: (?!-)(.+)")
 _NOT_ACCEPTED = re.compile(r"does not accept option '([^']+)'|Option '([^']+)' is not accepted")
 _CLASS_PATH = re.compile(r"class_path[= ]'([^']+)'")
 _PARSER_KEY = re.compile(r'Parser key "([^"]+)"')
@@ -27,6 +28,8 @@ def explain(message: str, known: Iterable[str]) -> str:
     unrecognised = _UNRECOGNISED.search(message)
     if unrecognised:
         return _unknown_key(unrecognised[1], set(known)) or message
+    if loose := _LOOSE_WORDS.search(message):
+        return f"no option takes {loose[1]!r}. Put a value with spaces in quotes: --prompt 'a sign that says \"OPEN\"'"
     refused = _NOT_ACCEPTED.search(message)
     if refused:
         key = refused[1] or refused[2]

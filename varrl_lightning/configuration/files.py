@@ -38,9 +38,11 @@ def find_config(name: str) -> Path:
     for candidate in (path.name, f"{path.name}.yaml"):
         if candidate in shipped:
             return shipped[candidate]
+    stems = [Path(known).stem for known in shipped]  # the ending that all share would make any two names alike
+    close = did_you_mean(path.stem, stems).replace("'?", ".yaml'?")
     raise ConfigError(
-        f"no configuration file {name!r}, neither here nor in the package.{did_you_mean(path.name, shipped)}\n"
-        f"  In the package: {', '.join(shipped) or 'none'}."
+        f"no configuration file {name!r}, neither here nor in the package.{close}\n"
+        f"  In the package: {', '.join(shipped) or 'none'}. `varrl list configs` says what each is."
     )
 
 

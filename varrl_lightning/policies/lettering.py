@@ -49,9 +49,10 @@ def sign_of(prompt: Prompt) -> Sign:
     asked = normal_words(prompt.words)
     words = tuple(word.upper() for word in asked if word.isascii())
     if not 1 <= len(words) == len(asked) <= LINES or not all(_WORD.fullmatch(word) for word in words):
+        problem = f"got words {list(prompt.words)}" if asked else "got no word in quotes"
         raise ValueError(
-            f"prompt {prompt.id!r}: the lettering model writes one to three words of 3-5 letters A-Z, got words "
-            f"{list(prompt.words)} from text {prompt.text!r}; quote them, as in 'a red wooden sign that says \"OPEN LATE\"'"
+            f"prompt {prompt.id!r}: the lettering model writes one to three words of 3-5 letters A-Z, {problem} from text "
+            f"{prompt.text!r}; expected, for example, 'a red wooden sign that says \"OPEN LATE\"'"
         )
     text = prompt.text
     for quoted in prompt.words:
