@@ -23,7 +23,7 @@ DRAWN = 'a sign "OPEN"'
 
 
 DEAREST = ("infinity_2b_ocr_24gb.yaml", "infinity_8b_ocr.yaml", "llm_prefix_ocr_8gpus.yaml", "var_d16_ocr.yaml")
-"""They train slowest, and are the code of infinity_2b_ocr.yaml (twice), llm_prefix_ocr.yaml and var_d16_hpsv3.yaml with other options."""
+"""They train slowest, and are the code of infinity_2b_ocr.yaml, llm_prefix_ocr.yaml and var_d16_hpsv3.yaml with other options."""
 
 TRAINED = [
     *(f"{name}_ocr.yaml" for name in RECIPE_ARGUMENTS),

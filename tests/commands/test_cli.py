@@ -270,8 +270,8 @@ def test_a_checkpoint_that_does_not_exist_is_refused_before_anything_is_loaded(
     monkeypatch.setattr(VarrlCLI, "instantiate_classes", lambda self: pytest.fail("it was loaded"))
     Path("other.ckpt").touch()
     assert main([command, "--config", write(), "--ckpt_path", "lst"]) == 2
-    said = "cannot read the checkpoint lst: there is no such file or folder. Beside it: other.ckpt. Give a path, or `last` or `best`"
-    assert said in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "cannot read the checkpoint lst: there is no such file or folder. Beside it: other.ckpt. Give a path, or `last`" in said
 
 
 def test_a_prompt_without_quotes_around_it_is_explained(write: WriteConfig, capsys: pytest.CaptureFixture[str]) -> None:
