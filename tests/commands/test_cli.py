@@ -16,7 +16,7 @@ from tiny import tiny_policy
 from varrl_lightning.__main__ import main
 from varrl_lightning.commands.cli import VarrlCLI
 from varrl_lightning.commands.user_errors import silence_lightning
-from varrl_lightning.configuration.explain import explain
+from varrl_lightning.configuration.explain import explain, plain
 from varrl_lightning.configuration.files import find_config, resolve_configs, shipped_configs
 from varrl_lightning.errors import ConfigError
 from varrl_lightning.types import Prompt
@@ -128,6 +128,25 @@ def test_an_unknown_key_is_explained_however_it_was_given(key: str, said: str) -
     known = ["model.alpha", "model.m", "trainer.max_steps"]
     assert explain(f"Subcommand 'fit' does not accept option '{key}'", known) == said
     assert explain(f"unrecognized arguments: --{key}=3", known) == said
+
+
+@pytest.mark.parametrize(
+    ("message", "said"),
+    [
+        ("Expected a typing.Literal['trained', 'shared']. Got value: train", "Expected one of trained, shared. Got: train."),
+        ("Parser key \"x\":\n  Expected a <class 'int'>. Got value: many", 'Parser key "x":\n  Expected int. Got value: many'),
+        (
+            "Does not validate against any of the Union subtypes\nSubtypes: [a, b]\nErrors:\n  - Problem with class_path 'W':\n"
+            "      Requirement 'wandb' not met.\n  - Expected a <class 'bool'>\nGiven value type: <class 'N'>\nGiven value: N(x=1)",
+            "- Problem with class_path 'W':\n      Requirement 'wandb' not met.",
+        ),
+        ("Errors:", "Errors:"),
+        ("no such file", "no such file"),
+    ],
+)
+def test_a_value_of_the_wrong_type_is_explained_in_plain_words(message: str, said: str) -> None:
+    assert plain(message).startswith(said)
+    assert plain(message).removeprefix(said) in ("", " Did you mean 'trained'?")
 
 
 # --- mistakes -----------------------------------------------------------------------------------------------------------------

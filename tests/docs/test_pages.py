@@ -104,7 +104,7 @@ def test_no_page_is_cut_off_or_fails(site: tuple[str, list[str]], browser: Any, 
     assert {path: wrong for path, wrong in found.items() if wrong} == {}
 
 
-BROKEN = """<body><div class="md-content" style="{style}"><img src="nothing.png" alt=""><pre>{long}</pre></div>
+BROKEN = """<body><div class="md-content" style="{style}"><img src="nothing.png" alt=""><pre style="width: 999px">{long}</pre></div>
 <script src="http://localhost:9/x.js"></script><script>nothing()</script></body>"""
 
 

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
+from varrl_lightning.configuration.explain import plain
 from varrl_lightning.errors import (
     FAILED,
     USE,
@@ -52,7 +53,7 @@ def reraise_as(kind: type[Exception], *errors: type[Exception]) -> Iterator[None
     try:
         yield
     except errors as error:
-        raise kind(str(error)) from error
+        raise kind(plain(str(error))) from error
 
 
 def run_command(run: Callable[[], int]) -> int:

@@ -8,14 +8,16 @@ import re
 from collections.abc import Iterable
 
 from varrl_lightning.configuration.renamed import ARGUMENTS
-from varrl_lightning.errors import no_such_name
+from varrl_lightning.errors import did_you_mean, no_such_name
 
 _UNRECOGNISED = re.compile(r"unrecognized arguments: --([^\s=]+)")
 _LOOSE_WORDS = re.compile(r"unrecognized arguments: (?!-)(.+)")
 _NOT_ACCEPTED = re.compile(r"does not accept option '([^']+)'|Option '([^']+)' is not accepted")
 _CLASS_PATH = re.compile(r"class_path[= ]'([^']+)'")
 _PARSER_KEY = re.compile(r'Parser key "([^"]+)"')
-_NOISE = re.compile(r"^\s*(Does not validate against|Subtypes: |Errors:|- Expected a <class 'NoneType'>|Given value)")
+_NOISE = re.compile(r"^\s*(- )?(Does not validate against|Subtypes: |Errors:|Expected a <class .*>$|Given value)|^\s*$")
+_TYPE = re.compile(r"Expected an? <class '(?:\w+\.)*(\w+)'>\.?")
+_CHOICE = re.compile(r"Expected an? typing\.Literal\[([^\]]*)\]\. Got value: (\S+)")
 
 
 def explain(message: str, known: Iterable[str]) -> str:
@@ -40,7 +42,19 @@ def explain(message: str, known: Iterable[str]) -> str:
         return _unknown_key(f"{owner[1]}.{key}" if owner else key, set(known)) or message
     if "arguments are required" in message:
         message += "\nGive a configuration: --config configs/quickstart.yaml, or the config.yaml of a run's folder."
-    return "\n".join(line for line in message.splitlines() if not _NOISE.match(line))
+    return plain(message)
+
+
+def plain(message: str) -> str:
+    """jsonargparse's message of a value of the wrong type, without its noise and in a user's words."""
+    message = "\n".join(line for line in message.splitlines() if not _NOISE.match(line)).strip() or message
+    message = _CHOICE.sub(_one_of, message)
+    return _TYPE.sub(r"Expected \1.", message)
+
+
+def _one_of(found: re.Match[str]) -> str:
+    names = [name.strip(" '\"") for name in found[1].split(",")]
+    return f"Expected one of {', '.join(names)}. Got: {found[2]}.{did_you_mean(found[2], names)}"
 
 
 def _unknown_key(key: str, known: set[str]) -> str | None:
