@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -16,6 +17,7 @@ from huggingface_hub import constants
 from safetensors.torch import save_file
 
 from tests.weights.stored import TENSORS, same, write_shards
+from varrl_lightning.weights.hub import ask_hub
 from varrl_lightning.weights.loading import read_tensors
 
 
@@ -165,3 +167,17 @@ def test_nothing_is_asked_for_a_local_path(hub: list[str], tmp_path: Path) -> No
     with pytest.raises(FileNotFoundError):
         read_tensors("./x.pth")
     assert hub == []
+
+
+def test_attempts_to_reach_the_hub_are_not_logged_one_by_one() -> None:
+    logger = logging.getLogger("huggingface_hub.utils._http")
+    level = logging.getLogger("huggingface_hub").level
+
+    def ask() -> None:
+        assert not logger.isEnabledFor(logging.WARNING)
+        assert logger.isEnabledFor(logging.ERROR)
+        raise OSError("no route")
+
+    with pytest.raises(FileNotFoundError, match=r"could not be reached, and it was not downloaded before \(OSError: no route\)"):
+        ask_hub("some/where", "", ask)
+    assert logging.getLogger("huggingface_hub").level == level

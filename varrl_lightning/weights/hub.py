@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +85,8 @@ def ask_hub(repo: str, name: str, ask: Callable[[], Any]) -> Any:
     from huggingface_hub.errors import GatedRepoError, RemoteEntryNotFoundError, RepositoryNotFoundError
 
     try:
-        return ask()
+        with _without_retries_in_the_log():
+            return ask()
     except Exception as error:  # OSError, ValueError and the http client's errors
         if isinstance(error, GatedRepoError):
             why = f"is gated: agree to its terms at https://huggingface.co/{repo} and log in (`hf auth login`)"
@@ -98,6 +101,18 @@ def ask_hub(repo: str, name: str, ask: Callable[[], Any]) -> Any:
             f"{repo} is no path here, and as a repository of the Hugging Face hub it {why}. To do without the hub: run "
             f"`{download}` where there is a connection, and give that path here"
         ) from error
+
+
+@contextmanager
+def _without_retries_in_the_log() -> Iterator[None]:
+    """The hub's client logs every attempt to reach it, a dozen lines; what came of them is said once, by the error."""
+    logger = logging.getLogger("huggingface_hub")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def first_line(error: Exception) -> str:
