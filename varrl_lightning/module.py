@@ -21,7 +21,7 @@ from varrl_lightning.data import EvaluationBatches
 from varrl_lightning.evaluation.evaluate import Evaluation
 from varrl_lightning.evaluation.evaluator import Evaluator
 from varrl_lightning.grpo.arguments import built_credit, built_cycle, built_objective, built_sampling, built_score
-from varrl_lightning.grpo.credit import BranchScores, CreditOptions, MaskOptions, NormaliseOptions
+from varrl_lightning.grpo.credit import BranchScores, Combine, CreditOptions, MaskOptions, NormaliseOptions
 from varrl_lightning.grpo.grpo import GRPO
 from varrl_lightning.grpo.noise import NoiseOptions
 from varrl_lightning.grpo.objective import KLOptions, Objective
@@ -82,7 +82,7 @@ class VARGRPO(L.LightningModule):
         suffix_starts: different s_m per prompt in the suffix stage; divides its branches.
         first_scale: r_1 is `trained`, or not: sampled once per prompt and `shared`, or sampled `per_branch`.
         stages: all stages of the cycle spelled out, in place of m and alternation.
-        combine: for several rewards, `weighted_sum` (V of the sum) or `standardised_sum` (sum of each V standardised in its group).
+        combine: several rewards: `weighted_sum` (V of the sum), `standardised_sum` (of each V over its group's std), or `gdpo`.
         kl_coef: coefficient of the KL to the reference; 0 needs no reference.
         kl: how the KL is taken, see `KLOptions`: `estimator`, `old_coef`, `masked`.
         clip_low: the ratio is clipped below at 1 - clip_low.
@@ -132,7 +132,7 @@ class VARGRPO(L.LightningModule):
         suffix_starts: int = 1,
         first_scale: Literal["trained", "shared", "per_branch"] = "trained",
         stages: Sequence[Specified[Stage]] | None = None,
-        combine: Literal["weighted_sum", "standardised_sum"] = CreditOptions.combine,
+        combine: Combine = CreditOptions.combine,
         kl_coef: float = Objective.kl_coef,
         kl: Specified[KLOptions] = KLOptions(),  # noqa: B008  frozen
         clip_low: float = Objective.clip_low,

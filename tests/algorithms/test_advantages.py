@@ -1,11 +1,12 @@
 import math
 import statistics
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from varrl_lightning.algorithms.advantages import degenerate_groups, group_advantages
+from varrl_lightning.algorithms.advantages import batch_advantages, degenerate_groups, group_advantages
 
 NAN = math.nan
 RETURNS = torch.tensor(
@@ -77,3 +78,21 @@ def test_a_large_common_value_costs_no_digits() -> None:
 
 def test_groups_that_say_nothing() -> None:
     assert degenerate_groups(group_advantages(RETURNS)[1]).tolist() == [False, False, True, True, False]
+
+
+def test_batch_advantages_against_numpy() -> None:
+    """Sums of standardised rewards, less their mean and over their unbiased std, both over the active branches of the batch."""
+    sums = torch.tensor([[1.5, -0.5, -1.0], [0.0, 0.0, 0.0], [0.3, NAN, -0.1], [2.0, NAN, NAN]])
+    advantages, active = batch_advantages(sums, eps=0.01)
+    assert active.tolist() == [[True] * 3, [False] * 3, [True, False, True], [False] * 3]
+    known = np.array([1.5, -0.5, -1.0, 0.3, -0.1])
+    expected = (known - known.mean()) / (known.std(ddof=1) + 0.01)
+    np.testing.assert_allclose(advantages[active].numpy(), expected, rtol=1e-6)
+    assert not advantages[~active].any()
+
+
+def test_a_batch_without_an_active_branch_has_no_advantages() -> None:
+    advantages, active = batch_advantages(torch.tensor([[1.0, 1.0], [NAN, 2.0]]))
+    assert not advantages.any()
+    assert not active.any()
+    assert batch_advantages(torch.tensor([[0.0, 1e-3]]), min_std=0.1)[1].tolist() == [[False, False]]

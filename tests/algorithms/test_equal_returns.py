@@ -63,8 +63,10 @@ def credit_of(values: dict[str, Tensor], weights: dict[str, float], stage: Stage
     return credit, reward_metrics(scores, credit, CreditOptions(**options).eta)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("combine", ["weighted_sum", "standardised_sum"])
-@pytest.mark.parametrize("advantages", ["group", "batch", "none"])
+@pytest.mark.parametrize(
+    ("combine", "advantages"),
+    [*itertools.product(["weighted_sum", "standardised_sum"], ["group", "batch", "none"]), ("gdpo", "group")],
+)
 @pytest.mark.parametrize("K", [1, 3])
 def test_constant_rewards_have_no_credit(combine: str, advantages: str, K: int) -> None:
     """A group where all images score alike beside one where they do not, at any eta."""

@@ -15,11 +15,13 @@ ROWS = torch.tensor([[0.99], [1.01], [0.0], [2.0]])
 """Two groups of two branches: a std of .02 / sqrt(2), and one of sqrt(2)."""
 
 
-def credit(options: CreditOptions, rewards: dict[str, torch.Tensor] | None = None) -> Credit:
+def credit(
+    options: CreditOptions, rewards: dict[str, torch.Tensor] | None = None, weights: dict[str, float] | None = None
+) -> Credit:
     values = rewards or {"r": ROWS}
     usable = {name: torch.ones_like(v, dtype=torch.bool) for name, v in values.items()}
     scores = BranchScores(values, usable, {name: {} for name in values}, tokens_on=None)
-    return assign_credit(scores, square((1, 2)), Stage(0, 2, branches=2), dict.fromkeys(values, 1.0), options)
+    return assign_credit(scores, square((1, 2)), Stage(0, 2, branches=2), weights or dict.fromkeys(values, 1.0), options)
 
 
 def test_eps_shrinks_the_advantages_of_a_small_spread() -> None:
@@ -49,3 +51,23 @@ def test_they_hold_for_each_reward_of_a_standardised_sum() -> None:
 def test_out_of_range(name: str, value: float) -> None:
     with pytest.raises(ValueError, match=f"normalise.{name} must be >= 0 and finite"):
         NormaliseOptions(**{name: value})
+
+
+def test_gdpo_divides_the_sum_over_the_batch() -> None:
+    """The rewards agree in the first group and cancel in the second; each group's own std would make them equal."""
+    first, second = torch.tensor([[0.0], [1.0], [0.0], [9.0]]), torch.tensor([[5.0], [7.0], [3.0], [2.0]])
+    options = CreditOptions(combine="gdpo", normalise=NormaliseOptions(advantage_eps=0.0))
+    weights = {"first": 1.0, "second": 0.8}
+    made = credit(options, {"first": first, "second": second}, weights)
+    unit = 1 / math.sqrt(2)
+    sums = torch.tensor([-1.8 * unit, 1.8 * unit, -0.2 * unit, 0.2 * unit])
+    assert torch.allclose(made.returns.flatten(), sums, atol=1e-6)
+    assert torch.allclose(made.advantages, sums / sums.std(), atol=1e-6)
+    per_group = CreditOptions(combine="standardised_sum", normalise=options.normalise)
+    divided = credit(per_group, {"first": first, "second": second}, weights)
+    assert torch.allclose(divided.advantages, unit * sums.sign(), atol=1e-6)
+
+
+def test_gdpo_refuses_another_divisor() -> None:
+    with pytest.raises(ValueError, match=r"combine 'gdpo' divides advantages by its own rule, got normalise\.advantages 'batch'"):
+        CreditOptions(combine="gdpo", normalise=NormaliseOptions(advantages="batch"))

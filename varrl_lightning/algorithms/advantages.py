@@ -64,6 +64,38 @@ def group_advantages(
     return torch.where(active, centred, 0.0).to(returns.dtype), active
 
 
+def batch_advantages(
+    sums: Float[Tensor, "P A"], *, eps: float = 1e-4, min_std: float = 1e-6
+) -> tuple[Float[Tensor, "P A"], Bool[Tensor, "P A"]]:
+    """Compute GDPO's advantages (Liu et al., arXiv 2601.05242) of sums of rewards that were standardised group by group.
+
+        A_i = (S_i - mean) / (std + eps),   mean and unbiased std over the active branches of the whole batch
+
+    Active is a branch as in `group_advantages`. So groups keep their own scale: one in which several rewards agree counts for more
+    than one in which they cancel, which would be blown up to the same size by its own std.
+
+    Args:
+        sums: of `standardised_sum`; NaN where a branch has none.
+        eps: added to the std.
+        min_std: a group whose sums have a smaller std counts as one without variance.
+
+    Examples:
+        In the second group the rewards nearly cancel, and stay small; in the third they are equal:
+
+        >>> advantages, active = batch_advantages(torch.tensor([[-1.0, 1.0], [-0.1, 0.1], [0.0, 0.0]]), eps=0.0)
+        >>> advantages.round(decimals=2)
+        tensor([[-1.2200,  1.2200],
+                [-0.1200,  0.1200],
+                [ 0.0000,  0.0000]])
+        >>> active.any(dim=1)
+        tensor([ True,  True, False])
+    """
+    _, active = group_advantages(sums, scale="none", min_std=min_std)
+    known = torch.where(active, widened(sums), 0.0)
+    centred = torch.where(active, known - known.sum() / active.sum().clamp(min=1), 0.0)
+    return (centred / (_batch_std(known, active) + eps)).to(sums.dtype), active
+
+
 def leave_one_out(values: Float[Tensor, "P A"], valid: Bool[Tensor, "P A"]) -> Float[Tensor, "P A"]:
     """Return each value less the mean of the other valid values of its group; 0 where not valid, or where there is no other.
 

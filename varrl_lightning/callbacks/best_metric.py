@@ -36,7 +36,7 @@ def deciding_metric(module: VARGRPO, logged: Iterable[str]) -> Choice:
         which = "a reward" if reader is None else f"the reward {reader!r}"
         return Choice("val/word_accuracy", f"{which} that is trained reads words")
     several = sum(weight != 0 for weight in weights.values()) > 1
-    if several and module.grpo.credit.combine == "standardised_sum":
+    if several and module.grpo.credit.combine != "weighted_sum":
         return Choice("val/standardised_reward", "the sum of the trained rewards, each standardised by the first validation")
     return Choice("val/reward", "the sum of the trained rewards by their weights" if several else "the reward that is trained")
 

@@ -24,7 +24,7 @@ class Checkpoints(ModelCheckpoint):
 
     The best is decided by what is trained: by `monitor` of `VARGRPO`, any logged metric, where it is given; else by
     `val/word_accuracy` where a reward of positive weight reads words; else by `val/reward`, the sum of the rewards by their
-    weights, or by `val/standardised_reward` under `combine: standardised_sum`. The first validation says which it is; a value that
+    weights, or by `val/standardised_reward` under another `combine`. The first validation says which it is; a value that
     a checkpoint has brought is compared with others of the same metric only.
 
     A ModelCheckpoint, so that `--ckpt_path last` and `best` find the files; when to save is decided here, since with manual

@@ -54,7 +54,7 @@ class Evaluator:
         self.standards: Standards = {}
         """By what `val/standardised_reward` standardises each reward; a checkpoint holds it."""
         weights = {name: term.weight for name, term in self.rewards.terms.items() if term.weight}
-        self._summed = weights if grpo.credit.combine == "standardised_sum" and len(weights) > 1 else {}
+        self._summed = weights if grpo.credit.combine != "weighted_sum" and len(weights) > 1 else {}
         self._batches: dict[str, list[Evaluation]] = {}
 
     @contextmanager
@@ -121,7 +121,7 @@ class Evaluator:
     def metrics(self, trial: bool = False) -> dict[str, float]:
         """Means over all batches that were collected, by `val/...`, `test/...`; the next validation or test begins anew.
 
-        What has no value, since no reward gave a score, is left out. Under `combine: standardised_sum`, `val/standardised_reward`
+        What has no value, since no reward gave a score, is left out. Under a `combine` that standardises, `val/standardised_reward`
         is what several trained rewards come to: see `standardised_reward`. Their standards are those of the first validation.
 
         Args:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from varrl_lightning.algorithms.stages import FirstScale, check_calibration, cycle, spelled_out
 from varrl_lightning.configuration.specs import built
-from varrl_lightning.grpo.credit import CreditOptions, MaskOptions, NormaliseOptions
+from varrl_lightning.grpo.credit import Combine, CreditOptions, MaskOptions, NormaliseOptions
 from varrl_lightning.grpo.objective import KLOptions, Objective
 from varrl_lightning.policies.base import VARPolicy
 from varrl_lightning.types import Sampling, SamplingChanges, Score, Stage
@@ -73,7 +73,7 @@ def built_score(score: Any, sampling: Sampling) -> Score:
 def built_credit(
     eta: float,
     alpha: float,
-    combine: Literal["weighted_sum", "standardised_sum"],
+    combine: Combine,
     mask: Any,
     normalise: Any,
 ) -> CreditOptions:

@@ -9,13 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from varrl_lightning.algorithms.advantages import group_advantages
+from varrl_lightning.algorithms.advantages import batch_advantages, group_advantages
 from varrl_lightning.algorithms.masks import Missing, fill_missing, propagate, unite_over_continuations
 from varrl_lightning.algorithms.panw import LEAST_LOG, log_panw_weights, row_weights_of_logs
 from varrl_lightning.algorithms.stages import stage_returns
@@ -55,6 +55,10 @@ class MaskOptions(OptionGroup):
             raise ValueError(f"mask.outside must be in [0, 1], got {self.outside}")
         if self.dilation < 0:
             raise ValueError(f"mask.dilation must be 0 or more pixels, got {self.dilation}")
+
+
+Combine: TypeAlias = Literal["weighted_sum", "standardised_sum", "gdpo"]
+"""How several rewards become one number."""
 
 
 @dataclass(frozen=True)
@@ -97,8 +101,8 @@ class CreditOptions:
     Args:
         eta: temperature of the middle return (Eq. 10), > 0.
         alpha: decay exponent of k_t = 1 / (h_t w_t)^alpha (Eq. 9), >= 0.
-        combine: several rewards: V of their weighted sum (`weighted_sum`), or the sum of each V standardised in its group
-            (`standardised_sum`).
+        combine: several rewards: V of their weighted sum (`weighted_sum`); the sum of each V standardised in its group
+            (`standardised_sum`); or the same sum, divided by its std over the batch in place of that over the group (`gdpo`).
         mask: from pixels to tokens.
         normalise: divisors of advantages and weights.
 
@@ -108,7 +112,7 @@ class CreditOptions:
 
     eta: float = 1.0
     alpha: float = 0.6
-    combine: Literal["weighted_sum", "standardised_sum"] = "weighted_sum"
+    combine: Combine = "weighted_sum"
     mask: MaskOptions = field(default_factory=MaskOptions)
     normalise: NormaliseOptions = field(default_factory=NormaliseOptions)
 
@@ -118,6 +122,11 @@ class CreditOptions:
             raise ValueError(f"eta must be > 0 and finite, got {self.eta}")
         if not (self.alpha >= 0 and math.isfinite(self.alpha)):
             raise ValueError(f"alpha must be >= 0 and finite, got {self.alpha}")
+        if self.combine == "gdpo" and self.normalise.advantages != "group":
+            raise ValueError(
+                f"combine 'gdpo' divides advantages by its own rule, got normalise.advantages {self.normalise.advantages!r}: leave "
+                "it out, or take combine 'standardised_sum'"
+            )
 
     def check_stage(self, stage: Stage, schedule: Schedule) -> None:
         """Check that the tokens of a stage have weights that float32 holds.
@@ -292,7 +301,10 @@ def assign_credit(
     returns = _returns(values, usable, rewards, valid, dict(weights), stage, options)
     normalise = options.normalise
     spread = {"eps": normalise.advantage_eps, "min_std": normalise.min_std}
-    advantages, active = group_advantages(returns, torch.isfinite(returns), scale=normalise.advantages, **spread)
+    if options.combine == "gdpo":
+        advantages, active = batch_advantages(returns, **spread)
+    else:
+        advantages, active = group_advantages(returns, torch.isfinite(returns), scale=normalise.advantages, **spread)
     mask = _mask(scores.tokens_on, stage, schedule, options.mask, returns)
     log_k = log_panw_weights(schedule, stage.start, stage.stop, options.alpha)
     everyone = torch.ones_like(active.flatten())

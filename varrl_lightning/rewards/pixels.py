@@ -1,0 +1,71 @@
+"""Rewards of the pixels alone: cheap, blind to what is painted, and for that good to see whether training games a reward."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+
+from varrl_lightning.rewards.base import BaseReward
+from varrl_lightning.types import Prompt
+
+
+class JpegSize(BaseReward):
+    """The size of the image as a JPEG file (Black et al., arXiv 2305.13301: compressibility).
+
+        R = bytes / 1024
+
+    In kilobytes, > 0: the noisier an image, the larger. A negative weight rewards images that compress well. It has no gradient.
+
+    Args:
+        quality: of the JPEG, 1 to 95.
+
+    Raises:
+        ValueError: on a quality out of its range.
+    """
+
+    def __init__(self, quality: int = 95) -> None:
+        if not 1 <= quality <= 95:
+            raise ValueError(f"quality must be 1 to 95, as JPEG's, got {quality}")
+        self.quality = quality
+
+    def __call__(self, images: Float[Tensor, "N 3 H W"], prompts: Sequence[Prompt]) -> Float[Tensor, " N"]:
+        """Kilobytes of each image."""
+        pixels = (images.float().clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+        with ThreadPoolExecutor(torch.get_num_threads()) as pool:  # libjpeg lets other threads run
+            sizes = list(pool.map(self._bytes, pixels))
+        return torch.tensor(sizes, device=images.device, dtype=torch.float32) / 1024
+
+    def _bytes(self, pixels: Any) -> int:
+        file = io.BytesIO()
+        Image.fromarray(pixels).save(file, "JPEG", quality=self.quality)
+        return file.tell()
+
+
+class Sharpness(BaseReward):
+    """The variance of the image's Laplacian: how much fine detail or noise there is.
+
+        R = var(L),  L = 4 y(i, j) - y(i-1, j) - y(i+1, j) - y(i, j-1) - y(i, j+1),  y = .299 r + .587 g + .114 b
+
+    At least 0, over the inner pixels: 0 for a ramp, and 20 v for grey noise of variance v, at most 5 for black and white pixels. It
+    has a gradient.
+
+    Raises:
+        ValueError: for images of less than 3 x 3 pixels.
+    """
+
+    def __call__(self, images: Float[Tensor, "N 3 H W"], prompts: Sequence[Prompt]) -> Float[Tensor, " N"]:
+        """The variance of each image."""
+        if min(images.shape[-2:]) < 3:
+            raise ValueError(f"sharpness needs images of at least 3 x 3 pixels, got {tuple(images.shape[-2:])}")
+        images = images.float()
+        grey = (images * images.new_tensor([0.299, 0.587, 0.114])[:, None, None]).sum(dim=1, keepdim=True)
+        kernel = images.new_tensor([[0.0, -1.0, 0.0], [-1.0, 4.0, -1.0], [0.0, -1.0, 0.0]])[None, None]
+        return F.conv2d(grey, kernel).flatten(1).var(dim=1, correction=0)
