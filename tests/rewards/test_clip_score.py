@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from text_encoders.tiny_encoders import write_clip
 from torch import nn
 from transformers import CLIPModel, CLIPTokenizer
 
+from tests.rewards.photos import photos, pillow_pixels
 from varrl_lightning.rewards.base import score_images
-from varrl_lightning.rewards.clip_score import MEAN, STD, CLIPScore, clip_pixels
+from varrl_lightning.rewards.clip import STD, clip_pixels
+from varrl_lightning.rewards.clip_score import CLIPScore
 from varrl_lightning.rewards.weighted import WeightedRewards
 from varrl_lightning.types import Prompt
 
@@ -31,28 +32,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def reward(folder: Path) -> CLIPScore:
     return CLIPScore(folder)
-
-
-def photos(n: int, height: int, width: int, seed: int = 0) -> torch.Tensor:
-    """Smooth pictures with hard edges, so that resampling has something to do."""
-    generator = torch.Generator().manual_seed(seed)
-    coarse = torch.rand(n, 3, 5, 5, generator=generator)
-    return nn.functional.interpolate(coarse, (height, width), mode="nearest").clamp(0, 1) * 0.9 + 0.1 * torch.rand(
-        n, 3, height, width, generator=generator
-    )
-
-
-def pillow_pixels(image: torch.Tensor, side: int) -> torch.Tensor:
-    """As CLIP's users prepare a file: Pillow's resize of the shorter side, a crop, a normalisation."""
-    array = (image.permute(1, 2, 0).numpy() * 255).round().astype(np.uint8)
-    picture = Image.fromarray(array)
-    factor = side / min(picture.size)
-    width, height = (side if s == min(picture.size) else math.floor(s * factor + 1e-9) for s in picture.size)
-    picture = picture.resize((width, height), Image.Resampling.BICUBIC)
-    left, top = round((width - side) / 2), round((height - side) / 2)
-    picture = picture.crop((left, top, left + side, top + side))
-    values = np.asarray(picture, dtype=np.float64) / 255
-    return torch.tensor((values - np.array(MEAN)) / np.array(STD)).permute(2, 0, 1).float()
 
 
 def score_by_hand(

@@ -1,0 +1,116 @@
+"""CLIP's features of images and texts, for the rewards that are made of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from varrl_lightning.rewards.base import BaseReward
+from varrl_lightning.text_encoders.base import read_pretrained
+from varrl_lightning.text_encoders.cuts import cut_prompt, kept_texts, report_cuts
+from varrl_lightning.types import Prompt
+
+MEAN = (0.48145466, 0.4578275, 0.40821073)
+STD = (0.26862954, 0.26130258, 0.27577711)
+"""What CLIP's images were normalised with, OpenAI's and LAION's alike."""
+
+
+class CLIPReward(BaseReward):
+    """A reward that has a CLIP model: features of unit length, and their cosines.
+
+    An image is rounded to 8 bits, as one read from a file would be, its shorter side is brought to the model's resolution (bicubic)
+    and its centre is cut out. Features are in float32; gradients reach the images.
+
+    Args:
+        path: a CLIP model, as a folder that transformers writes or a hub id `owner/name`.
+        dtype: of the model, `float32`, `bfloat16` or `float16`.
+        images_at_once: images that pass through the model at one time.
+        prefix: put before each prompt's text.
+
+    Raises:
+        FileNotFoundError: when there is no such folder, and no such repository within reach.
+        ValueError: when it holds something else, or on a number out of its range.
+    """
+
+    def __init__(self, path: str | Path, dtype: str = "float32", images_at_once: int = 32, prefix: str = "") -> None:
+        if images_at_once < 1:
+            raise ValueError(f"images_at_once must be at least 1, got {images_at_once}")
+        # No nn.Module, so that a LightningModule that holds this neither saves nor trains the model.
+        model, self.tokenizer = read_pretrained(path, "CLIPModel", dtype)
+        self.model: Any = model
+        self.prefix, self.images_at_once = prefix, images_at_once
+
+    def check_prompts(self, prompts: Sequence[Prompt]) -> None:
+        """Warn of prompts that the model does not read to their ends."""
+        texts = {self.prefix + prompt.text: prompt for prompt in prompts}
+        kept = kept_texts(self.tokenizer, texts, self.length)
+        cuts = [cut_prompt(f"prompt {texts[text].id!r}", text, texts[text].words, kept) for text in kept]
+        whole = f"{self.length} tokens{', its prefix included' if self.prefix else ''}"
+        report_cuts(cuts, f"{type(self).__name__} ({whole})", len(prompts), "warn", "leave them as they are")
+
+    @property
+    def length(self) -> int:
+        """Tokens that the model reads of a text."""
+        return int(self.model.config.text_config.max_position_embeddings)
+
+    def cosine(self, images: Float[Tensor, "N 3 H W"], texts: Sequence[str]) -> Float[Tensor, " N"]:
+        """Similarity of each image and its text, in [-1, 1], float32; the model follows the images to their device.
+
+        Raises:
+            ValueError: when there is not one text per image.
+        """
+        if len(images) != len(texts):
+            raise ValueError(f"got {len(images)} images and {len(texts)} texts; expected one text per image")
+        if not texts:
+            return images.new_zeros(0, dtype=torch.float32)
+        of_images = self.image_features(images)
+        different = list(dict.fromkeys(texts))  # a group has one text for all its images
+        of_texts = self._text_features(different, images.device)
+        rows = torch.tensor([different.index(text) for text in texts], device=images.device)
+        return (of_images * of_texts[rows]).sum(dim=-1)
+
+    def image_features(self, images: Float[Tensor, "N 3 H W"]) -> Float[Tensor, "N C"]:
+        """Features of unit length; the model follows the images to their device."""
+        self.model.to(images.device)
+        with torch.autocast(images.device.type, enabled=False):
+            return torch.cat([self._embed_images(part) for part in images.split(self.images_at_once)])
+
+    @torch.no_grad()
+    def _text_features(self, texts: list[str], device: torch.device) -> Float[Tensor, "_n C"]:
+        texts = [self.prefix + text for text in texts]
+        tokens = self.tokenizer(texts, padding=True, truncation=True, max_length=self.length, return_tensors="pt")
+        inputs = {name: tokens[name].to(device) for name in ("input_ids", "attention_mask")}
+        with torch.autocast(device.type, enabled=False):
+            return F.normalize(self.model.text_projection(self.model.text_model(**inputs).pooler_output).float(), dim=-1)
+
+    def _embed_images(self, images: Float[Tensor, "_n 3 H W"]) -> Float[Tensor, "_n C"]:
+        pixels = clip_pixels(images, self.model.config.vision_config.image_size).to(self.model.visual_projection.weight.dtype)
+        return F.normalize(self.model.visual_projection(self.model.vision_model(pixels).pooler_output).float(), dim=-1)
+
+
+def clip_pixels(images: Float[Tensor, "_n 3 H W"], side: int) -> Float[Tensor, "_n 3 S S"]:
+    """What CLIP's own preparation makes of images in [0, 1]: 8 bits, shorter side to `side`, centre, normalised.
+
+    Pillow's arithmetic in torch: first along rows, then along columns, each time rounded to 8 bits.
+    """
+    pixels = _eight_bits(images.float() * 255)
+    height, width = pixels.shape[-2:]
+    short = min(height, width)
+    new = (side * height // short, side * width // short)
+    for size in ((height, new[1]), new):
+        pixels = _eight_bits(F.interpolate(pixels, size, mode="bicubic", align_corners=False, antialias=True))
+    top, left = round((new[0] - side) / 2), round((new[1] - side) / 2)
+    pixels = pixels[..., top : top + side, left : left + side] / 255
+    mean, std = (pixels.new_tensor(x)[:, None, None] for x in (MEAN, STD))
+    return (pixels - mean) / std
+
+
+def _eight_bits(x: Tensor) -> Tensor:
+    """The values rounded and clamped to 0..255; the gradient passes unchanged."""
+    return x + (x.round().clamp(0, 255) - x).detach()
