@@ -7,6 +7,7 @@ python docs/numbers.py --check    changes nothing; exit status 1 where a number 
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import re
 import sys
@@ -44,6 +45,12 @@ def interval(ends: Sequence[float]) -> str:
 def read_json(path: Path) -> dict[str, Any]:
     """The object that a file holds."""
     found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return found
+
+
+def read_spec(name: str) -> dict[str, Any]:
+    """The spec of a comparison."""
+    found: dict[str, Any] = yaml.safe_load((ROOT / "configs" / f"{name}.yaml").read_text(encoding="utf-8"))
     return found
 
 
@@ -101,19 +108,32 @@ def results(name: str) -> tuple[Table, dict[str, str]] | None:
     path = ROOT / "examples" / name / "results.json"
     if not path.is_file():
         return None
-    spec = yaml.safe_load((ROOT / "configs" / f"{name}.yaml").read_text(encoding="utf-8"))
-    return read_json(path), {key: recipe.get("label", key) for key, recipe in spec["recipes"].items()}
+    return read_json(path), {key: recipe.get("label", key) for key, recipe in read_spec(name)["recipes"].items()}
 
 
 def costs() -> list[str]:
     """What an update of each recipe costs."""
     timing = read_json(ROOT / "examples/comparison/timing.json")
-    spec = yaml.safe_load((ROOT / "configs/comparison.yaml").read_text(encoding="utf-8"))
+    spec = read_spec("comparison")
     rows = ["| recipe | seconds | images | reward's share |", "|---|---|---|---|"]
     for name, recipe in spec["recipes"].items():
         (cost,) = timing["recipes"][name].values()
         numbers = f"{cost['seconds_per_update']:.1f} | {cost['images_per_update']:.0f} | {cost['reward_share']:.0%}"
         rows.append(f"| {recipe['label']} | {numbers} |")
+    return rows
+
+
+def tuning() -> list[str]:
+    """What each recipe reached at each learning rate of the grid, on validation prompts."""
+    labels = {name: recipe["label"] for name, recipe in read_spec("comparison")["recipes"].items()}
+    with (ROOT / "examples/comparison/results.csv").open(encoding="utf-8", newline="") as file:
+        runs = [row for row in csv.DictReader(file) if row["phase"] == "tune" and row["split"] in ("validation", "")]
+    rates = sorted({float(row["learning_rate"]) for row in runs})
+    rows = [f"| recipe | {' | '.join(f'{rate:g}' for rate in rates)} |", f"|---|{'---|' * len(rates)}"]
+    for name, label in labels.items():
+        found = {float(row["learning_rate"]): row["word_accuracy"] for row in runs if row["recipe"] == name}
+        cells = [share(float(found[rate])) if found.get(rate) else "stopped" if rate in found else "" for rate in rates]
+        rows.append(f"| {label} | {' | '.join(cells)} |")
     return rows
 
 
@@ -198,6 +218,7 @@ BLOCKS: dict[str, Callable[[], list[str]]] = {
     "quickstart-checks": quickstart_checks,
     "quickstart-time": quickstart_time,
     "costs": costs,
+    "tuning": tuning,
     "comparison": lambda: comparison("comparison"),
     "comparison-m": lambda: comparison("comparison_m"),
     "comparison-short": comparison_short,
