@@ -110,7 +110,7 @@ def test_decoding_needs_no_more_than_a_prefix(policy: LetteringPolicy) -> None:
         ('"LETTER"', "['LETTER']"),
         ('"FIVE5"', "['FIVE5']"),
         ('"ONE TWO" "SIX TEN"', "['ONE TWO', 'SIX TEN']"),
-        ("a sign that says OPEN", "[]"),
+        ("a sign that says OPEN", "got no word in quotes"),
     ],
 )
 def test_words_that_cannot_be_drawn_are_named(policy: LetteringPolicy, text: str, given: str) -> None:

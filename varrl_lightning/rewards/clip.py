@@ -95,20 +95,27 @@ class CLIPReward(BaseReward):
 
 
 def clip_pixels(images: Float[Tensor, "_n 3 H W"], side: int) -> Float[Tensor, "_n 3 S S"]:
-    """What CLIP's own preparation makes of images in [0, 1]: 8 bits, shorter side to `side`, centre, normalised.
+    """What CLIP's own preparation makes of images in [0, 1]: 8 bits, shorter side to `side`, centre, normalised."""
+    return prepared_pixels(images, side, side, MEAN, STD)
+
+
+def prepared_pixels(
+    images: Float[Tensor, "_n 3 H W"], short_side: int, side: int, mean: Sequence[float], std: Sequence[float]
+) -> Float[Tensor, "_n 3 S S"]:
+    """Images in [0, 1] rounded to 8 bits, their shorter side brought to `short_side`, the centre of `side` cut out, normalised.
 
     Pillow's arithmetic in torch: first along rows, then along columns, each time rounded to 8 bits.
     """
     pixels = _eight_bits(images.float() * 255)
     height, width = pixels.shape[-2:]
     short = min(height, width)
-    new = (side * height // short, side * width // short)
+    new = (short_side * height // short, short_side * width // short)
     for size in ((height, new[1]), new):
         pixels = _eight_bits(F.interpolate(pixels, size, mode="bicubic", align_corners=False, antialias=True))
     top, left = round((new[0] - side) / 2), round((new[1] - side) / 2)
     pixels = pixels[..., top : top + side, left : left + side] / 255
-    mean, std = (pixels.new_tensor(x)[:, None, None] for x in (MEAN, STD))
-    return (pixels - mean) / std
+    means, stds = (pixels.new_tensor(x)[:, None, None] for x in (mean, std))
+    return (pixels - means) / stds
 
 
 def _eight_bits(x: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,17 +64,28 @@ def read_pretrained(path: str | Path, architecture: str, dtype: str) -> tuple[nn
         FileNotFoundError: when there is no such folder, and no such repository within reach.
         ValueError: when it holds another model, or not all weights, which transformers would fill in at random.
     """
+    return _read(path, architecture, dtype, _tokenizer)
+
+
+def read_model(path: str | Path, architecture: str, dtype: str) -> nn.Module:
+    """As `read_pretrained`, of a model that reads no text and has no tokenizer."""
+    model, _ = _read(path, architecture, dtype, None)
+    return model
+
+
+def _read(path: str | Path, architecture: str, dtype: str, read_tokenizer: Callable[[Path], Any] | None) -> tuple[nn.Module, Any]:
     weights = dtype_named(dtype)
     local = Path(path).expanduser()
     is_local = local.is_dir()
     folder = local if is_local else download_matching(hub_id(str(path))[0], ("*.json", "*.txt", "*.model"))
+    files = "config.json and the weights" if read_tokenizer is None else "config.json, the weights and the tokenizer's files"
     try:
-        tokenizer = _tokenizer(folder)
+        tokenizer = None if read_tokenizer is None else read_tokenizer(folder)
         model, missing = _model(str(folder) if is_local else str(path), architecture, weights)
     except Exception as error:  # OSError, ValueError, ImportError, and whatever a damaged file raises
         raise ValueError(
-            f"{path} holds no {architecture} that transformers can read ({first_line(error)}); expected a folder with config.json, "
-            "the weights and the tokenizer's files, as `hf download owner/name --local-dir FOLDER` or `save_pretrained` write it"
+            f"{path} holds no {architecture} that transformers can read ({first_line(error)}); expected a folder with {files}, as "
+            "`hf download owner/name --local-dir FOLDER` or `save_pretrained` write it"
         ) from error
     if missing:
         raise ValueError(f"{path} is no complete {architecture}: it has no {shortened(missing)}")
