@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import copy
-import http.client
 import math
 import os
-import threading
 import time
 import warnings
 from collections.abc import Sequence
@@ -20,38 +18,26 @@ from jaxtyping import Float
 from torch import Tensor
 
 from varrl_lightning.algorithms.ocr_score import ocr_score
-from varrl_lightning.errors import RewardError
 from varrl_lightning.rewards.base import BaseReward, Reading
+from varrl_lightning.rewards.exchange import (
+    BUSY,
+    LONGEST_PAUSE,
+    PROBE,
+    Attempts,
+    AwayError,
+    FailedError,
+    RefusedError,
+    ServiceGoneError,
+    exchange,
+)
 from varrl_lightning.rewards.http_answer import Row, read_answer, read_rows, scores_of
 from varrl_lightning.rewards.http_request import HEALTH, INFO, KEY_HEADER, PATH, encode_request, knows_no_extra, shortened
 from varrl_lightning.types import Prompt, Scores
 
 KEY = "VARRL_API_KEY"
-AWAY = (408, 429, 502, 503, 504)
-"""Status codes of a service that is busy or not ready: the client waits."""
-PROBE = 5.0
-"""Seconds within which a healthy service answers on its health page."""
-LONGEST_PAUSE = 10.0
-LARGEST_ANSWER = 64 * 2**20
 
 
-class ServiceGoneError(RewardError):
-    """No reward service answered within `patience` seconds."""
-
-
-class RefusedError(RewardError):
-    """A reward service rejects the request, and would reject it again: a wrong key or address, too many images."""
-
-
-class _AwayError(Exception):
-    """The service cannot be reached, or says that it is not ready."""
-
-
-class _FailedError(Exception):
-    """The service is there, but this request went wrong."""
-
-
-class _MalformedError(_FailedError):
+class _MalformedError(FailedError):
     """The service answered, but not as the protocol says."""
 
     def __init__(self, message: str, answer: bytes) -> None:
@@ -122,7 +108,7 @@ class HttpReward(BaseReward):
                 self._exchange(url, "GET", INFO, timeout=min(self.timeout, PROBE))
             except RefusedError as error:
                 raise ValueError(str(error)) from error
-            except (_AwayError, _FailedError, TimeoutError) as error:
+            except (AwayError, FailedError, TimeoutError) as error:
                 reasons.append(f"{url}: {error}")
         if len(reasons) == len(self.urls):
             raise ValueError(
@@ -158,7 +144,7 @@ class HttpReward(BaseReward):
         rows = [Row(error="the image is not finite")] * len(images)
         finite = images.isfinite().flatten(1).all(dim=1).tolist()
         groups = [list(group) for _, group in groupby((i for i in range(len(images)) if finite[i]), key=lambda i: prompts[i])]
-        call = _Call()
+        call = Attempts("reward service")
         with ThreadPoolExecutor(self.parallel) as pool:
             try:
                 asked = [pool.submit(self._group, images[g], [prompts[i] for i in g], turn, call) for turn, g in enumerate(groups)]
@@ -172,7 +158,7 @@ class HttpReward(BaseReward):
         _warn_about(rows)
         return scores_of(rows)
 
-    def _group(self, images: Float[Tensor, "N 3 H W"], prompts: Sequence[Prompt], turn: int, call: _Call) -> list[Row]:
+    def _group(self, images: Float[Tensor, "N 3 H W"], prompts: Sequence[Prompt], turn: int, call: Attempts) -> list[Row]:
         """The rows of one request; waits and tries again until there are some."""
         body = encode_request(images, prompts if self._sends_extra else [replace(prompt, extra={}) for prompt in prompts])
         malformed: bytes | None = None
@@ -195,14 +181,14 @@ class HttpReward(BaseReward):
                     raise TooLargeError(f"{error} A group of {len(images)} is not divided: raise its limits.") from error
                 halves = (slice(0, len(images) // 2), slice(len(images) // 2, None))
                 return [row for half in halves for row in self._group(images[half], prompts[half], turn, call)]
-            except _FailedError as error:
+            except FailedError as error:
                 failures += 1
                 same = isinstance(error, _MalformedError) and error.answer == malformed
                 malformed = error.answer if isinstance(error, _MalformedError) else None
                 if same or failures > self.retries:
                     return [Row(error=str(error))] * len(images)
                 deadline = time.monotonic() + self.patience
-            except _AwayError as error:
+            except AwayError as error:
                 call.is_away(str(error), self.patience)
                 if time.monotonic() + pause > deadline:
                     raise ServiceGoneError(
@@ -216,21 +202,21 @@ class HttpReward(BaseReward):
         """The rows of the first service that can be reached, beginning at number `turn`.
 
         Raises:
-            _AwayError: when none can be reached.
-            _FailedError, RefusedError: when the first that can be reached gives no rows.
+            AwayError: when none can be reached.
+            FailedError, RefusedError: when the first that can be reached gives no rows.
         """
         away = []
         for step in range(len(self.urls)):
             url = self.urls[(turn + step) % len(self.urls)]
             try:
                 return self._ask(url, body, n)
-            except _AwayError as error:
+            except AwayError as error:
                 away.append(f"{url}: {error}")
             except _MalformedError as error:
                 raise _MalformedError(f"{url}: {error}", error.answer) from error
-            except _FailedError as error:
-                raise _FailedError(f"{url}: {error}") from error
-        raise _AwayError("; ".join(away))
+            except FailedError as error:
+                raise FailedError(f"{url}: {error}") from error
+        raise AwayError("; ".join(away))
 
     def _ask(self, url: str, body: bytes, n: int) -> list[Row]:
         try:
@@ -239,9 +225,9 @@ class HttpReward(BaseReward):
             # Slow, or stopped? In the first case the request is at fault, in the second nothing is.
             try:
                 self._exchange(url, "GET", HEALTH, timeout=min(self.timeout, PROBE))
-            except (TimeoutError, _FailedError) as probe:
-                raise _AwayError(f"{error}, nor on its health page") from probe
-            raise _FailedError(str(error)) from error
+            except (TimeoutError, FailedError) as probe:
+                raise AwayError(f"{error}, nor on its health page") from probe
+            raise FailedError(str(error)) from error
         try:
             read = read_answer(answer)
             rows = read_rows(read, n)
@@ -258,29 +244,17 @@ class HttpReward(BaseReward):
         """One request and its answer's body.
 
         Raises:
-            TimeoutError, _AwayError, _FailedError, RefusedError: by what came back, if anything did.
+            TimeoutError, AwayError, FailedError, RefusedError: by what came back, if anything did.
         """
-        parts = urlsplit(url)
-        kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-        connection = kind(parts.hostname or "", parts.port, timeout=timeout)
         headers = {"Content-Type": "application/json"} | ({KEY_HEADER: self.api_key} if self.api_key else {})
-        try:
-            connection.request(method, parts.path.rstrip("/") + path, body, headers)
-            response = connection.getresponse()
-            answer = response.read(LARGEST_ANSWER)
-        except TimeoutError as error:
-            raise TimeoutError(f"it did not answer within {timeout:g} seconds") from error
-        except (OSError, http.client.HTTPException) as error:
-            raise _AwayError(f"{type(error).__name__}: {error}") from error
-        finally:
-            connection.close()
+        response = exchange(url.rstrip("/") + path, method, body, headers, timeout)
         if response.status == 200:
-            return answer
-        reply = f"it answered {response.status} {response.reason}: {shortened(answer.decode('utf-8', 'replace'))}"
-        if response.status in AWAY:
-            raise _AwayError(reply)
+            return response.body
+        reply = f"it answered {response.status} {response.reason}: {shortened(response.body.decode('utf-8', 'replace'))}"
+        if response.status in BUSY:
+            raise AwayError(reply)
         if response.status >= 500:
-            raise _FailedError(reply)
+            raise FailedError(reply)
         hint = f" Set {KEY} to its key." if response.status in (401, 403) else ""
         refusal = TooLargeError if response.status == 413 else RefusedError
         raise refusal(f"the reward service {url} does not take the request: {reply}.{hint}")
@@ -288,35 +262,6 @@ class HttpReward(BaseReward):
 
 class TooLargeError(RefusedError):
     """A request is larger than the service takes: it is sent again in halves; of one image, it fails."""
-
-
-class _Call:
-    """What the threads of one call share: whether to stop, and since when no service answers, so that one thread warns."""
-
-    def __init__(self) -> None:
-        self.stop = threading.Event()
-        self._lock = threading.Lock()
-        self._away_since: float | None = None
-
-    def wait(self, seconds: float) -> None:
-        if self.stop.wait(seconds):
-            raise RewardError("the requests to the reward service were cancelled")
-
-    def is_away(self, why: str, patience: float) -> None:
-        with self._lock:
-            if self._away_since is not None:
-                return
-            self._away_since = time.monotonic()
-        # The time of day makes the text a new one, or Python's filter would not show a second outage.
-        warnings.warn(f"{time.strftime('%X')} no reward service answers ({why}); waiting up to {patience:g} seconds", stacklevel=2)
-
-    def is_back(self) -> None:
-        with self._lock:
-            since, self._away_since = self._away_since, None
-        if since is not None:
-            warnings.warn(
-                f"{time.strftime('%X')} the reward service is back after {time.monotonic() - since:.0f} seconds", stacklevel=2
-            )
 
 
 def _address(url: Any) -> str:

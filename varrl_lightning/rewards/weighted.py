@@ -174,7 +174,7 @@ def ask_for_groups(spec: Any) -> bool:
         found, arguments = named_class(REWARDS, spec)
     except PluginError:
         return False
-    return arguments.get("whole_groups") is True or getattr(found, "whole_groups", False) is True
+    return True in (arguments.get("whole_groups"), arguments.get("pairwise")) or getattr(found, "whole_groups", False) is True
 
 
 def _check_prompts_of(images: Tensor, prompts: Sequence[Prompt]) -> None:
