@@ -19,6 +19,7 @@ COMMANDS = {
         "commands.agreement",
         "measure how far gradients of independent batches agree, for a recipe or for parts of the method",
     ),
+    "conflict": ("commands.conflict", "show whether the scales' gradients pull against each other, and which m splits them best"),
     "variance": ("commands.variance", "say for each m what decides the rewards, and what K and the suffix are worth"),
     "export": ("commands.export", "write a run's policy as one file in its family's published layout"),
     "serve": ("commands.serve", "serve a reward over HTTP: varrl serve ocr --port 8000; its client is the reward 'http'"),

@@ -10,9 +10,20 @@ from varrl_lightning.callbacks.monitors import Monitors
 from varrl_lightning.callbacks.progress import RunProgress
 from varrl_lightning.callbacks.safe_stop import SafeStop
 from varrl_lightning.callbacks.samples import SampleGrids
+from varrl_lightning.callbacks.scale_conflict import ScaleConflict
 from varrl_lightning.callbacks.summary import Summary
 
-__all__ = ["Checkpoints", "GradientAgreement", "Monitors", "RunProgress", "SafeStop", "SampleGrids", "Summary", "default_callbacks"]
+__all__ = [
+    "Checkpoints",
+    "GradientAgreement",
+    "Monitors",
+    "RunProgress",
+    "SafeStop",
+    "SampleGrids",
+    "ScaleConflict",
+    "Summary",
+    "default_callbacks",
+]
 
 
 def default_callbacks(checkpoint_every_n_steps: int = 50) -> list[Callback]:

@@ -3,28 +3,21 @@
 from __future__ import annotations
 
 import inspect
-import math
-import warnings
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import lightning as L
-from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import Callback
 
+from varrl_lightning.callbacks.gradient_probe import GradientProbe
 from varrl_lightning.callbacks.trained_module import vargrpo
-from varrl_lightning.data import TrainingBatches
 from varrl_lightning.gradient_agreement.measured import Measured
-from varrl_lightning.gradient_agreement.meter import LEAST, AgreementMeter, independent_batches
+from varrl_lightning.gradient_agreement.meter import LEAST, AgreementMeter
 from varrl_lightning.gradient_agreement.variants import SHAPE, StageShape, Variant, own_stages, read_variants, variants_of
-from varrl_lightning.loggers import log_measured
 from varrl_lightning.module import VARGRPO
-from varrl_lightning.prompts.batches import as_prompts
 from varrl_lightning.types import Prompt
 
 
-class GradientAgreement(Callback):
+class GradientAgreement(GradientProbe):
     """Logs `agreement/NAME/cosine`, its `standard_error` and `signal` every so many training steps; see `AgreementMeter`.
 
     With `per_scale` it also logs `.../scale_t`, t from 1; for all variants but the first, `difference` and
@@ -43,6 +36,8 @@ class GradientAgreement(Callback):
         ValueError: on a value out of its range.
     """
 
+    command = "agreement"
+
     def __init__(
         self,
         every_n_steps: int = 100,
@@ -55,33 +50,10 @@ class GradientAgreement(Callback):
         blocks: int = 20,
         seed: int = 0,
     ) -> None:
-        if every_n_steps < 1:
-            raise ValueError(f"every_n_steps must be at least 1, got {every_n_steps}")
-        if batches < LEAST:
-            raise ValueError(f"batches must be at least {LEAST}, to have a standard error, got {batches}")
-        if prompts is not None and prompts < 1:
-            raise ValueError(f"prompts must be at least 1 in a batch, got {prompts}")
-        if blocks < 2:
-            raise ValueError(f"blocks must be at least 2, to leave one out, got {blocks}")
-        self.every_n_steps, self.batches, self.prompts = every_n_steps, batches, prompts
+        super().__init__(every_n_steps, batches, LEAST, prompts, blocks, seed)
         self.described = read_variants(variants) if isinstance(variants, str) else variants
-        self.per_scale, self.kl, self.parameters, self.blocks, self.seed = per_scale, kl, parameters, blocks, seed
+        self.per_scale, self.kl, self.parameters = per_scale, kl, parameters
         self._variants: list[Variant] = []
-        self._seen: dict[str, Prompt] = {}
-        self._names: set[str] = set()
-
-    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Refuse settings under which gradients cannot be measured.
-
-        Raises:
-            MisconfigurationException: under several processes, or where weights are sharded.
-        """
-        parallel = vargrpo(pl_module).parallel
-        if stage == "fit" and (trainer.world_size > 1 or parallel.kind not in ("single", "ddp")):
-            raise MisconfigurationException(
-                f"GradientAgreement measures on one process that holds all weights, but there are {trainer.world_size} under "
-                f"{parallel.kind}; leave it out, and run 'varrl agreement --ckpt_path FILE' on a checkpoint"
-            )
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Build the variants, so that a mistake in them shows before the first step.
@@ -92,42 +64,13 @@ class GradientAgreement(Callback):
         module = vargrpo(pl_module)
         self._variants = described_variants(module, self.described, self.kl)
         self._meter(module)
-        if self.prompts is not None and isinstance(trainer.train_dataloader, TrainingBatches):
-            independent_batches(trainer.train_dataloader.prompts, self.batches, self.prompts, self.seed)
+        super().on_train_start(trainer, pl_module)
 
-    def on_train_batch_end(
-        self,
-        trainer: L.Trainer,
-        pl_module: L.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-    ) -> None:
-        """Measure after every `every_n_steps` training steps."""
-        module = vargrpo(pl_module)
-        if not isinstance(trainer.train_dataloader, TrainingBatches):
-            self._seen |= {prompt.id: prompt for prompt in as_prompts(batch)}
-        # Without NaN, `callback_metrics` would keep the last value; the loggers get what was measured alone.
-        metrics = dict.fromkeys(self._names, math.nan)
-        if module.rollouts_done % self.every_n_steps == 0:
-            metrics |= self._measure(trainer, module, len(as_prompts(batch)))
-            self._names |= metrics.keys()
-        if metrics:
-            module.log_dict(metrics, logger=False, batch_size=1)
-            log_measured(trainer, metrics)
-
-    def _measure(self, trainer: L.Trainer, module: VARGRPO, size: int) -> dict[str, float]:
-        loader, size = trainer.train_dataloader, self.prompts or size
-        prompts = loader.prompts if isinstance(loader, TrainingBatches) else list(self._seen.values())
-        sizes = Counter(prompt.size for prompt in prompts)
-        prompts = [prompt for prompt in prompts if sizes[prompt.size] >= size]
-        if not prompts:
-            warnings.warn(f"GradientAgreement: training has not yet seen {size} different prompts of one size", stacklevel=2)
-            return {}
+    def measure(self, trainer: L.Trainer, module: VARGRPO, batches: Sequence[list[Prompt]]) -> dict[str, float]:
+        """Cosines, signals and differences of all variants."""
         meter = self._meter(module)
-        with trainer.precision_plugin.forward_context():
-            for batch in independent_batches(prompts, self.batches, size, self.seed):
-                meter.add(batch)
+        for batch in batches:
+            meter.add(batch)
         return {name: value for row in meter.measured() for name, value in _named(row, row.variant == self._variants[0].name)}
 
     def _meter(self, module: VARGRPO) -> AgreementMeter:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
 
 import torch
 
 from varrl_lightning.checkpoints.checking import load_checkpoint
 from varrl_lightning.commands.fit_config import ParsedConfig
 from varrl_lightning.commands.user_errors import reraise_as
+from varrl_lightning.configuration.atomic_write import replace_text
 from varrl_lightning.data import PromptDataModule
-from varrl_lightning.errors import ConfigError, StartError
+from varrl_lightning.errors import FAILED, ConfigError, StartError
 from varrl_lightning.module import VARGRPO
 from varrl_lightning.policies.base import VARPolicy
 
@@ -51,3 +56,28 @@ def built_for_measuring(config: ParsedConfig, device: str | None) -> tuple[VARGR
         if checkpoint := config.checkpoint():
             load_checkpoint(checkpoint, model, model.saved_tensors())
     return model, data, checkpoint
+
+
+def writable_file(option: str, name: str | None) -> Path | None:
+    """The file of an option, checked before a measurement, which may take hours.
+
+    Raises:
+        ConfigError: when it cannot be written.
+    """
+    if name is None:
+        return None
+    path = Path(name)
+    folder = path.absolute().parent
+    if path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise ConfigError(f"{option} {name} cannot be written: expected a file in a folder that exists and can be written to")
+    return path
+
+
+def write_json(path: Path, answer: Mapping[str, object]) -> int:
+    """Write a measurement; returns the exit status."""
+    try:
+        replace_text(path, json.dumps(answer, indent=2) + "\n")
+    except OSError as error:
+        print(f"varrl: could not write {path}: {error}", file=sys.stderr)
+        return FAILED
+    return 0

@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import random
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
 from varrl_lightning.algorithms.stages import prefix_stage
 from varrl_lightning.commands.fit_config import ParsedConfig
 from varrl_lightning.commands.fit_options import options_parser, run_with_config
-from varrl_lightning.commands.one_process import built_for_measuring, refuse_ranks
+from varrl_lightning.commands.one_process import built_for_measuring, refuse_ranks, writable_file, write_json
 from varrl_lightning.commands.user_errors import reraise_as
 from varrl_lightning.commands.variance_rows import Measurement, Row, table
-from varrl_lightning.configuration.atomic_write import replace_text
 from varrl_lightning.data import EvaluationBatches
-from varrl_lightning.errors import FAILED, ConfigError, StartError
+from varrl_lightning.errors import ConfigError, StartError
 from varrl_lightning.policies.base import VARPolicy
 from varrl_lightning.types import Prompt
 
@@ -61,7 +57,7 @@ def _measure(options: argparse.Namespace, config: ParsedConfig) -> int:
     refuse_ranks("variance")
     if options.continuations < 2:
         raise ConfigError(f"--continuations must be at least 2, to compare those of a branch, got {options.continuations}")
-    target = _writable(options.json)
+    target = writable_file("--json", options.json)
     model, data, checkpoint = built_for_measuring(config, options.device)
     first_scale = config.get("model.first_scale")
     with reraise_as(ConfigError, ValueError):
@@ -78,7 +74,7 @@ def _measure(options: argparse.Namespace, config: ParsedConfig) -> int:
     print("\n".join(table(rows)))
     if target is not None:
         about = {"prompts": len(prompts), "branches": branches, "continuations": options.continuations, "seed": options.seed}
-        return _written(target, {**about, "checkpoint": checkpoint, "rows": [row.flat() for row in rows]})
+        return write_json(target, {**about, "checkpoint": checkpoint, "rows": [row.flat() for row in rows]})
     return 0
 
 
@@ -125,23 +121,3 @@ def _rows(measurement: Measurement, steps: Sequence[int], prompts: int) -> list[
 
         rows.append(measurement.row(m, say))
     return rows
-
-
-def _writable(name: str | None) -> Path | None:
-    """The file of `--json`, checked before the measurement."""
-    if name is None:
-        return None
-    path = Path(name)
-    folder = path.absolute().parent
-    if path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
-        raise ConfigError(f"--json {name} cannot be written: expected a file in a folder that exists and can be written to")
-    return path
-
-
-def _written(path: Path, answer: dict[str, object]) -> int:
-    try:
-        replace_text(path, json.dumps(answer, indent=2) + "\n")
-    except OSError as error:
-        print(f"varrl: could not write {path}: {error}", file=sys.stderr)
-        return FAILED
-    return 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from varrl_lightning.figures.conflict import conflict_figure
 from varrl_lightning.figures.curves import curve_figures
 from varrl_lightning.figures.pictures import before_after, chosen, save_figure
 from varrl_lightning.figures.samples import load_samples, sample_files
@@ -14,7 +15,11 @@ from varrl_lightning.figures.tables import Metrics, read_summary
 def draw_figures(run: Path) -> list[Path]:
     """Write `figures/*.png` from metrics.csv, summary.json and samples/raw, as far as they exist; return the written files."""
     written = []
-    for name, figure in curve_figures(Metrics(run / "metrics.csv"), read_summary(run)).items():
+    metrics = Metrics(run / "metrics.csv")
+    figures = curve_figures(metrics, read_summary(run))
+    if (maps := conflict_figure(metrics)) is not None:
+        figures["conflict"] = maps
+    for name, figure in figures.items():
         written.append(run / "figures" / f"{name}.png")
         save_figure(figure, written[-1])
     picture = _before_after(run)
