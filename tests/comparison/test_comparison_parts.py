@@ -71,6 +71,7 @@ def test_a_digest_is_of_what_training_depends_on() -> None:
         assert training_digest(changed(tree(), key, value)) == same, f"{key} is told by the run's name"
     for key, value in (("model.m", 3), ("model.lr_scheduler.init_args.warmup", 7), ("trainer.precision", "bf16")):
         assert training_digest(changed(tree(), key, value)) != same
+    assert training_digest(tree(evaluate_with=None)) == training_digest(tree(judge=None)), "results of 0.2 stay known"
 
 
 # --- budgets ------------------------------------------------------------------------------------------------------------------

@@ -131,6 +131,19 @@ def test_a_rank_whose_reward_is_slow_and_then_fails(workers: Callable[[int], Wor
     assert furthest(ranks[0]["weights"], ranks[1]["weights"]) == 0
 
 
+def test_rewards_of_evaluations_say_the_same_on_two_processes(workers: Callable[[int], Workers]) -> None:
+    alone = jobs.judged(None, 1)
+    for way in ("val", "test", "test/greedy"):
+        assert {f"{way}/judges/light/reward", f"{way}/judges/second/word_accuracy"} < alone.keys()
+        assert alone[f"{way}/judges/second/unread"] == 1
+        assert alone[f"{way}/judges/light/reward"] == pytest.approx(alone[f"{way}/reward"], abs=1e-6)
+    for rank in workers(2)("tests.distributed.jobs:judged", strategy="ddp", world_size=2):
+        assert rank == pytest.approx(alone, abs=1e-5)
+    options = {"by": "tests.distributed.jobs:judged", "strategy": "ddp", "world_size": 2, "fails": True}
+    for said in workers(2)("tests.distributed.jobs:refused", **options):
+        assert said.startswith("RankError: rank 1: RewardError: the reward 'judges/second' raised KeyError: 'font'")
+
+
 def test_every_rank_tells_the_line_of_a_fault(workers: Callable[[int], Workers]) -> None:
     for said in workers(2)("tests.distributed.jobs:faulty"):
         assert said.startswith("rank 1: MaskSourceError: the mask source 'function' raised IndexError: no such pixel (File ")

@@ -54,7 +54,7 @@ def build(tree: Mapping[str, Any], name: str) -> tuple[VARGRPO, PromptDataModule
             module, data = config.build()
     with reraise_as(StartError, ValueError, OSError):
         data.setup("fit")
-        module.check_prompts([p for prompts in data.prompts.values() for p in prompts])
+        module.check_prompts([p for prompts in data.prompts.values() for p in prompts], data.evaluated)
         module.rewards.check_training_prompts(data.prompts["train"])
     return module, data, config
 
@@ -153,11 +153,12 @@ def whole(split: str, prompts: Sequence[Prompt], thorough: bool) -> Reading:
 
     Args:
         split: its name.
-        thorough: also sample greedily, and have the sampled images read by the second judge, if there is one.
+        thorough: also sample greedily, and have the sampled images read by the first reward of `evaluate_with`, if there is one.
     """
 
     def read(module: VARGRPO) -> list[dict[str, Any]]:
-        ways = [("sampled", module.sampling, module.judge if thorough else None)]
+        judge = next(iter(module.judges.values()), None) if thorough else None
+        ways = [("sampled", module.sampling, judge)]
         ways += [("greedy", module.sampling.greedy(), None)] if thorough else []
         found = []
         for way, sampling, judge in ways:
