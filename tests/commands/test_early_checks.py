@@ -101,6 +101,15 @@ def test_a_missing_gpu_is_said_before_weights_are_loaded(command: str, capsys: p
 
 def test_a_plugin_that_is_not_installed_is_said_before_weights_are_loaded(capsys: pytest.CaptureFixture[str]) -> None:
     assert "no reward named 'brightnes'" in said("fit", [*written(), "--model.reward=brightnes"], capsys)
+    for argument in ("reward", "evaluate_with"):
+        within = f"--model.{argument}={{class_path: rank_of, init_args: {{reward: brightnes}}}}"
+        assert "no reward named 'brightnes'" in said("fit", [*written(), within], capsys)
+        within = f"--model.{argument}={{class_path: rank_of, init_args: {{reward: {{class_path: ocr, init_args: {{lma: 1}}}}}}}}"
+        assert "'ocr' has no init_arg 'lma'. Did you mean 'lam'" in said("fit", [*written(), within], capsys)
+    listed = "--model.evaluate_with=[tesseract, {class_path: rank_of, init_args: {reward: brightnes}}]"
+    assert "no reward named 'brightnes'" in said("fit", [*written(), listed], capsys)
+    weights = "--model.evaluate_with={ocr: 1.0}"
+    assert "expected a reward for 'ocr'" in said("fit", [*written(), weights], capsys)
 
 
 def test_the_machine_is_asked_without_a_word(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

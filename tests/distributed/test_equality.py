@@ -48,6 +48,27 @@ FURTHER: dict[str, dict[str, Any]] = {
         "alternation": ["prefix"],
         "steps": 2,
     },
+    "a reward of which only the order within its group counts": {
+        "batch_size": 3,
+        "images_at_once": 3,
+        "reward": {"class_path": "rank_of", "init_args": {"reward": "tests.served.LeftBrightOf8Bits"}},
+        "alternation": ["prefix"],
+        "steps": 2,
+    },
+    "rewards of different scale, standardised over the batch": {
+        "batch_size": 3,
+        "images_at_once": 3,
+        "reward": {
+            "light": {"reward": {"class_path": "tests.tiny.LeftBright"}, "weight": 1.0},
+            "order": {
+                "reward": {"class_path": "rank_of", "init_args": {"reward": "tests.served.LeftBrightOf8Bits"}},
+                "weight": 0.5,
+            },
+            "sharpness": -0.5,
+        },
+        "combine": "gdpo",
+        "steps": 3,
+    },
     "a group of which one process has a branch more": {
         "batch_size": 1,
         "group_size": 3,
