@@ -164,6 +164,6 @@ class Evaluator:
         evaluations = [own]
         for name, judge in self.judges.items():
             scores = score_groups(judge, evaluation.images, evaluation.prompts, f"judges/{name}", groups)
-            read = {"texts": scores.texts, "readable": scores.usable, "case": scores.case}
-            evaluations.append(replace(own, values=scores.values, scores={}, reader=None, **read))
+            judged = replace(own, values=scores.values, scores={}, texts=scores.texts, readable=scores.usable)
+            evaluations.append(replace(judged, case=scores.case, reader=None))
         return evaluations
