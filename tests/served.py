@@ -44,6 +44,14 @@ class Mean:
                 raise ValueError(f"{prompt.id!r} is of no category")
 
 
+class LeftBrightOf8Bits:
+    """`LeftBright` of images rounded to 8 bits, as they travel: a whole number, so that ties are ties wherever it is found."""
+
+    def __call__(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
+        pixels, third = (images * 255).round().long(), images.shape[-1] // 3
+        return (pixels[..., :third].sum((1, 2, 3)) - pixels[..., -third:].sum((1, 2, 3))).float()
+
+
 class Hangs(LeftBright):
     """`LeftBright`, which hangs once when the file `armed` is there, and says so in the file `hung`."""
 

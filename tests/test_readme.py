@@ -106,8 +106,8 @@ def test_the_layout_has_every_folder_on_its_floor() -> None:
 
 
 def test_the_changelog_has_every_name_that_was_replaced() -> None:
-    section = CHANGELOG.split("### From 0.1 to 0.2")[1].split("\n## ")[0]
-    rows = set(re.findall(r"^\| `([\w.]+)[`:].* \| `([\w.]+)[`:].* \|$", section, flags=re.MULTILINE))
+    since, to = (CHANGELOG.split(heading)[1].split("\n## ")[0] for heading in ("## [Unreleased]", "### From 0.1 to 0.2"))
+    rows = set(re.findall(r"^\| `([\w.]+)[`:].* \| `([\w.]+)[`:].* \|$", since + to, flags=re.MULTILINE))
     assert {*ARGUMENTS.items(), *MODULES.items()} - rows == set()
 
 

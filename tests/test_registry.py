@@ -247,6 +247,26 @@ def test_a_mask_source_takes_a_reward_by_name() -> None:
     assert source.reward.lam == 0.1
 
 
+@pytest.mark.parametrize("group", [REWARDS, MASK_SOURCES])
+@pytest.mark.parametrize(
+    ("inner", "message"),
+    [
+        ("pickscor", "no reward named 'pickscor'. Did you mean 'pickscore'"),
+        ({"class_path": "pickscor"}, "no reward named 'pickscor'. Did you mean 'pickscore'"),
+        ({"class_path": "rank_of", "init_args": {"reward": "pickscor"}}, "no reward named 'pickscor'. Did you mean 'pickscore'"),
+        ({"class_path": "ocr", "init_args": {"lma": 1}}, "'ocr' has no init_arg 'lma'. Did you mean 'lam'"),
+        ({"ocr": 1.0}, "a reward is a name, a class path, or a mapping with class_path"),
+        ("no_such_module.Reward", "no_such_module"),
+    ],
+)
+def test_the_reward_of_a_plugin_is_checked_before_anything_is_built(group: Any, inner: Any, message: str) -> None:
+    name = {REWARDS: "rank_of", MASK_SOURCES: "saliency"}[group]
+    for make in (check, build):
+        with pytest.raises(PluginError, match=message):
+            make(group, {"class_path": name, "init_args": {"reward": inner}})
+    check(group, {"class_path": name, "init_args": {"reward": "ocr"}})
+
+
 def test_a_check_builds_nothing(install: Install) -> None:
     source = SOURCE.replace("self.strength, self.part =", "raise RuntimeError;")
     install("varrl_glow-2.1.dist-info", "glow = glow_plugin:Plugin", "glow_plugin", source)

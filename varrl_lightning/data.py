@@ -183,6 +183,11 @@ class PromptDataModule(LightningDataModule):
         if "train" in self.prompts and self._training is None:
             self._training = TrainingBatches(self.prompts["train"], self.batch_size, self.order_seed, self._processed)
 
+    @property
+    def evaluated(self) -> list[Prompt]:
+        """The prompts that validation and test sample."""
+        return [prompt for name in ("validation", "test") for prompt in self.prompts.get(name, ())]
+
     def _check_overlap(self, name: str) -> None:
         try:
             check_disjoint(self.prompts["train"], self.prompts[name], ("train", name), self._rewards_read_words())

@@ -14,7 +14,7 @@ from lightning.pytorch.utilities.model_helpers import _restricted_classmethod
 from torch import Tensor
 from torch.optim import Optimizer
 
-from varrl_lightning.checkpoints.hparams import check_overrides, plain_arguments, readable_checkpoint
+from varrl_lightning.checkpoints.hparams import AnswersOldArguments, check_overrides, plain_arguments, readable_checkpoint
 from varrl_lightning.checkpoints.run_state import FrozenWeights, RunState, read_state, saved_tensors, write_state
 from varrl_lightning.configuration.specs import Specified, built
 from varrl_lightning.data import EvaluationBatches
@@ -36,10 +36,10 @@ from varrl_lightning.registry import MASK_SOURCES, build
 from varrl_lightning.rewards.weighted import WeightedRewards
 from varrl_lightning.strategies import Parallel, parallel_of
 from varrl_lightning.strategies.consistency import RankConsistency
-from varrl_lightning.training.argument_checks import check_prompts, check_scales, check_sizes
+from varrl_lightning.training.argument_checks import check_judged, check_prompts, check_scales, check_sizes
 from varrl_lightning.training.counters import RunCounters
 from varrl_lightning.training.guards import Guards
-from varrl_lightning.training.judge_and_reference import built_judge, built_reference
+from varrl_lightning.training.judge_and_reference import built_judges, built_reference
 from varrl_lightning.training.shared_batch import batches_of, prompts_of_all, share_of_branches
 from varrl_lightning.training.shared_rollout import sample_on_all
 from varrl_lightning.training.step_log import StepLog, step_metrics
@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 
-class VARGRPO(L.LightningModule):
+class VARGRPO(AnswersOldArguments, L.LightningModule):
     """GRPO on next-scale generators with a middle return, per-scale weights and propagated masks (arXiv 2601.02256).
 
     A training step is one stage of the cycle: sample a tree of images, score them, turn scores into weights of tokens, update.
@@ -103,8 +103,8 @@ class VARGRPO(L.LightningModule):
         images_at_once: most images sampled and decoded at one time, at least those of one branch; None for all (64 in evaluation).
         seed: seed of all noise in training.
         eval_seed: seed of the noise in validation, test and before/after pictures.
-        judge: a second reader for `test`, given like `reward`, unseen by training; `auto` is Tesseract where it is installed and
-            the OCR reward is in use; None for none.
+        evaluate_with: rewards of validation and test that training never sees: one, a list, or a mapping of names to rewards;
+            `auto` is Tesseract where it is installed and the OCR reward is in use; None for none.
         ema_decay: validation, test, predict and all pictures use an exponential moving average of the trained weights with this
             decay, in (0, 1), for example 0.99; None for the weights themselves. See `WeightAverage`.
         guards: what stops a run, see `Guards`: `max_bad_steps`, `equal_batches`, `check_ranks_every_n_steps`, `cut_prompts`,
@@ -151,7 +151,7 @@ class VARGRPO(L.LightningModule):
         images_at_once: int | None = None,
         seed: int = 0,
         eval_seed: int = 0,
-        judge: Any = "auto",
+        evaluate_with: Any = "auto",
         ema_decay: float | None = None,
         guards: Specified[Guards] = Guards(),  # noqa: B008
         monitor: str | None = None,
@@ -172,7 +172,7 @@ class VARGRPO(L.LightningModule):
         source = build(MASK_SOURCES, mask_source)
         self.grpo = GRPO(self.cycle, self.rewards, source, self.sampling, credit, objective, built("noise", NoiseOptions, noise))
         self.grpo.check_policy(self.policy)
-        self.judge = built_judge(judge, self.rewards)
+        self.judges = built_judges(evaluate_with, self.rewards)
         self.optimizer_factory = built("optimizer", OptimizerFactory, optimizer) or paper_optimizer
         self.lr_scheduler_factory = built("lr_scheduler", LRSchedulerFactory, lr_scheduler)
         self.micro_batches = MicroBatchSize(
@@ -183,12 +183,11 @@ class VARGRPO(L.LightningModule):
         # A tuple keeps the frozen reference out of the module tree.
         self._reference: tuple[Anchor | None] = (built_reference(reference, self.policy) if kl_coef > 0 else None,)
         self.average = None if ema_decay is None else WeightAverage(self.policy, ema_decay)
-        self.counters = RunCounters()
-        self.frozen = FrozenWeights(self.policy, self.reference)
+        self.counters, self.frozen = RunCounters(), FrozenWeights(self.policy, self.reference)
         self.updater = Updater(
             self.policy, self.reference, self.grpo, self.counters, self.average, updates_per_rollout, max_grad_norm, self.guards
         )
-        self.evaluator = Evaluator(self.policy, self.grpo, self.judge, eval_seed, images_at_once, self.average)
+        self.evaluator = Evaluator(self.policy, self.grpo, self.judges, eval_seed, images_at_once, self.average)
         self._step_log = StepLog(self.grpo)
         self._parallel: Parallel | None = None
 
@@ -279,11 +278,11 @@ class VARGRPO(L.LightningModule):
         return self.evaluator.evaluate(prompts, self.parallel, sampling)
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
-        """Collect the scores of one batch."""
+        """Collect the scores of one batch, and the judges' scores."""
         self.evaluator.validate(self._prompts_of_all(batch), self.parallel)
 
     def test_step(self, batch: Any, batch_idx: int) -> None:
-        """Collect the scores of one batch, sampled and greedy, and the judge's scores of both."""
+        """Collect the scores of one batch, sampled and greedy, and the judges' scores of both."""
         self.evaluator.test(self._prompts_of_all(batch), self.parallel)
 
     def predict_step(self, batch: Any, batch_idx: int) -> Float[Tensor, "N 3 H W"]:
@@ -296,18 +295,19 @@ class VARGRPO(L.LightningModule):
         return self.evaluator.predict(as_prompts(batch), self.parallel, same_everywhere)
 
     def on_validation_epoch_end(self) -> None:
-        """Log `val/reward`, `val/word_accuracy`, `val/ned`; of a test `test/...` and `test/greedy/...`, and the judge's of both."""
+        """Log `val/reward`, `val/word_accuracy`, `val/ned` and `val/judges/...`; of a test `test/...` and `test/greedy/...`."""
         self.log_dict(self.evaluator.metrics(self.trainer.sanity_checking), prog_bar=True, sync_dist=True)
 
     on_test_epoch_end = on_validation_epoch_end
 
-    def check_prompts(self, prompts: Sequence[Prompt]) -> None:
-        """Check, before training, that the policy can sample these prompts and the rewards can score them.
+    def check_prompts(self, prompts: Sequence[Prompt], evaluated: Sequence[Prompt] | None = None) -> None:
+        """Check, before training, that the policy can sample these prompts, the rewards score them, and judges those `evaluated`.
 
         Raises:
             ValueError: names the prompt and the reason.
         """
         check_prompts(prompts, self.policy, self.rewards, self.guards)
+        check_judged(prompts if evaluated is None else evaluated, self.judges)
 
     # --- a Trainer's hooks --------------------------------------------------------------------------------------------------
 
@@ -346,7 +346,7 @@ class VARGRPO(L.LightningModule):
         Raises:
             RuntimeError: with an adapter in half precision.
         """
-        check_training(self.trainer, self.rewards)
+        check_training(self.trainer, self.rewards, self.judges)
         check_dtype(self.trainer, self.policy, self.parallel.fp32_masters)
         if isinstance(self.reference, VARPolicy):
             self.parallel.place_reference(self.reference, self.policy)
@@ -381,7 +381,7 @@ class VARGRPO(L.LightningModule):
 
     @_restricted_classmethod  # as in Lightning: on an instance it would load another module and change nothing
     def load_from_checkpoint(cls, checkpoint_path: Any, *arguments: Any, **named: Any) -> Self:  # noqa: N805
-        """Load a module as Lightning does, also from the folder of a sharded run and from checkpoints of version 0.1.
+        """Load a module as Lightning does, also from the folder of a sharded run and from checkpoints of earlier versions.
 
         Raises:
             SpecError: when an argument was an object, which a checkpoint does not hold, and is not given again.

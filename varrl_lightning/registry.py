@@ -158,9 +158,11 @@ def check(group: str, spec: Any, /) -> None:
     Raises:
         PluginError: see `build`.
     """
-    _, arguments = named_class(group, spec)
-    for value in arguments.values():
-        if is_spec(value):
+    cls, arguments = named_class(group, spec)
+    for name, value in arguments.items():
+        if _is_reward(cls, name):
+            check(REWARDS, value)
+        elif is_spec(value):
             check(_group_of(group, value), value)
 
 
@@ -179,7 +181,12 @@ def _construct(group: str, spec: Any) -> Any:
     if not isinstance(spec, (str, type, Mapping)):
         return spec
     cls, arguments = _resolve(group, spec)
-    return cls(**{key: _nested(group, value) for key, value in arguments.items()})
+    return cls(**{key: _nested(REWARDS if _is_reward(cls, key) else group, value) for key, value in arguments.items()})
+
+
+def _is_reward(cls: Any, argument: str) -> bool:
+    """Whether a plugin says that this argument of it is itself a reward."""
+    return argument in getattr(cls, "takes_rewards", ())
 
 
 def _resolve(group: str, spec: str | type | Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:

@@ -107,6 +107,12 @@ def test_monitor_overrides_with_any_metric(tmp_path: Path, capsys: pytest.Captur
     assert "the highest val/rewards/dark: it is model.monitor" in capsys.readouterr().out
 
 
+def test_a_judge_may_decide(tmp_path: Path) -> None:
+    judges = [Scripted([0.0, 0.0, 0.0], right=[False, True, False])]
+    fit(small_module(reward=LeftBright(), evaluate_with=judges, monitor="val/judges/Scripted/word_accuracy"), tmp_path)
+    assert best_step(tmp_path) == 2
+
+
 def test_an_unknown_monitor_is_told_with_the_names_that_exist(tmp_path: Path) -> None:
     module = small_module(reward=LeftBright(), monitor="val/rewrad")
     with pytest.raises(
@@ -114,6 +120,13 @@ def test_an_unknown_monitor_is_told_with_the_names_that_exist(tmp_path: Path) ->
     ):
         fit(module, tmp_path)
     assert (tmp_path / "checkpoints" / "last.ckpt").exists()
+    judges = {"dark": Scripted([0.5]), "reads": Scripted([0.5], right=[True])}
+    module = small_module(reward=LeftBright(), evaluate_with=judges, monitor="val/judges/raeds/word_accuracy")
+    with pytest.raises(RunStoppedError, match=r"Did you mean 'val/judges/reads/word_accuracy'\? .*val/judges/dark/reward, .*ned"):
+        fit(module, tmp_path / "judges")
+    module = small_module(reward=LeftBright(), evaluate_with=LeftBright(), monitor="test/judges/LeftBright/reward")
+    with pytest.raises(RunStoppedError, match=r"'test/judges/LeftBright/reward' is logged. Did you mean 'val/judges/LeftBright"):
+        fit(module, tmp_path / "test")
     module = small_module(reward=LeftBright(), monitor="sufix/reward")
     with pytest.warns(UserWarning, match="'sufix/reward' is logged.*There are: .*prefix/reward.*best.ckpt is not saved"):
         fit(module, tmp_path / "warned", steps=1)

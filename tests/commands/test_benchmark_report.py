@@ -67,16 +67,20 @@ class Reader:
         return Scores(ok.float().masked_fill(~ok, torch.nan), valid=ok, texts=texts)
 
 
-@pytest.mark.filterwarnings("ignore:the reward .judge. gave no score")
-def test_a_judge_has_rows_of_its_own_and_none_beside_the_papers(folder: Path) -> None:
-    assert main(["test", "--config", "c.yaml", "--output", "out", "--model.judge", "test_benchmark_report.Reader"]) == 0
+@pytest.mark.filterwarnings("ignore:the reward .judges/Reader. gave no score")
+def test_each_judge_has_rows_of_its_own_and_none_beside_the_papers(folder: Path) -> None:
+    judges = ["--model.evaluate_with", "[test_benchmark_report.Reader, tiny.LeftBright]"]
+    assert main(["test", "--config", "c.yaml", "--output", "out", *judges]) == 0
     measured, beside = json.loads((folder / "out" / "test.json").read_text())["tables"]
-    assert list(measured["rows"]) == ["sampler", "sampler, judge", "greedy", "greedy, judge"]
-    judged = measured["rows"]["sampler, judge"]
+    rows = ["", ", Reader", ", LeftBright"]
+    assert list(measured["rows"]) == [way + row for way in ("sampler", "greedy") for row in rows]
+    judged = measured["rows"]["sampler, Reader"]
     # What it could not read counts neither as right nor as wrong.
     assert judged["Word Accuracy"] == 1.0
     assert judged["unread"] > 0
-    assert not any("judge" in row for row in beside["rows"])
+    # The reward LeftBright has the weight .5 in all.
+    assert measured["rows"]["greedy, LeftBright"]["Reward"] == pytest.approx(measured["rows"]["greedy"]["Reward"] * 2, abs=1e-5)
+    assert not any("Reader" in row or "LeftBright" in row for row in beside["rows"])
 
 
 def test_another_reward_does_not_stand_beside_table_2(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -101,6 +101,15 @@ def test_a_missing_gpu_is_said_before_weights_are_loaded(command: str, capsys: p
 
 def test_a_plugin_that_is_not_installed_is_said_before_weights_are_loaded(capsys: pytest.CaptureFixture[str]) -> None:
     assert "no reward named 'brightnes'" in said("fit", [*written(), "--model.reward=brightnes"], capsys)
+    for argument in ("reward", "evaluate_with"):
+        within = f"--model.{argument}={{class_path: rank_of, init_args: {{reward: brightnes}}}}"
+        assert "no reward named 'brightnes'" in said("fit", [*written(), within], capsys)
+        within = f"--model.{argument}={{class_path: rank_of, init_args: {{reward: {{class_path: ocr, init_args: {{lma: 1}}}}}}}}"
+        assert "'ocr' has no init_arg 'lma'. Did you mean 'lam'" in said("fit", [*written(), within], capsys)
+    listed = "--model.evaluate_with=[tesseract, {class_path: rank_of, init_args: {reward: brightnes}}]"
+    assert "no reward named 'brightnes'" in said("fit", [*written(), listed], capsys)
+    weights = "--model.evaluate_with={ocr: 1.0}"
+    assert "expected a reward for 'ocr'" in said("fit", [*written(), weights], capsys)
 
 
 def test_the_machine_is_asked_without_a_word(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -171,7 +180,19 @@ def changed(part: Namespace, changes: dict[str, Any]) -> Namespace:
         ({"reward": {"ocr": 1.0, "brightnes": 0.5}}, "no reward named 'brightnes'"),
         ({"reward": {"a": {"reward": {"class_path": "ocr", "init_args": {"detct": True}}}}}, "has no init_arg 'detct'"),
         ({"mask_source": "boxs"}, "no mask source named 'boxs'"),
-        ({"judge": "tesserac"}, "no reward named 'tesserac'"),
+        ({"evaluate_with": "tesserac"}, "no reward named 'tesserac'"),
+        ({"evaluate_with": ["tesseract", {"class_path": "ocr", "init_args": {"detct": True}}]}, "has no init_arg 'detct'"),
+        ({"evaluate_with": {"mine": "tesserac"}}, "no reward named 'tesserac'"),
+        (
+            {"evaluate_with": ["ocr", "tesseract", {"class_path": "ocr"}]},
+            r"more than one reward named 'ocr'.*as in \{ocr: ocr, ocr_2",
+        ),
+        ({"evaluate_with": {"ocr": 1.0}}, r"expected a reward for 'ocr' \(a name, .*\), got 1.0. .*have no weights: write a list"),
+        ({"evaluate_with": {"mine": {"reward": "ocr", "weight": 0.5}}}, "expected a reward for 'mine'.*have no weights"),
+        ({"evaluate_with": [["ocr"]]}, r"expected a reward \(a name, .*got \['ocr'\]"),
+        ({"evaluate_with": 2}, r"expected a reward \(a name, .*got 2"),
+        ({"evaluate_with": ["auto", "ocr"]}, "auto stands alone, and is Tesseract"),
+        ({"evaluate_with": {"a/b": "ocr"}}, "the name 'a/b' becomes part of metrics' names"),
     ],
 )
 def test_what_needs_no_policy_is_checked(parsed: Namespace, changes: dict[str, Any], message: str) -> None:
@@ -191,7 +212,11 @@ def test_what_needs_no_policy_is_checked(parsed: Namespace, changes: dict[str, A
         {"suffix_starts": 3},
         {"sampling": {"cfg": (1.0, 2.0, 3.0)}},
         {"score": {"kind": "sampler", "sampling": {"top_k": 3}}},
-        {"judge": {"class_path": "ocr", "init_args": {"detect": False}}},
+        {"evaluate_with": {"class_path": "ocr", "init_args": {"detect": False}}},
+        {"evaluate_with": ["ocr", "tiny.LeftBright"]},
+        {"evaluate_with": {"mine": {"class_path": "ocr", "init_args": {"detect": False}}, "other": "ocr"}},
+        {"evaluate_with": []},
+        {"evaluate_with": None},
         {"reward": {"text": {"reward": "ocr", "weight": 2.0}, "tiny.LeftBright": 1}},
     ],
 )

@@ -146,14 +146,14 @@ def test_words_of_another_script_do_not_start() -> None:
         require_readers(WeightedRewards.from_spec(RAPIDOCR), prompts, Guards())
 
 
-def test_the_doctor_tries_the_judge_too() -> None:
+def test_the_doctor_tries_judges_too() -> None:
     rewards = WeightedRewards.from_spec(reads("SRBC"))
-    found = reader_reads(rewards, build(REWARDS, reads("")), PROMPTS, Guards())
+    found = reader_reads(rewards, {"second": build(REWARDS, reads(""))}, PROMPTS, Guards())
     assert found.passed, "it decides nothing in training"
     assert "the reward 'Reads' reads 4 of 4" in found.figure
-    assert "the judge reads 0 of 4 drawn words right" in found.figure
+    assert "the judge 'second' reads 0 of 4 drawn words right" in found.figure
     assert "wrong below 0.5" in found.advice
-    garbage = reader_reads(WeightedRewards.from_spec(GARBAGE), None, PROMPTS, Guards())
+    garbage = reader_reads(WeightedRewards.from_spec(GARBAGE), {}, PROMPTS, Guards())
     assert not garbage.passed
     assert "Either the reader does not work" in garbage.advice
 

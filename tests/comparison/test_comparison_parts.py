@@ -6,15 +6,18 @@ import itertools
 import json
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from scipy.stats import ttest_1samp
+from torch import Tensor
 
+from tests.tiny import PROMPTS, LeftBright, tiny_module
 from varrl_lightning.comparison.axes import lengths
 from varrl_lightning.comparison.choices import Choices
 from varrl_lightning.comparison.costs import Cost, StageCost
@@ -23,7 +26,9 @@ from varrl_lightning.comparison.recipe_trees import changed, decided, merged, tr
 from varrl_lightning.comparison.spec import Spec, read_spec
 from varrl_lightning.comparison.statistics import Spread, bootstrap_interval, not_inferior, t_interval, verdict
 from varrl_lightning.comparison.table import Table, alone
+from varrl_lightning.comparison.training import whole
 from varrl_lightning.errors import ConfigError, StartError
+from varrl_lightning.types import Prompt, Scores
 
 PREFIX, SUFFIX = StageCost("prefix", 16, 1.0, 0.9, {"reward": 0.2}), StageCost("suffix", 8, 3.0, 2.7, {"reward": 0.4})
 
@@ -71,6 +76,7 @@ def test_a_digest_is_of_what_training_depends_on() -> None:
         assert training_digest(changed(tree(), key, value)) == same, f"{key} is told by the run's name"
     for key, value in (("model.m", 3), ("model.lr_scheduler.init_args.warmup", 7), ("trainer.precision", "bf16")):
         assert training_digest(changed(tree(), key, value)) != same
+    assert training_digest(tree(evaluate_with=None)) == training_digest(tree(judge=None)), "results of 0.2 stay known"
 
 
 # --- budgets ------------------------------------------------------------------------------------------------------------------
@@ -335,3 +341,18 @@ def test_what_an_interval_says() -> None:
 def test_a_spread_by_hand() -> None:
     assert Spread.of([1.0, 2.0, 6.0]) == Spread(3.0, 1.0, 6.0, math.sqrt(7.0))
     assert math.isnan(Spread.of([1.0]).std)
+
+
+# --- readings -----------------------------------------------------------------------------------------------------------------
+
+
+def test_the_first_reward_of_evaluations_reads_the_sampled_images_of_a_thorough_reading() -> None:
+    def half(images: Tensor, prompts: Sequence[Prompt]) -> Scores:
+        return Scores(torch.zeros(len(images)), texts=[[word if i % 2 else "" for word in p.words] for i, p in enumerate(prompts)])
+
+    module = tiny_module(evaluate_with={"half": half, "light": LeftBright()})
+    sampled, greedy = whole("test", PROMPTS[:4], thorough=True)(module)
+    assert sampled["values"]["judge_word_accuracy"] == pytest.approx(0.5)
+    assert "judge_word_accuracy" not in greedy["values"]
+    (quick,) = whole("choice", PROMPTS[:4], thorough=False)(module)
+    assert "judge_word_accuracy" not in quick["values"]

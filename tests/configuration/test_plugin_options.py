@@ -55,6 +55,26 @@ def test_an_option_changes_a_part_of_a_reward(spec: Any, option: str, changed: A
     assert repr(spec) == before
 
 
+@pytest.mark.parametrize(
+    ("spec", "option", "changed"),
+    [
+        (OCR, "init_args.lam=2", {"class_path": "ocr", "init_args": {"detect": False, "lam": 2}}),
+        ("ocr", "ocr.init_args.lam=2", {"ocr": {"class_path": "ocr", "init_args": {"lam": 2}}}),
+        ("ocr", "tesseract=tesseract", {"ocr": "ocr", "tesseract": "tesseract"}),
+        (None, "mine=ocr", {"mine": "ocr"}),
+        (
+            ["tesseract", OCR],
+            "ocr.init_args.lam=2",
+            {"tesseract": "tesseract", "ocr": {"class_path": "ocr", "init_args": {"detect": False, "lam": 2}}},
+        ),
+        ({"mine": "ocr", "b": "c"}, "mine.init_args.lam=2", {"mine": {"class_path": "ocr", "init_args": {"lam": 2}}, "b": "c"}),
+        ({"mine": "ocr"}, "mine.class_path=tesseract", {"mine": "tesseract"}),
+    ],
+)
+def test_an_option_changes_a_part_of_the_rewards_of_evaluations(spec: Any, option: str, changed: Any) -> None:
+    assert after(spec, option, plugin="model.evaluate_with") == changed
+
+
 def test_options_are_applied_in_order() -> None:
     assert after("ocr", "brightness=.5", "ocr.init_args.lam=2", "brightness=.25") == {
         "ocr": {"reward": {"class_path": "ocr", "init_args": {"lam": 2}}, "weight": 1.0},
@@ -67,7 +87,19 @@ def test_options_are_applied_in_order() -> None:
     [
         ({"ocr": 1.0, "hpsv3": 2.0}, "model.reward", "init_args.lam=2", "does not say of which reward: there are ocr, hpsv3"),
         ("full", "model.mask_source", "boxes=2", "below model.mask_source there are class_path and init_args"),
-        (None, "model.judge", "init_args.lam=2", "there is no model.judge that could take an argument"),
+        (None, "model.evaluate_with", "init_args.lam=2", "there is no model.evaluate_with that could take an argument"),
+        ("auto", "model.evaluate_with", "init_args.lam=2", "is auto, which names no reward. Give a whole one"),
+        ("auto", "model.evaluate_with", "ocr=ocr", "is auto, which names no reward. Give a whole one"),
+        (
+            ["ocr", "tesseract"],
+            "model.evaluate_with",
+            "init_args.lam=2",
+            "of which reward: there are ocr, tesseract. .*NAME.init_args",
+        ),
+        ({"a": "ocr", "b": "ocr"}, "model.evaluate_with", "init_args.lam=2", "does not say of which reward: there are a, b"),
+        ("ocr", "model.evaluate_with", "orc.init_args.lam=2", "has no reward named 'orc', only 'ocr'"),
+        (["ocr"], "model.evaluate_with", "ocr.lam=2", "below model.evaluate_with.ocr there are class_path and init_args"),
+        (["ocr", "ocr"], "model.evaluate_with", "ocr.init_args.lam=2", "more than one reward named 'ocr'"),
         ({"ocr": 1.0}, "model.reward", "ocr.wieght=2", "takes reward, weight and init_args"),
         (OCR, "model.reward", "init_args.lam.deeper=2", "'deeper' cannot be set in 1.0"),
     ],
@@ -100,6 +132,16 @@ def test_the_command_line_changes_the_reward_of_a_configuration(capsys: pytest.C
     assert reward["ocr"]["reward"]["init_args"]["lam"] == 2
     assert reward["ocr"]["reward"]["init_args"]["detect"] is False
     assert reward["brightness"] == 0.5
+
+
+def test_the_command_line_gives_several_rewards_of_evaluations(capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--model.evaluate_with", "[tesseract, {class_path: ocr, init_args: {lam: 1.0}}]"]
+    for more, lam in ((), 1.0), (("--model.evaluate_with.ocr.init_args.lam", "2.0"), 2.0):
+        with pytest.raises(SystemExit):
+            main(["fit", "--config", "quickstart.yaml", *options, *more, "--print_config"])
+        ocr = {"class_path": "ocr", "init_args": {"lam": lam}}
+        shown = yaml.safe_load(capsys.readouterr().out)["model"]["evaluate_with"]
+        assert shown == ({"tesseract": "tesseract", "ocr": ocr} if more else ["tesseract", ocr])
 
 
 def test_a_wrong_value_is_refused_as_in_a_configuration(capsys: pytest.CaptureFixture[str]) -> None:

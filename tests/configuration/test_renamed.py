@@ -15,7 +15,7 @@ from tiny import tiny_module
 
 from varrl_lightning import VARGRPO
 from varrl_lightning.__main__ import main
-from varrl_lightning.configuration.renamed import ARGUMENTS, MODULES, renamed_arguments, renamed_path
+from varrl_lightning.configuration.renamed import ARGUMENTS, MODULES, renamed_arguments, renamed_path, said_of
 from varrl_lightning.errors import SpecError
 from varrl_lightning.grpo.credit import MaskOptions
 from varrl_lightning.training.guards import Guards
@@ -56,7 +56,33 @@ def test_other_names_are_left_alone() -> None:
 @pytest.mark.parametrize(("old", "new"), ARGUMENTS.items())
 def test_an_old_option_is_answered_with_the_new_one(old: str, new: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["fit", "--config", "quickstart.yaml", f"--model.{old}=1"]) == 2
-    assert f"model.{old} of version 0.1 is now model.{new}" in capsys.readouterr().err
+    version = "0.2" if old == "judge" else "0.1"
+    assert f"model.{old} of version {version} is now model.{new}" in capsys.readouterr().err
+
+
+def test_the_old_name_of_a_plugin_is_answered_in_every_form(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for option in (["--model.judge", "tesseract"], ["--model.judge=null"], ["--model.judge.init_args.lang", "deu"]):
+        assert main(["fit", "--config", "quickstart.yaml", *option]) == 2
+        assert "model.judge of version 0.2 is now model.evaluate_with" in capsys.readouterr().err
+    judge = {"class_path": "tesseract", "init_args": {"lang": "deu"}}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump({"model": {"judge": judge}}))
+    assert main(["fit", "--config", str(tmp_path / "config.yaml")]) == 2
+    said = capsys.readouterr().err
+    assert "has names of an earlier version" in said
+    assert 'model.judge: {"class_path": "tesseract", "init_args": {"lang": "deu"}} -> model.evaluate_with: {"class_path"' in said
+
+
+@pytest.mark.parametrize("name", ARGUMENTS)
+def test_an_old_argument_in_python_is_answered_with_the_new_one(name: str) -> None:
+    class Own(VARGRPO):
+        def __init__(self, judge: str, **rest: Any) -> None:
+            super().__init__(**rest)
+            self.own = judge
+
+    with pytest.raises(SpecError, match=f"^{said_of(name)}$"):
+        tiny_module(**{name: None})
+    arguments: dict[str, Any] = {"policy": {"class_path": "tiny.tiny_policy"}, "reward": "tiny.LeftBright", "m": 2}
+    assert Own(judge="mine", evaluate_with=[], **arguments).own == "mine", "a module's own argument may have the name"
 
 
 def test_an_old_configuration_is_answered_with_all_changes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -65,7 +91,7 @@ def test_an_old_configuration_is_answered_with_all_changes(tmp_path: Path, capsy
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(tree))
     assert main(["fit", "--config", str(tmp_path / "config.yaml")]) == 2
     said = capsys.readouterr().err
-    assert "config.yaml has names of version 0.1" in said
+    assert "config.yaml has names of an earlier version" in said
     for line in (
         "model.mask_dilation: 8 -> model.mask.dilation: 8",
         "model.kl_mask: masked -> model.kl.masked: true",
@@ -98,6 +124,33 @@ def test_a_checkpoint_of_0_1_is_loaded(tmp_path: Path) -> None:
     assert loaded.grpo.credit.mask == MaskOptions(dilation=8, outside=0.5)
     assert loaded.guards == Guards(max_bad_steps=3, check_ranks_every_n_steps=7)
     assert all(torch.equal(a, b) for a, b in zip(loaded.parameters(), module.parameters(), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("judge", "names"),
+    [("auto", []), (None, []), ("tiny.LeftBright", ["LeftBright"]), ({"class_path": "tiny.LeftBright"}, ["LeftBright"])],
+)
+def test_a_checkpoint_of_0_2_has_its_judge_under_todays_name(tmp_path: Path, judge: Any, names: list[str]) -> None:
+    policy = {"class_path": "tiny.tiny_policy"}
+    module = VARGRPO(policy, reward="tiny.LeftBright", mask_source="full", m=2, group_size=4)  # type: ignore[arg-type]
+    arguments = {name: value for name, value in module.hparams.items() if name != "evaluate_with"} | {"judge": judge}
+    state = {"state_dict": module.state_dict(), "hyper_parameters": arguments, "pytorch-lightning_version": "2.6.6"}
+    module.on_save_checkpoint(state)
+    torch.save(state, tmp_path / "old.ckpt")
+    assert list(VARGRPO.load_from_checkpoint(tmp_path / "old.ckpt").judges) == names
+    with pytest.raises(SpecError, match=r"judge of version 0\.2 is now evaluate_with"):
+        VARGRPO.load_from_checkpoint(tmp_path / "old.ckpt", judge=None)
+
+
+def test_the_judge_of_a_checkpoint_that_was_an_object_has_to_be_given_again(tmp_path: Path) -> None:
+    module = tiny_module({"class_path": "tiny.tiny_policy"}, reward="tiny.LeftBright", evaluate_with=[lambda images, prompts: None])
+    arguments = {**module.hparams, "judge": module.hparams["evaluate_with"]}
+    del arguments["evaluate_with"]
+    state = {"state_dict": module.state_dict(), "hyper_parameters": arguments, "pytorch-lightning_version": "2.6.6"}
+    module.on_save_checkpoint(state)
+    torch.save(state, tmp_path / "old.ckpt")
+    with pytest.raises(SpecError, match=r"does not hold .*evaluate_with \(a .*<lambda>\).*evaluate_with=\.\.\."):
+        VARGRPO.load_from_checkpoint(tmp_path / "old.ckpt")
 
 
 def test_todays_checkpoint_is_passed_on_as_it_is(tmp_path: Path) -> None:

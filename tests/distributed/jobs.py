@@ -139,6 +139,32 @@ def disturbed(strategy: str) -> dict[str, Any]:
     return {"error": error, "rollouts": trained.rollouts_done, "weights": full_weights(trained)}
 
 
+class SecondReader:
+    """Reads the first half of each word, and nothing in images of STONE; may raise on rank 1."""
+
+    def __init__(self, fails: bool = False) -> None:
+        self.fails = fails
+
+    def __call__(self, images: Tensor, prompts: Sequence[Prompt]) -> Scores:
+        if self.fails and os.environ["LOCAL_RANK"] == "1":
+            raise KeyError("font")
+        known = torch.tensor(["STONE" not in prompt.text for prompt in prompts])
+        texts = [[word[: len(word) // 2] for word in prompt.words] for prompt in prompts]
+        return Scores(images.mean(dim=(1, 2, 3)), valid=known, texts=texts)
+
+
+def judged(strategy: str | None, world_size: int, fails: bool = False) -> dict[str, float]:
+    """Metrics of a validation within a fit and of a test, in which two rewards score that training does not see."""
+    quiet()
+    second = {"class_path": "tests.distributed.jobs.SecondReader", "init_args": {"fails": fails}}
+    trained = module(evaluate_with={"light": "tests.tiny.LeftBright", "second": second})
+    options: dict[str, Any] = {"devices": world_size, "strategy": named(strategy), "use_distributed_sampler": False}
+    trainer = tiny_trainer(max_steps=1, limit_train_batches=1, num_sanity_val_steps=0, **options)
+    trainer.fit(trained, tiny_loader(), tiny_loader(PROMPTS[:3], 3))
+    found = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
+    return found | {name: float(x) for name, x in trainer.test(trained, tiny_loader(PROMPTS[:3], 3), verbose=False)[0].items()}
+
+
 def faulty() -> str:
     """What is raised on every process when the mask source of one has a fault."""
     quiet()

@@ -48,6 +48,27 @@ FURTHER: dict[str, dict[str, Any]] = {
         "alternation": ["prefix"],
         "steps": 2,
     },
+    "a reward of which only the order within its group counts": {
+        "batch_size": 3,
+        "images_at_once": 3,
+        "reward": {"class_path": "rank_of", "init_args": {"reward": "tests.served.LeftBrightOf8Bits"}},
+        "alternation": ["prefix"],
+        "steps": 2,
+    },
+    "rewards of different scale, standardised over the batch": {
+        "batch_size": 3,
+        "images_at_once": 3,
+        "reward": {
+            "light": {"reward": {"class_path": "tests.tiny.LeftBright"}, "weight": 1.0},
+            "order": {
+                "reward": {"class_path": "rank_of", "init_args": {"reward": "tests.served.LeftBrightOf8Bits"}},
+                "weight": 0.5,
+            },
+            "sharpness": -0.5,
+        },
+        "combine": "gdpo",
+        "steps": 3,
+    },
     "a group of which one process has a branch more": {
         "batch_size": 1,
         "group_size": 3,
@@ -129,6 +150,19 @@ def test_a_rank_whose_reward_is_slow_and_then_fails(workers: Callable[[int], Wor
         assert rank["error"].split(" on ")[0].startswith(said[:60])
         assert rank["rollouts"] == 2
     assert furthest(ranks[0]["weights"], ranks[1]["weights"]) == 0
+
+
+def test_rewards_of_evaluations_say_the_same_on_two_processes(workers: Callable[[int], Workers]) -> None:
+    alone = jobs.judged(None, 1)
+    for way in ("val", "test", "test/greedy"):
+        assert {f"{way}/judges/light/reward", f"{way}/judges/second/word_accuracy"} < alone.keys()
+        assert alone[f"{way}/judges/second/unread"] == 1
+        assert alone[f"{way}/judges/light/reward"] == pytest.approx(alone[f"{way}/reward"], abs=1e-6)
+    for rank in workers(2)("tests.distributed.jobs:judged", strategy="ddp", world_size=2):
+        assert rank == pytest.approx(alone, abs=1e-5)
+    options = {"by": "tests.distributed.jobs:judged", "strategy": "ddp", "world_size": 2, "fails": True}
+    for said in workers(2)("tests.distributed.jobs:refused", **options):
+        assert said.startswith("RankError: rank 1: RewardError: the reward 'judges/second' raised KeyError: 'font'")
 
 
 def test_every_rank_tells_the_line_of_a_fault(workers: Callable[[int], Workers]) -> None:

@@ -151,7 +151,7 @@ class Noting:
 @pytest.mark.filterwarnings("ignore:.*does not have many workers.*", "ignore:the trained weights are bfloat16")
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "bf16-true"])
 def test_a_run_scores_in_full_precision(precision: Any) -> None:
-    """Rewards, the judge and the mask source; in training by parts, in validation and test."""
+    """Rewards, a judge and the mask source; in training by parts, in validation and test."""
     reward, judge, mask_source = Linear(), Linear(), Noting()
 
     def small(images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
@@ -160,7 +160,7 @@ def test_a_run_scores_in_full_precision(precision: Any) -> None:
     def second(images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
         return judge(images[:, :, :4, :4], prompts)
 
-    module = tiny_module(reward=small, judge=second, mask_source=mask_source, images_at_once=3, alternation=["prefix"])
+    module = tiny_module(reward=small, evaluate_with=[second], mask_source=mask_source, images_at_once=3, alternation=["prefix"])
     trainer = tiny_trainer(max_steps=1, precision=precision, limit_val_batches=1, limit_test_batches=1)
     trainer.fit(module, tiny_loader(), tiny_loader(PROMPTS[:2]))
     trainer.test(module, tiny_loader(PROMPTS[:2]), verbose=False)

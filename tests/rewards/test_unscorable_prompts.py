@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from tiny import tiny_module, tiny_trainer
+from tiny import tiny_loader, tiny_module, tiny_trainer
 from torch import Tensor
 
 from varrl_lightning.__main__ import main
@@ -46,6 +49,35 @@ class OfLabels:
 
 def weighted(**terms: tuple[Any, float]) -> WeightedRewards:
     return WeightedRewards({name: WeightedReward(reward, weight) for name, (reward, weight) in terms.items()})
+
+
+def test_a_judge_is_asked_about_the_prompts_of_evaluations_alone() -> None:
+    class Strict(OfLabels):
+        def check_prompts(self, prompts: Sequence[Prompt]) -> None:
+            if wrong := [prompt.id for prompt in prompts if not self.can_score(prompt)]:
+                raise ValueError(f"without a label: {wrong}")
+
+    module, labelled = tiny_module(evaluate_with={"second": Strict()}), replace(SPOKEN, label=3)
+    with pytest.raises(
+        ValueError, match=r"the reward 'second' of evaluate_with cannot score these prompts: without a label: \['sign'"
+    ):
+        module.check_prompts([labelled, SPOKEN])
+    module.check_prompts([labelled, SPOKEN], evaluated=[labelled])
+    module.check_prompts([SPOKEN], evaluated=[])
+
+
+@pytest.mark.filterwarnings("ignore:.*does not have many workers.*")
+def test_a_judge_is_loaded_before_training_where_there_is_a_validation() -> None:
+    class Missing(OfLabels):
+        def prepare(self) -> None:
+            raise FileNotFoundError("no weights")
+
+    for validates, done in ((True, 0), (False, 1)):
+        module = tiny_module(evaluate_with=Missing())
+        trainer = tiny_trainer(max_steps=1, num_sanity_val_steps=0, limit_val_batches=int(validates))
+        with pytest.raises(FileNotFoundError) if validates else contextlib.nullcontext():
+            trainer.fit(module, tiny_loader(), tiny_loader())
+        assert module.rollouts_done == done
 
 
 @pytest.mark.parametrize("kind", [OCRReward, FlowGRPOOCR])

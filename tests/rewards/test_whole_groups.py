@@ -144,14 +144,17 @@ def test_a_run_is_the_same_in_parts_and_an_evaluation_has_groups_of_one_image() 
     for images_at_once in (None, 3):
         rewards = {"rank": {"reward": (rank := Rank()), "weight": 1.0}, "light": {"reward": LeftBright(), "weight": 0.5}}
         sgd: dict[str, Any] = {"optimizer": lambda parameters: torch.optim.SGD(parameters, lr=0.1)}
-        module = tiny_module(reward=rewards, images_at_once=images_at_once, judge=(judge := Rank()), **sgd)
+        module = tiny_module(reward=rewards, images_at_once=images_at_once, evaluate_with=(judge := Rank()), **sgd)
         trainer = tiny_trainer(max_steps=2, val_check_interval=2, num_sanity_val_steps=0)
         trainer.fit(module, tiny_loader(), tiny_loader(PROMPTS[:3], batch_size=3))
         trained.append(weights(module))
         assert [len(call) for call in rank.calls] == [8] * 4 + [1] * 3
+        assert [len(call) for call in judge.calls] == [1] * 3, "it never sees training"
+        assert float(trainer.callback_metrics["val/judges/Rank/reward"]) == 0
         trainer.test(module, tiny_loader(PROMPTS[:3], batch_size=3), verbose=False)
-        assert [len(call) for call in judge.calls] == [1] * 6
-        assert float(trainer.callback_metrics["test/judge/reward"]) == 0
+        assert [len(call) for call in judge.calls] == [1] * 9
+        for way in ("test", "test/greedy"):
+            assert float(trainer.callback_metrics[f"{way}/judges/Rank/reward"]) == 0
     torch.testing.assert_close(trained[0], trained[1], atol=1e-6, rtol=0)
 
 

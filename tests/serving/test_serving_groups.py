@@ -6,12 +6,16 @@ import json
 import logging
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from tests.served import LeftBrightOf8Bits, service
+from tests.tiny import PROMPTS, tiny_loader, tiny_module, tiny_trainer, weights
+from varrl_lightning.grpo.rollout import prompt_keys
 from varrl_lightning.registry import REWARDS, build
 from varrl_lightning.rewards.http_answer import decode_answer
 from varrl_lightning.rewards.http_request import Limits, encode_request
@@ -118,3 +122,30 @@ def test_no_answer_holds_nan() -> None:
     assert [row.value for row in rows] == [None] * 3
     assert [row.components["c"] for row in rows] == [1, None, None]
     assert rows[2].regions == [Box(0, 0, 1, 1)]
+
+
+@pytest.mark.filterwarnings("ignore:.*does not have many workers.*", "ignore:You defined a `validation_step`")
+def test_an_order_within_groups_trains_alike_in_parts_and_through_the_service(tmp_path: Path) -> None:
+    of = {"reward": f"{LeftBrightOf8Bits.__module__}.LeftBrightOf8Bits"}
+    here = {"class_path": "rank_of", "init_args": of}
+    with service("rank_of", "--init_args", json.dumps(of), folder=tmp_path) as running:
+        there = {"class_path": "http", "init_args": {"url": running.url, "whole_groups": True}}
+        trained = [_trained(*way) for way in ((here, None), (here, 3), (there, None), (there, 3))]
+    for advantages, after in trained[1:]:
+        torch.testing.assert_close(advantages, trained[0][0], atol=1e-6, rtol=0)
+        torch.testing.assert_close(after, trained[0][1], atol=1e-6, rtol=0)
+    assert float(trained[0][0].std()) > 0.1
+    alone, _ = _trained(of["reward"], None)
+    assert not torch.allclose(alone, trained[0][0], atol=1e-2), "the order is another reward"
+
+
+def _trained(reward: Any, images_at_once: int | None) -> tuple[Tensor, Tensor]:
+    """The advantages of a rollout, and the weights after two updates, whose groups have eight images each."""
+    sgd: dict[str, Any] = {"optimizer": lambda parameters: torch.optim.SGD(parameters, lr=0.1)}
+    module = tiny_module(reward={"order": {"reward": reward, "weight": 1.0}}, images_at_once=images_at_once, **sgd)
+    keys = prompt_keys(0, 0, PROMPTS[:2], torch.device("cpu"))
+    stage = module.cycle[0]
+    rollout, scores = module.grpo.sample(module.policy, PROMPTS[:2], stage, keys, images_at_once=images_at_once)
+    advantages = module.grpo.assign(rollout, scores).advantages
+    tiny_trainer(max_steps=2).fit(module, tiny_loader())
+    return advantages, weights(module)

@@ -107,6 +107,13 @@ class ConflictSums:
 
     Raises:
         ValueError: for fewer than two blocks.
+
+    Examples:
+        >>> sums = ConflictSums(scales=1, blocks=2)
+        >>> for batch, gradient in enumerate([[1.0, 2.0], [3.0, 0.0]]):
+        ...     sums.add(batch, [torch.tensor(gradient)])
+        >>> sums.compute().common()  # the product of the two batches
+        tensor([[3.]], dtype=torch.float64)
     """
 
     def __init__(self, scales: int, blocks: int) -> None:
@@ -172,6 +179,11 @@ class Suggestion:
         m: the one with the lowest cosine, or None where no other could be told from it.
         lowest: the m with the lowest cosine.
         splits: the cosine of every m.
+
+    Examples:
+        >>> told = Suggestion(m=3, lowest=3, splits={2: Estimate(0.4, 0.05), 3: Estimate(-0.3, 0.05)})
+        >>> told.splits[told.m].value
+        -0.3
     """
 
     m: int | None
@@ -185,6 +197,16 @@ def suggest_m(conflict: ScaleConflict) -> Suggestion:
     An interval is two standard errors on either side.
 
     Splitting there takes apart what pulls against each other most; whether training is better for it, only training tells.
+
+    Examples:
+        Four scales, of which the last pulls against the others, the same in three batches:
+
+        >>> sums = ConflictSums(scales=4, blocks=3)
+        >>> for batch in range(3):
+        ...     sums.add(batch, [torch.tensor([g]) for g in (1.0, 1.0, 2.0, -1.5)])
+        >>> suggestion = suggest_m(sums.compute())
+        >>> suggestion.m, {m: split.value for m, split in suggestion.splits.items()}
+        (3, {2: 1.0, 3: -1.0})
     """
     splits = {m: conflict.split(m) for m in range(2, conflict.scales)}
     known = {m: split for m, split in splits.items() if not math.isnan(split.value) and not math.isnan(split.standard_error)}

@@ -44,13 +44,14 @@ def deciding_metric(module: VARGRPO, logged: Iterable[str]) -> Choice:
 def refuse_unknown(name: str, logged: Iterable[str]) -> None:
     """Say that the metric which is to decide does not exist, and which do.
 
-    Metrics of validation are all known after the first; one of training may come with a later stage, so that it is only warned of.
+    Metrics of validation are all known after the first, and none of a test will come; one of training may come with a later stage,
+    so that it is only warned of.
 
     Raises:
-        RunStoppedError: for a name that begins with `val/`.
+        RunStoppedError: for a name that begins with `val/` or `test/`.
     """
     known = sorted(logged)
     found = f"model.monitor: no metric named {name!r} is logged.{did_you_mean(name, known)} There are: {', '.join(known)}."
-    if name.startswith("val/"):
+    if name.startswith(("val/", "test/")):
         raise RunStoppedError(f"{found} Go on with --ckpt_path last and another model.monitor, or without one.")
     rank_zero_warn(f"{found} Until it is, best.ckpt is not saved.")

@@ -7,14 +7,17 @@ import io
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from varrl_lightning.configuration.renamed import ARGUMENTS, renamed_arguments
+from varrl_lightning.configuration.renamed import ARGUMENTS, renamed_arguments, said_of
 from varrl_lightning.configuration.specs import refuse_left_out, saved_arguments
 from varrl_lightning.errors import SpecError, no_such_name
 from varrl_lightning.strategies.read_checkpoint import read_sharded
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 def plain_arguments(arguments: Mapping[str, Any], module: type, base: type) -> dict[str, Any]:
@@ -38,6 +41,24 @@ def plain_arguments(arguments: Mapping[str, Any], module: type, base: type) -> d
     return saved
 
 
+class AnswersOldArguments:
+    """Base of a module that is asked by an argument's old name: the answer says today's, in place of Python's error.
+
+    It stands in `__new__`, since Lightning and the command line read the signature of `__init__`, which stays as it is.
+    """
+
+    def __new__(cls, *_: Any, **named: Any) -> Self:
+        """An empty object, as `object` makes it.
+
+        Raises:
+            SpecError: for an old name that the class has no argument of.
+        """
+        for name in named:
+            if name in ARGUMENTS and name not in inspect.signature(cls.__init__).parameters:
+                raise SpecError(said_of(name))
+        return super().__new__(cls)
+
+
 OF_LIGHTNING = ("map_location", "hparams_file", "strict", "weights_only")
 """Arguments of Lightning's `load_from_checkpoint`; all others are the module's."""
 
@@ -54,7 +75,7 @@ def check_overrides(module: type, named: Mapping[str, Any]) -> None:
     known = [name for name in parameters if name != "self"]
     for name in named:
         if name in ARGUMENTS:
-            raise SpecError(f"{name} of version 0.1 is now {ARGUMENTS[name]}")
+            raise SpecError(said_of(name))
         if name not in known and name not in OF_LIGHTNING:
             raise SpecError(no_such_name(module.__name__, name, known))
 

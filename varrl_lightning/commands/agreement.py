@@ -109,7 +109,7 @@ def _measure(options: argparse.Namespace, config: ParsedConfig) -> int:
         batches = independent_batches(data.prompts["train"], options.batches, size, options.seed)
         warming = independent_batches(data.prompts["train"], options.adam_batches, size, options.seed + 1, least=0)
     with reraise_as(StartError, ValueError):
-        model.check_prompts([prompt for batch in (*batches, *warming) for prompt in batch])
+        model.check_prompts([prompt for batch in (*batches, *warming) for prompt in batch], evaluated=())
         model.rewards.check_training_prompts(data.prompts["train"])
     folder = _output_folder(options.output)
     about = {name: getattr(options, name) for name in ABOUT} | {"prompts": size, "checkpoint": checkpoint}

@@ -13,19 +13,15 @@ from rich.console import Console
 
 from varrl_lightning.callbacks.summary import versions
 from varrl_lightning.evaluation.evaluate import Evaluation
-from varrl_lightning.evaluation.tables import tables, write_results
+from varrl_lightning.evaluation.tables import Results, tables, write_results
 from varrl_lightning.figures.pairs import category_figures, choose_pairs
 from varrl_lightning.figures.pictures import save_figure
 from varrl_lightning.module import VARGRPO
 from varrl_lightning.prompts.benchmarks import benchmark_of, categories_of
 from varrl_lightning.types import Prompt
 
-ROWS = {
-    "test": "sampler",
-    "test/judge": "sampler, judge",
-    "test/greedy": "greedy",
-    "test/greedy/judge": "greedy, judge",
-}
+ROWS = {"test": "sampler", "test/greedy": "greedy"}
+"""Rows by the first part of the metrics' names; those of a judge begin as these do."""
 NARROWEST_COLUMN = 10
 """Characters of a column: in a narrow terminal or a pipe, a table overflows rather than having its numbers cut."""
 
@@ -39,6 +35,17 @@ def draw_pairs(module: VARGRPO, prompts: Sequence[Prompt], trainer: L.Trainer) -
         return None
     module.to(trainer.strategy.root_device)
     return module.evaluate(chosen)
+
+
+def _results(collected: Mapping[str, Evaluation]) -> dict[str, Results]:
+    """The results of each row: of the sampler, and greedily, and below each the judges'."""
+    results = {}
+    for name, evaluation in collected.items():
+        way, _, judge = name.partition("/judges/")
+        if way in ROWS:
+            row = f"{ROWS[way]}, {judge}" if judge else ROWS[way]
+            results[row] = replace(evaluation.results(), judge=bool(judge))
+    return results
 
 
 def report_test(
@@ -56,9 +63,7 @@ def report_test(
         about: what the numbers depend on.
     """
     prompts = collected["test"].prompts  # those that were scored: `limit_test_batches` may leave some out
-    results = {ROWS[name]: collected[name].results() for name in ROWS if name in collected}
-    results = {name: replace(result, judge=name.endswith("judge")) for name, result in results.items()}
-    result_tables = tables(results, benchmark_of(prompts), len(prompts))
+    result_tables = tables(_results(collected), benchmark_of(prompts), len(prompts))
     about = {**about, "prompts": str(about["prompts"]), "images": len(prompts), "versions": versions()}
     written = list(write_results(folder, result_tables, about))
     before, after = pairs

@@ -170,7 +170,9 @@ class VarrlCLI(LightningCLI):
         with reraise_as(StartError, ValueError, OSError):
             self.datamodule.setup("fit")
             self._check_trainer(len(self.datamodule.train_dataloader()))
-            self.model.check_prompts([p for prompts in self.datamodule.prompts.values() for p in prompts])
+            self.model.check_prompts(
+                [p for prompts in self.datamodule.prompts.values() for p in prompts], self.datamodule.evaluated
+            )
             self.model.rewards.check_training_prompts(self.datamodule.prompts["train"])
             if self.trainer.is_global_zero:
                 for line in require_readers(self.model.rewards, self.datamodule.prompts["train"], self.model.guards):

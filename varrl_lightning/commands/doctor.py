@@ -75,7 +75,7 @@ def examine(config: ParsedConfig, picture: KnownPicture | None = None) -> Iterat
     with reraise_as(StartError, ValueError, OSError):
         data.setup("fit")
         prompts = next(iter(data.train_dataloader()))[:PROMPTS]
-        model.check_prompts([prompt for of_file in data.prompts.values() for prompt in of_file])
+        model.check_prompts([prompt for of_file in data.prompts.values() for prompt in of_file], data.evaluated)
         model.rewards.check_training_prompts(data.prompts["train"])
         if checkpoint := config.checkpoint():
             load_checkpoint(checkpoint, model, model.saved_tensors())
@@ -86,7 +86,7 @@ def examine(config: ParsedConfig, picture: KnownPicture | None = None) -> Iterat
         yield ratio_is_one(model.policy, model.grpo, rollouts, model.micro_batches.number)
         yield sampler_is_teacher_forcing(model.policy, model.grpo, rollouts)
         yield dropout_is_off(model.policy, model.grpo, rollouts[0])
-        yield _finding("reader", lambda: reader_reads(model.rewards, model.judge, data.prompts["train"], model.guards))
+        yield _finding("reader", lambda: reader_reads(model.rewards, model.judges, data.prompts["train"], model.guards))
         yield (reward := reward_runs(model.rewards, rollouts[0]))
         for stage in draft_stages(model.cycle):
             options = (data.prompts["train"], stage, model.seed, model.images_at_once)

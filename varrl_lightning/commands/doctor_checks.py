@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -166,11 +166,11 @@ def dropout_is_off(policy: VARPolicy, grpo: GRPO, rollout: Rollout) -> Finding:
     )
 
 
-def reader_reads(rewards: WeightedRewards, judge: Reward | None, prompts: Sequence[Prompt], guards: Guards) -> Finding:
-    """Check that what reads text, the judge of tests too, can read the words of the prompts, drawn plainly."""
+def reader_reads(rewards: WeightedRewards, judges: Mapping[str, Reward], prompts: Sequence[Prompt], guards: Guards) -> Finding:
+    """Check that what reads text, judges too, can read the words of the prompts, drawn plainly."""
     if guards.reader_check == "ignore":
         return Finding("reader", True, "not checked: guards.reader_check is ignore")
-    checks = checked_readers(rewards, prompts, guards, judge)
+    checks = checked_readers(rewards, prompts, guards, judges)
     figure = "\n      ".join(f"the {check}" for check in checks) or "no reward reads text"
     passed = not any(stops(check, guards) for check in checks)
     return Finding("reader", passed, figure, "\n".join(dict.fromkeys(filter(None, map(advice, checks)))))

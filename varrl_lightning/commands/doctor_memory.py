@@ -92,7 +92,12 @@ def _sketched(arguments: Namespace, policy: VARPolicy) -> VARGRPO:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(VARGRPO, "model")
     plain = arguments.clone()
-    plain.policy, plain.reward, plain.mask_source, plain.judge = policy, _NoReward(ask_for_groups(plain.reward)), "full", None
+    plain.policy, plain.reward, plain.mask_source, plain.evaluate_with = (
+        policy,
+        _NoReward(ask_for_groups(plain.reward)),
+        "full",
+        None,
+    )
     with reraise_as(ConfigError, *BUILD_ERRORS):
         model: VARGRPO = parser.instantiate(Namespace(model=plain)).model  # type: ignore[no-untyped-call]
     return model

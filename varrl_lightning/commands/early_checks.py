@@ -14,6 +14,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from varrl_lightning.algorithms.stages import check_calibration, cycle, spelled_out
 from varrl_lightning.commands.user_errors import BUILD_ERRORS
+from varrl_lightning.configuration.judge_specs import AUTOMATIC, judge_specs
 from varrl_lightning.configuration.specs import built
 from varrl_lightning.grpo.arguments import built_sampling
 from varrl_lightning.grpo.credit import CreditOptions, MaskOptions, NormaliseOptions
@@ -59,7 +60,7 @@ def check_model(model: Namespace) -> None:
 
 
 def check_plugins(model: Namespace) -> None:
-    """Check that rewards, mask source and judge are installed and take their arguments, without building them.
+    """Check that rewards, mask source and judges are installed and take their arguments, without building them.
 
     Raises:
         PluginError: as `registry.check`.
@@ -72,8 +73,9 @@ def check_plugins(model: Namespace) -> None:
     check(MASK_SOURCES, _plain(model.mask_source))
     source, _ = named_class(MASK_SOURCES, _plain(model.mask_source))
     check_drafts(source, _check_stages(model, _schedule_of(model.policy)))
-    if model.judge not in (None, "auto"):
-        check(REWARDS, _plain(model.judge))
+    judges = _plain(model.evaluate_with)
+    for spec in () if judges == AUTOMATIC else judge_specs(judges).values():
+        check(REWARDS, spec)
 
 
 def check_devices(trainer: Namespace) -> None:

@@ -64,7 +64,7 @@ def _measure(options: argparse.Namespace, config: ParsedConfig) -> int:
         steps = middle_steps(options.m, model.policy, first_scale)
         prompts = chosen(data.prompts["train"], options.prompts, options.seed)
     with reraise_as(StartError, ValueError):
-        model.check_prompts(prompts)
+        model.check_prompts(prompts, evaluated=())
         model.rewards.check_training_prompts(prompts)
         model.rewards.prepare()
     batches = EvaluationBatches(prompts, data.batch_size).batches

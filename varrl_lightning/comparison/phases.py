@@ -22,7 +22,7 @@ from varrl_lightning.errors import ConfigError, StartError
 from varrl_lightning.types import Prompt, Stage
 from varrl_lightning.types.normal_form import normal_form
 
-JUDGED = ("model.reward", "model.judge", "trainer.precision", "trainer.accelerator", "trainer.devices")
+JUDGED = ("model.reward", "model.evaluate_with", "trainer.precision", "trainer.accelerator", "trainer.devices")
 """Parsed keys that decide how a recipe's pictures are judged and computed; they must be equal for all recipes."""
 
 
@@ -117,7 +117,7 @@ class Comparison:
     def judging(self, recipe: str) -> str:
         """A digest of how readings are taken, as the recipe's configuration writes it."""
         model, trainer = (self.trees[recipe].get(name) or {} for name in ("model", "trainer"))
-        written = [model.get(name) for name in ("sampling", "eval_seed", "reward", "judge")]
+        written = [model.get(name) for name in ("sampling", "eval_seed", "reward", "evaluate_with")]
         counts = [self.spec.prompts.curve, self.spec.prompts.choice]
         return digest_of([*written, *(trainer.get(name) for name in ("precision", "accelerator", "devices")), *counts])
 

@@ -110,7 +110,12 @@ def training_digest(tree: Mapping[str, Any]) -> str:
             tree = _without(tree, key.split("."))
     for key in SHOWN_ONLY:
         tree = _without(tree, ["trainer", key])
-    return digest_of(tree)
+    return digest_of({**tree, "model": _as_then(tree.get("model") or {})})
+
+
+def _as_then(model: Mapping[str, Any]) -> Tree:
+    """A model's arguments with a name that has changed since the first results, so that these are still known."""
+    return {"judge" if name == "evaluate_with" else name: value for name, value in model.items()}
 
 
 def _without(tree: Mapping[str, Any], keys: list[str]) -> Tree:

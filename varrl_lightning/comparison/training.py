@@ -24,7 +24,7 @@ from varrl_lightning.data import PromptDataModule
 from varrl_lightning.errors import ConfigError, StartError
 from varrl_lightning.module import VARGRPO
 from varrl_lightning.policies.base import VARPolicy
-from varrl_lightning.rewards.base import Reward, score_groups
+from varrl_lightning.rewards.base import score_groups
 from varrl_lightning.rewards.groups import single_images
 from varrl_lightning.types import Case, Prompt, Sampling
 from varrl_lightning.types.normal_form import normal_words
@@ -54,7 +54,7 @@ def build(tree: Mapping[str, Any], name: str) -> tuple[VARGRPO, PromptDataModule
             module, data = config.build()
     with reraise_as(StartError, ValueError, OSError):
         data.setup("fit")
-        module.check_prompts([p for prompts in data.prompts.values() for p in prompts])
+        module.check_prompts([p for prompts in data.prompts.values() for p in prompts], data.evaluated)
         module.rewards.check_training_prompts(data.prompts["train"])
     return module, data, config
 
@@ -153,11 +153,12 @@ def whole(split: str, prompts: Sequence[Prompt], thorough: bool) -> Reading:
 
     Args:
         split: its name.
-        thorough: also sample greedily, and have the sampled images read by the second judge, if there is one.
+        thorough: also sample greedily, and have the sampled images read by the first reward of `evaluate_with`, if there is one.
     """
 
     def read(module: VARGRPO) -> list[dict[str, Any]]:
-        ways = [("sampled", module.sampling, module.judge if thorough else None)]
+        judge = next(iter(module.judges), None) if thorough else None
+        ways = [("sampled", module.sampling, judge)]
         ways += [("greedy", module.sampling.greedy(), None)] if thorough else []
         found = []
         for way, sampling, judge in ways:
@@ -174,11 +175,12 @@ def together(readings: Sequence[Reading]) -> Reading:
     return lambda module: [row for reading in readings for row in reading(module)]
 
 
-def _each(module: VARGRPO, prompts: Sequence[Prompt], sampling: Sampling, judge: Reward | None) -> dict[str, list[float]]:
+def _each(module: VARGRPO, prompts: Sequence[Prompt], sampling: Sampling, judge: str | None) -> dict[str, list[float]]:
     evaluation = module.evaluate(prompts, sampling)
     values = {"reward": evaluation.values.tolist()} | _words(prompts, evaluation.texts, evaluation.case)
     if judge is not None:
-        scores = score_groups(judge, evaluation.images, prompts, "judge", single_images(len(evaluation.images)))
+        groups = single_images(len(evaluation.images))
+        scores = score_groups(module.judges[judge], evaluation.images, prompts, f"judges/{judge}", groups)
         judged = _words(prompts, scores.texts, scores.case)
         values |= {f"judge_{name}": of_prompts for name, of_prompts in judged.items()}
     return values

@@ -7,7 +7,7 @@ import pydoc
 import re
 from collections.abc import Iterable
 
-from varrl_lightning.configuration.renamed import ARGUMENTS
+from varrl_lightning.configuration.renamed import ARGUMENTS, said_of
 from varrl_lightning.errors import did_you_mean, no_such_name
 
 _UNRECOGNISED = re.compile(r"unrecognized arguments: --([^\s=]+)")
@@ -67,7 +67,7 @@ def _unknown_key(key: str, known: set[str]) -> str | None:
         if part not in names:
             owner = ".".join(above) or "the configuration"
             if above == ["model"] and part in ARGUMENTS:
-                return f"model.{part} of version 0.1 is now model.{ARGUMENTS[part]}"
+                return said_of(part, "model.")
             elsewhere = sorted(k for k in known if k.endswith(f".{part}"))
             if elsewhere and not above:
                 return f"{owner} has no {part!r} at its top level. Did you mean {elsewhere[0]!r}?"

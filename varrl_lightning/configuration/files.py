@@ -109,7 +109,7 @@ def _read(path: Path) -> Any:
 
 
 def refuse_old_names(files: Sequence[Path]) -> None:
-    """Refuse configurations of version 0.1.
+    """Refuse configurations of earlier versions.
 
     Raises:
         ConfigError: lists every name that has changed, with the one that took its place.
@@ -120,7 +120,7 @@ def refuse_old_names(files: Sequence[Path]) -> None:
         except yaml.YAMLError:  # the parser's own message says where
             continue
         if lines:
-            raise ConfigError(f"{path} has names of version 0.1. Change in it:\n  " + "\n  ".join(lines))
+            raise ConfigError(f"{path} has names of an earlier version. Change in it:\n  " + "\n  ".join(lines))
 
 
 def refuse_keys(files: Sequence[Path], refused: dict[str, str]) -> None:

@@ -1,7 +1,7 @@
 """Options that change a part of a plugin's spec: `--model.reward.init_args.lam 2` over a configuration.
 
-A reward, a mask source and a judge are one value each, of several forms; the parser cannot look inside. So these options are taken
-off the command line, applied to the value that the rest of the command line gives, and handed over as one value.
+A reward, a mask source and `evaluate_with` are one value each, of several forms; the parser cannot look inside. So these options
+are taken off the command line, applied to the value that the rest of the command line gives, and handed over as one value.
 """
 
 from __future__ import annotations
@@ -13,12 +13,15 @@ from typing import Any
 
 import yaml
 
-from varrl_lightning.errors import ConfigError
+from varrl_lightning.configuration.judge_specs import AUTOMATIC, judge_specs
+from varrl_lightning.errors import ConfigError, SpecError, listed
 
-PLUGINS = ("model.reward", "model.mask_source", "model.judge")
+PLUGINS = ("model.reward", "model.mask_source", "model.evaluate_with")
 """The arguments that are plugins, by their dotted names."""
 SEVERAL = ("model.reward",)
 """Those that may be several at once, each with a name and a weight."""
+NAMED = ("model.evaluate_with",)
+"""Those that may be several at once, each with a name."""
 SPEC_KEYS = ("class_path", "init_args")
 
 
@@ -75,13 +78,15 @@ def split_plugin_options(arguments: Sequence[str]) -> tuple[list[str], list[Plug
 def changed_spec(spec: Any, option: PluginOption) -> Any:
     """The spec of a plugin after one option.
 
-    `init_args.X` is an argument of the plugin. `NAME` is the weight of the reward of that name, which joins the others if it is not
-    among them; `NAME.init_args.X` is an argument of that reward.
+    `init_args.X` is an argument of the plugin. `NAME` is the weight of the reward of that name, or in `evaluate_with` the reward
+    itself; it joins the others if it is not among them. `NAME.init_args.X` is an argument of that reward.
 
     Raises:
         ConfigError: when the option does not say to which of several rewards it goes, or means nothing in this spec.
     """
     first, *below = option.keys
+    if option.plugin in NAMED and (spec == AUTOMATIC or isinstance(spec, list) or first not in SPEC_KEYS):
+        return _with_judge(spec, first, below, option)
     if isinstance(spec, Mapping) and "class_path" not in spec and first in SPEC_KEYS:
         names = ", ".join(spec)
         raise ConfigError(f"{option} does not say of which reward: there are {names}. Write --{option.plugin}.NAME.{first}...")
@@ -105,6 +110,29 @@ def replacing(option: str) -> str:
 def whole_spec(plugin: str, spec: Any) -> list[str]:
     """The arguments that give a whole spec in place of any other."""
     return [replacing(f"--{plugin}"), f"--{plugin}={json.dumps(spec)}"]
+
+
+def _with_judge(spec: Any, name: str, keys: Sequence[str], option: PluginOption) -> dict[str, Any]:
+    """`evaluate_with` as a mapping by name, in which one reward is another or has another argument."""
+    if spec == AUTOMATIC:
+        raise ConfigError(
+            f"{option}: {option.plugin} is auto, which names no reward. Give a whole one: --{option.plugin} tesseract"
+        )
+    try:
+        judges = judge_specs(spec)
+    except SpecError as error:
+        raise ConfigError(str(error)) from error
+    if name in SPEC_KEYS:
+        raise ConfigError(
+            f"{option} does not say of which reward: there are {', '.join(judges)}. Write --{option.plugin}.NAME.{name}..."
+        )
+    if not keys:
+        return {**judges, name: option.value}
+    if name not in judges:
+        raise ConfigError(f"{option}: {option.plugin} has no reward named {name!r}, only {listed(list(judges)) or 'none'}")
+    if keys[0] not in SPEC_KEYS:
+        raise ConfigError(f"{option}: below {option.plugin}.{name} there are {' and '.join(SPEC_KEYS)}")
+    return {**judges, name: changed_spec(judges[name], PluginOption(option.plugin, tuple(keys), option.value))}
 
 
 def _with_arguments(spec: Any, keys: Sequence[str], option: PluginOption) -> dict[str, Any]:

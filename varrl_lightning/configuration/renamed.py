@@ -1,4 +1,4 @@
-"""Names of version 0.1 and those that took their place, for configurations, checkpoints and imports of then."""
+"""Names of earlier versions and those that took their place, for configurations, checkpoints and imports of then."""
 
 from __future__ import annotations
 
@@ -26,8 +26,11 @@ ARGUMENTS = {
     "normaliser_constant": "normalise.constant",
     "max_bad_steps": "guards.max_bad_steps",
     "agree_every_n_steps": "guards.check_ranks_every_n_steps",
+    "judge": "evaluate_with",
 }
-"""Arguments of VARGRPO: of 0.1, and of today."""
+"""Arguments of VARGRPO: of an earlier version, and of today."""
+VERSIONS = {"judge": "0.2"}
+"""The last version that had an argument; 0.1 for all others."""
 VALUES: dict[str, dict[Any, Any]] = {"kl_mask": {"unmasked": False, "masked": True}}
 """Arguments whose values have other names too."""
 MODULES = {
@@ -89,16 +92,29 @@ RUNNABLE = ("prompt_sets", "text_prompts")
 """Those that `python -m` still runs by their names of 0.1."""
 
 
+def said_of(name: str, owner: str = "") -> str:
+    """`judge of version 0.2 is now evaluate_with`, for the old name of an argument.
+
+    Args:
+        owner: what stands before both names, such as `model.`.
+    """
+    return f"{owner}{name} of version {VERSIONS.get(name, '0.1')} is now {owner}{ARGUMENTS[name]}"
+
+
 def renamed_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments of VARGRPO as a checkpoint of 0.1 holds them, under the names of today; today's stay as they are."""
+    """Arguments of VARGRPO as a checkpoint of an earlier version holds them, under the names of today; today's stay as they are."""
     renamed: dict[str, Any] = {}
     for name, value in arguments.items():
         group, _, field = ARGUMENTS.get(name, name).partition(".")
         if field:
-            renamed.setdefault(group, {})[field] = VALUES.get(name, {}).get(value, value)
+            renamed.setdefault(group, {})[field] = _renamed_value(name, value)
         else:
-            renamed[name] = _renamed_paths(value)
+            renamed[group] = _renamed_paths(value)
     return renamed
+
+
+def _renamed_value(name: str, value: Any) -> Any:
+    return VALUES[name].get(value, value) if name in VALUES else value
 
 
 def renamed_path(path: str) -> str:
@@ -113,7 +129,7 @@ def renamed_path(path: str) -> str:
 
 
 def changed_lines(configuration: Any) -> list[str]:
-    """Changes that a configuration of version 0.1 needs, one line each: `model.mask_dilation: 8 -> model.mask.dilation: 8`.
+    """Changes that a configuration of an earlier version needs, one line each: `model.mask_dilation: 8 -> model.mask.dilation: 8`.
 
     Args:
         configuration: a configuration file's tree.
@@ -121,7 +137,7 @@ def changed_lines(configuration: Any) -> list[str]:
     model = configuration.get("model") if isinstance(configuration, Mapping) else None
     values = {name: value for name, value in model.items() if name in ARGUMENTS} if isinstance(model, Mapping) else {}
     lines = [
-        f"model.{name}: {_in_yaml(value)} -> model.{ARGUMENTS[name]}: {_in_yaml(VALUES.get(name, {}).get(value, value))}"
+        f"model.{name}: {_in_yaml(value)} -> model.{ARGUMENTS[name]}: {_in_yaml(_renamed_value(name, value))}"
         for name, value in values.items()
     ]
     paths = [path for path in _class_paths(configuration) if renamed_path(path) != path]

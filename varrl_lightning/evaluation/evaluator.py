@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 
@@ -30,7 +30,7 @@ class Evaluator:
     Args:
         policy: the policy that samples.
         grpo: has the rewards, which score every image, and how images are sampled, unless a call says otherwise.
-        judge: a second reader for tests, which training never sees.
+        judges: further rewards by name, which score the images of validation and test, and which training never sees.
         seed: seed of the noise.
         images_at_once: most images sampled at one time; None for 64.
         average: average of the weights, which takes their place; None for the weights themselves.
@@ -40,12 +40,12 @@ class Evaluator:
         self,
         policy: VARPolicy,
         grpo: GRPO,
-        judge: Reward | None,
+        judges: Mapping[str, Reward],
         seed: int,
         images_at_once: int | None,
         average: WeightAverage | None,
     ) -> None:
-        self.policy, self.rewards, self.judge, self.sampling = policy, grpo.rewards, judge, grpo.sampling
+        self.policy, self.rewards, self.judges, self.sampling = policy, grpo.rewards, dict(judges), grpo.sampling
         self.seed, self.images_at_once, self.average = seed, images_at_once or 64, average
         self.collected: dict[str, Evaluation] = {}
         """Evaluations of the last validation or test, by the first part of their metrics' names."""
@@ -105,24 +105,19 @@ class Evaluator:
         return self._in_shares(prompts, parallel, lambda share: [self._share_of(prompts, settings, share).without_images()])[0]
 
     def validate(self, prompts: Sequence[Prompt], parallel: Parallel) -> None:
-        """Collect the scores of one batch."""
-        self._collect("val", self.scores(prompts, parallel))
+        """Collect the scores of one batch, and the judges' scores."""
+        self._collect({"val": self.sampling}, prompts, parallel)
 
     def test(self, prompts: Sequence[Prompt], parallel: Parallel) -> None:
-        """Collect the scores of one batch, by the sampler and greedily, and the judge's of both."""
-        settings = (self.sampling, self.sampling.greedy())
-        evaluations = self._in_shares(
-            prompts, parallel, lambda share: [e for s in settings for e in self._with_judge(prompts, s, share)]
-        )
-        names = [name for way in ("test", "test/greedy") for name in (way, f"{way}/judge")]
-        for name, evaluation in zip(names if self.judge is not None else names[::2], evaluations, strict=True):
-            self._collect(name, evaluation)
+        """Collect the scores of one batch, by the sampler and greedily, and the judges' scores of both."""
+        self._collect({"test": self.sampling, "test/greedy": self.sampling.greedy()}, prompts, parallel)
 
     def metrics(self, trial: bool = False) -> dict[str, float]:
         """Means over all batches that were collected, by `val/...`, `test/...`; the next validation or test begins anew.
 
-        What has no value, since no reward gave a score, is left out. Under a `combine` that standardises, `val/standardised_reward`
-        is what several trained rewards come to: see `standardised_reward`. Their standards are those of the first validation.
+        Those of a judge are `val/judges/NAME/...`, `test/judges/NAME/...` and `test/greedy/judges/NAME/...`. What has no value,
+        since no reward gave a score, is left out. Under a `combine` that standardises, `val/standardised_reward` is what several
+        trained rewards come to: see `standardised_reward`. Their standards are those of the first validation.
 
         Args:
             trial: whether this is Lightning's sanity check, on a few batches, by which nothing is standardised.
@@ -149,16 +144,26 @@ class Evaluator:
             _, parts = parallel.run_on_all(lambda: (None, work(share.items)))
         return [Evaluation.merge(each).first(len(prompts)) for each in zip(*parts, strict=True)]
 
-    def _with_judge(self, prompts: Sequence[Prompt], sampling: Sampling, share: Sequence[int]) -> list[Evaluation]:
-        """The rewards' scores of a share of the prompts, and the judge's where there is one."""
-        evaluation = self._share_of(prompts, sampling, share)
-        evaluations = [evaluation.without_images()]
-        if self.judge is not None:
-            groups = single_images(len(evaluation.images))
-            scores = score_groups(self.judge, evaluation.images, evaluation.prompts, "judge", groups)
-            judged = replace(evaluations[0], values=scores.values, scores={}, texts=scores.texts, readable=scores.usable)
-            evaluations.append(replace(judged, case=scores.case))
-        return evaluations
+    def _collect(self, ways: Mapping[str, Sampling], prompts: Sequence[Prompt], parallel: Parallel) -> None:
+        """Add a batch's scores to those of the earlier ones.
 
-    def _collect(self, name: str, evaluation: Evaluation) -> None:
-        self._batches.setdefault(name, []).append(evaluation)
+        Args:
+            ways: how to sample, by the first part of the metrics' names.
+        """
+        names = [name for way in ways for name in (way, *(f"{way}/judges/{judge}" for judge in self.judges))]
+        evaluations = self._in_shares(
+            prompts, parallel, lambda share: [e for s in ways.values() for e in self._with_judges(prompts, s, share)]
+        )
+        for name, evaluation in zip(names, evaluations, strict=True):
+            self._batches.setdefault(name, []).append(evaluation)
+
+    def _with_judges(self, prompts: Sequence[Prompt], sampling: Sampling, share: Sequence[int]) -> list[Evaluation]:
+        """The rewards' scores of a share of the prompts, and then those of each judge."""
+        evaluation = self._share_of(prompts, sampling, share)
+        own, groups = evaluation.without_images(), single_images(len(evaluation.images))
+        evaluations = [own]
+        for name, judge in self.judges.items():
+            scores = score_groups(judge, evaluation.images, evaluation.prompts, f"judges/{name}", groups)
+            judged = replace(own, values=scores.values, scores={}, texts=scores.texts, readable=scores.usable)
+            evaluations.append(replace(judged, case=scores.case, reader=None))
+        return evaluations

@@ -34,7 +34,7 @@ class Results:
         measures: by name, see `MEASURES`.
         categories: mean reward by category, `All` among them, as `CategoryMean.compute` gives it.
         hpsv3: whether that reward is HPSv3, so that it may stand beside the paper's Table 2.
-        judge: whether these are the second reader's scores, which no table of the paper has.
+        judge: whether these are the scores of a reward of `evaluate_with`, which no table of the paper has.
     """
 
     measures: Mapping[str, float]

@@ -11,7 +11,7 @@ import yaml
 
 from varrl_lightning.algorithms.stages import FirstScale, branches_of, full_stage, prefix_stage, spelled_out, suffix_stage
 from varrl_lightning.configuration.files import configs_folder
-from varrl_lightning.configuration.renamed import ARGUMENTS
+from varrl_lightning.configuration.renamed import ARGUMENTS, said_of
 from varrl_lightning.configuration.specs import built
 from varrl_lightning.errors import PluginError, did_you_mean, no_such_name
 from varrl_lightning.grpo.arguments import built_sampling, built_score
@@ -140,7 +140,7 @@ def _check_key(variant: str, key: str) -> None:
     if key in KEYS:
         return
     if key in ARGUMENTS:
-        raise ValueError(f"the variant {variant!r}: {key} of version 0.1 is now {ARGUMENTS[key]}")
+        raise ValueError(f"the variant {variant!r}: {said_of(key)}")
     raise ValueError(no_such_name(f"the variant {variant!r}", key, KEYS))
 
 

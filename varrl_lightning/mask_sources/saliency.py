@@ -52,6 +52,8 @@ class Saliency(BaseMaskSource):
         ValueError: on a value out of its range, or when both rewards are given.
     """
 
+    takes_rewards = ("reward",)
+
     def __init__(
         self,
         from_reward: str | None = None,

@@ -31,6 +31,7 @@ class RankOf(BaseReward):
         PluginError: when the other reward cannot be found or built.
     """
 
+    takes_rewards = ("reward",)
     whole_groups = True
 
     def __init__(self, reward: Any) -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from varrl_lightning.policies.base import VARPolicy
 from varrl_lightning.prompts.quotes import warn_of_prompts
+from varrl_lightning.rewards.base import Reward
 from varrl_lightning.rewards.weighted import WeightedRewards
 from varrl_lightning.training.cut_prompts import check_cut_prompts
 from varrl_lightning.training.guards import Guards
@@ -63,6 +64,19 @@ def check_prompts(prompts: Sequence[Prompt], policy: VARPolicy, rewards: Weighte
         of_size = _worth_encoding([p for p in prompts if p.size == size], policy)
         for first in range(0, len(of_size), ENCODED_AT_ONCE):
             policy.encode_prompts(of_size[first : first + ENCODED_AT_ONCE])
+
+
+def check_judged(prompts: Sequence[Prompt], judges: Mapping[str, Reward]) -> None:
+    """Ask the rewards of `evaluate_with` whether they can score the prompts of evaluations.
+
+    Raises:
+        ValueError: whatever a reward objects to, with its name.
+    """
+    for name, judge in judges.items() if prompts else ():
+        try:
+            judge.check_prompts(prompts)
+        except ValueError as error:
+            raise ValueError(f"the reward {name!r} of evaluate_with cannot score these prompts: {error}") from error
 
 
 def _worth_encoding(prompts: Sequence[Prompt], policy: VARPolicy) -> Sequence[Prompt]:

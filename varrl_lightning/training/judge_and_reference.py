@@ -1,9 +1,10 @@
-"""Builds the second reader of tests and the anchor of the KL from arguments of `VARGRPO`."""
+"""Builds the rewards of evaluations and the anchor of the KL from arguments of `VARGRPO`."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from varrl_lightning.configuration.judge_specs import AUTOMATIC, judge_specs
 from varrl_lightning.configuration.specs import built
 from varrl_lightning.policies.base import VARPolicy
 from varrl_lightning.policies.lora import AdapterOff, has_adapter
@@ -15,19 +16,24 @@ from varrl_lightning.rewards.tesseract import TesseractReward, why_not_installed
 from varrl_lightning.rewards.weighted import WeightedRewards
 
 
-def built_judge(judge: Any, rewards: WeightedRewards) -> Reward | None:
-    """The second reader of tests; `auto` is Tesseract beside the OCR reward, where it is installed."""
-    if judge == "auto":
+def built_judges(evaluate_with: Any, rewards: WeightedRewards) -> dict[str, Reward]:
+    """The rewards of evaluations by name; `auto` is Tesseract beside the OCR reward, where it is installed.
+
+    Raises:
+        SpecError: as `judge_specs`.
+        PluginError: when a reward cannot be found or built.
+    """
+    if isinstance(evaluate_with, str) and evaluate_with == AUTOMATIC:
         return _installed_judge(rewards)
-    return None if judge is None else build(REWARDS, judge)
+    return {name: build(REWARDS, spec) for name, spec in judge_specs(evaluate_with).items()}
 
 
-def _installed_judge(rewards: WeightedRewards) -> Reward | None:
+def _installed_judge(rewards: WeightedRewards) -> dict[str, Reward]:
     """Tesseract without thresholds, since a miss is a miss."""
     reader = next((term.reward for term in rewards.terms.values() if isinstance(term.reward, OCRReward)), None)
     if reader is None or why_not_installed() is not None:
-        return None
-    return TesseractReward(reader.engine.detect, min_confidence=0, min_length=1, without_words="skip")
+        return {}
+    return {"tesseract": TesseractReward(reader.engine.detect, min_confidence=0, min_length=1, without_words="skip")}
 
 
 def built_reference(reference: Any, policy: VARPolicy) -> Anchor:

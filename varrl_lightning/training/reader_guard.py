@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from varrl_lightning.rewards.base import Reward
 from varrl_lightning.rewards.reader_check import FAILS_BELOW, WARNS_BELOW, ReaderCheck, check_readers
@@ -19,9 +19,9 @@ REMEDIES = (
 
 
 def checked_readers(
-    rewards: WeightedRewards, prompts: Sequence[Prompt], guards: Guards, judge: Reward | None = None
+    rewards: WeightedRewards, prompts: Sequence[Prompt], guards: Guards, judges: Mapping[str, Reward] | None = None
 ) -> list[ReaderCheck]:
-    """Try all rewards that read text, and the judge if there is one; none where `guards.reader_check` is `ignore`.
+    """Try all rewards that read text, and such judges; none where `guards.reader_check` is `ignore`.
 
     Raises:
         ValueError: when `guards.font` is no font.
@@ -29,8 +29,7 @@ def checked_readers(
     if guards.reader_check == "ignore":
         return []
     readers = {f"reward {name!r}": (term.reward, term.weight != 0) for name, term in rewards.terms.items()}
-    if judge is not None:
-        readers["judge"] = (judge, False)
+    readers |= {f"judge {name!r}": (judge, False) for name, judge in (judges or {}).items()}
     return check_readers(readers, prompts, guards.font)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import lightning as L
@@ -15,6 +16,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from varrl_lightning.data import PromptDataModule
 from varrl_lightning.policies.base import VARPolicy
 from varrl_lightning.policies.lora import is_adapter
+from varrl_lightning.rewards.base import Reward
 from varrl_lightning.rewards.weighted import WeightedRewards
 
 ACCUMULATION = "an optimizer step is one whole rollout: give larger batches, and the module micro_batch_size where memory is short"
@@ -63,8 +65,11 @@ def check_trainer(trainer: L.Trainer) -> None:
                 raise MisconfigurationException(f"the callback {type(callback).__name__} cannot be used: {reason}")
 
 
-def check_training(trainer: L.Trainer, rewards: WeightedRewards) -> None:
-    """Check, once the optimizers are built, that a run can learn by them, and from the prompts that it is given.
+def check_training(trainer: L.Trainer, rewards: WeightedRewards, judges: Mapping[str, Reward]) -> None:
+    """Check, once the optimizers are built, that a run can learn by them and from its prompts, and that its judges can be loaded.
+
+    Args:
+        judges: rewards of evaluations. Unless they load here, what they lack is found at the first validation.
 
     Raises:
         MisconfigurationException: see `check_schedules`.
@@ -74,6 +79,8 @@ def check_training(trainer: L.Trainer, rewards: WeightedRewards) -> None:
     datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
     if isinstance(datamodule, PromptDataModule):
         rewards.check_training_prompts(datamodule.prompts["train"])
+    for judge in judges.values() if trainer.enable_validation else ():
+        judge.prepare()
 
 
 def check_schedules(trainer: L.Trainer) -> None:
