@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from varrl_lightning.rewards.base import BaseReward
 from varrl_lightning.text_encoders.base import read_pretrained
@@ -19,6 +19,13 @@ from varrl_lightning.types import Prompt
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
 """What CLIP's images were normalised with, OpenAI's and LAION's alike."""
+ReadModel: TypeAlias = "Callable[[str | Path, str], tuple[nn.Module, Any]]"
+"""Reads a model and its tokenizer, from a path and the name of a dtype."""
+
+
+def read_clip(path: str | Path, dtype: str) -> tuple[nn.Module, Any]:
+    """A CLIPModel of transformers and its tokenizer; see `read_pretrained`."""
+    return read_pretrained(path, "CLIPModel", dtype)
 
 
 class CLIPReward(BaseReward):
@@ -32,17 +39,25 @@ class CLIPReward(BaseReward):
         dtype: of the model, `float32`, `bfloat16` or `float16`.
         images_at_once: images that pass through the model at one time.
         prefix: put before each prompt's text.
+        read: reads the model and its tokenizer.
 
     Raises:
         FileNotFoundError: when there is no such folder, and no such repository within reach.
         ValueError: when it holds something else, or on a number out of its range.
     """
 
-    def __init__(self, path: str | Path, dtype: str = "float32", images_at_once: int = 32, prefix: str = "") -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        dtype: str = "float32",
+        images_at_once: int = 32,
+        prefix: str = "",
+        read: ReadModel = read_clip,
+    ) -> None:
         if images_at_once < 1:
             raise ValueError(f"images_at_once must be at least 1, got {images_at_once}")
         # No nn.Module, so that a LightningModule that holds this neither saves nor trains the model.
-        model, self.tokenizer = read_pretrained(path, "CLIPModel", dtype)
+        model, self.tokenizer = read(path, dtype)
         self.model: Any = model
         self.prefix, self.images_at_once = prefix, images_at_once
 
@@ -90,8 +105,12 @@ class CLIPReward(BaseReward):
             return F.normalize(self.model.text_projection(self.model.text_model(**inputs).pooler_output).float(), dim=-1)
 
     def _embed_images(self, images: Float[Tensor, "_n 3 H W"]) -> Float[Tensor, "_n C"]:
-        pixels = clip_pixels(images, self.model.config.vision_config.image_size).to(self.model.visual_projection.weight.dtype)
+        pixels = self._pixels(images, self.model.config.vision_config.image_size).to(self.model.visual_projection.weight.dtype)
         return F.normalize(self.model.visual_projection(self.model.vision_model(pixels).pooler_output).float(), dim=-1)
+
+    def _pixels(self, images: Float[Tensor, "_n 3 H W"], side: int) -> Float[Tensor, "_n 3 S S"]:
+        """What the model is shown of images in [0, 1]."""
+        return clip_pixels(images, side)
 
 
 def clip_pixels(images: Float[Tensor, "_n 3 H W"], side: int) -> Float[Tensor, "_n 3 S S"]:
@@ -102,22 +121,32 @@ def clip_pixels(images: Float[Tensor, "_n 3 H W"], side: int) -> Float[Tensor, "
 def prepared_pixels(
     images: Float[Tensor, "_n 3 H W"], short_side: int, side: int, mean: Sequence[float], std: Sequence[float]
 ) -> Float[Tensor, "_n 3 S S"]:
-    """Images in [0, 1] rounded to 8 bits, their shorter side brought to `short_side`, the centre of `side` cut out, normalised.
+    """Images in [0, 1] rounded to 8 bits, their shorter side brought to `short_side`, the centre of `side` cut out, normalised."""
+    height, width = images.shape[-2:]
+    short = min(height, width)
+    new = (short_side * height // short, short_side * width // short)
+    pixels = resized(images, new)
+    top, left = round((new[0] - side) / 2), round((new[1] - side) / 2)
+    return normalised(pixels[..., top : top + side, left : left + side], mean, std)
+
+
+def resized(images: Float[Tensor, "_n 3 H W"], size: tuple[int, int], mode: str = "bicubic") -> Float[Tensor, "_n 3 h w"]:
+    """Images in [0, 1] rounded to 8 bits and brought to a height and width, in [0, 1] again.
 
     Pillow's arithmetic in torch: first along rows, then along columns, each time rounded to 8 bits.
     """
-    pixels = _eight_bits(images.float() * 255)
-    height, width = pixels.shape[-2:]
-    short = min(height, width)
-    new = (short_side * height // short, short_side * width // short)
-    for size in ((height, new[1]), new):
-        pixels = _eight_bits(F.interpolate(pixels, size, mode="bicubic", align_corners=False, antialias=True))
-    top, left = round((new[0] - side) / 2), round((new[1] - side) / 2)
-    pixels = pixels[..., top : top + side, left : left + side] / 255
+    pixels = eight_bits(images.float() * 255)
+    for step in ((pixels.shape[-2], size[1]), size):
+        pixels = eight_bits(F.interpolate(pixels, step, mode=mode, align_corners=False, antialias=True))
+    return pixels / 255
+
+
+def normalised(pixels: Float[Tensor, "_n 3 h w"], mean: Sequence[float], std: Sequence[float]) -> Float[Tensor, "_n 3 h w"]:
+    """The pixels less the channels' means, in the channels' standard deviations."""
     means, stds = (pixels.new_tensor(x)[:, None, None] for x in (mean, std))
     return (pixels - means) / stds
 
 
-def _eight_bits(x: Tensor) -> Tensor:
+def eight_bits(x: Tensor) -> Tensor:
     """The values rounded and clamped to 0..255; the gradient passes unchanged."""
     return x + (x.round().clamp(0, 255) - x).detach()
