@@ -63,9 +63,10 @@ class CLIPReward(BaseReward):
 
     def check_prompts(self, prompts: Sequence[Prompt]) -> None:
         """Warn of prompts that the model does not read to their ends."""
-        texts = {self.prefix + prompt.text: prompt for prompt in prompts}
+        texts = {self._plain(self.prefix + prompt.text): prompt for prompt in prompts}
         kept = kept_texts(self.tokenizer, texts, self.length)
-        cuts = [cut_prompt(f"prompt {texts[text].id!r}", text, texts[text].words, kept) for text in kept]
+        words = {text: [self._plain(word) for word in texts[text].words] for text in kept}
+        cuts = [cut_prompt(f"prompt {texts[text].id!r}", text, words[text], kept) for text in kept]
         whole = f"{self.length} tokens{', its prefix included' if self.prefix else ''}"
         report_cuts(cuts, f"{type(self).__name__} ({whole})", len(prompts), "warn", "leave them as they are")
 
@@ -98,7 +99,7 @@ class CLIPReward(BaseReward):
 
     @torch.no_grad()
     def _text_features(self, texts: list[str], device: torch.device) -> Float[Tensor, "_n C"]:
-        texts = [self.prefix + text for text in texts]
+        texts = [self._plain(self.prefix + text) for text in texts]
         tokens = self.tokenizer(texts, padding=True, truncation=True, max_length=self.length, return_tensors="pt")
         inputs = {name: tokens[name].to(device) for name in ("input_ids", "attention_mask")}
         with torch.autocast(device.type, enabled=False):
@@ -107,6 +108,10 @@ class CLIPReward(BaseReward):
     def _embed_images(self, images: Float[Tensor, "_n 3 H W"]) -> Float[Tensor, "_n C"]:
         pixels = self._pixels(images, self.model.config.vision_config.image_size).to(self.model.visual_projection.weight.dtype)
         return F.normalize(self.model.visual_projection(self.model.vision_model(pixels).pooler_output).float(), dim=-1)
+
+    def _plain(self, text: str) -> str:
+        """A text as the tokenizer is given it."""
+        return text
 
     def _pixels(self, images: Float[Tensor, "_n 3 H W"], side: int) -> Float[Tensor, "_n 3 S S"]:
         """What the model is shown of images in [0, 1]."""

@@ -61,7 +61,10 @@ class HPSv2(CLIPReward):
 
     def __call__(self, images: Float[Tensor, "N 3 H W"], prompts: Sequence[Prompt]) -> Float[Tensor, " N"]:
         """Similarity of each image to its prompt's text."""
-        return self.cosine(images, [plain(prompt.text) for prompt in prompts])
+        return self.cosine(images, [prompt.text for prompt in prompts])
+
+    def _plain(self, text: str) -> str:
+        return plain(text)
 
     def _pixels(self, images: Float[Tensor, "_n 3 H W"], side: int) -> Float[Tensor, "_n 3 S S"]:
         return normalised(padded(images, side), MEAN, STD)

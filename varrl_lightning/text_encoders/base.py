@@ -80,7 +80,7 @@ def read_tokenizer(path: str | Path) -> Any:
         FileNotFoundError: when there is no such folder, and no such repository within reach.
         ValueError: when it holds no tokenizer.
     """
-    folder = _folder(path)
+    folder = small_files(path)
     try:
         return _tokenizer(folder)
     except Exception as error:  # OSError, ValueError, ImportError, and whatever a damaged file raises
@@ -90,15 +90,19 @@ def read_tokenizer(path: str | Path) -> Any:
         ) from error
 
 
-def _folder(path: str | Path) -> Path:
-    """A local folder, or that of a repository's small files."""
+def small_files(path: str | Path) -> Path:
+    """A local folder, or that of the settings and vocabularies of a repository, downloaded once.
+
+    Raises:
+        FileNotFoundError: when there is no such folder, and no such repository within reach.
+    """
     local = Path(path).expanduser()
     return local if local.is_dir() else download_matching(hub_id(str(path))[0], ("*.json", "*.txt", "*.model"))
 
 
 def _read(path: str | Path, architecture: str, dtype: str, read_tokenizer: Callable[[Path], Any] | None) -> tuple[nn.Module, Any]:
     weights = dtype_named(dtype)
-    folder = _folder(path)
+    folder = small_files(path)
     is_local = Path(path).expanduser().is_dir()
     files = "config.json and the weights" if read_tokenizer is None else "config.json, the weights and the tokenizer's files"
     try:
