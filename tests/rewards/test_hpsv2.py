@@ -1,4 +1,4 @@
-"""HPSv2 against what its authors' code computed on tiny random weights of the published layout. Costs four seconds.
+"""HPSv2 against what its authors' code computed on tiny random weights of the published layout. Costs five seconds.
 
 `tests/parity/make_hpsv2.py` ran that code, and says how.
 """

@@ -12,8 +12,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from varrl_lightning.rewards.base import BaseReward
+from varrl_lightning.rewards.cut_prompts import warn_of_cuts
 from varrl_lightning.text_encoders.base import read_pretrained
-from varrl_lightning.text_encoders.cuts import cut_prompt, kept_texts, report_cuts
 from varrl_lightning.types import Prompt
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -63,12 +63,8 @@ class CLIPReward(BaseReward):
 
     def check_prompts(self, prompts: Sequence[Prompt]) -> None:
         """Warn of prompts that the model does not read to their ends."""
-        texts = {self._plain(self.prefix + prompt.text): prompt for prompt in prompts}
-        kept = kept_texts(self.tokenizer, texts, self.length)
-        words = {text: [self._plain(word) for word in texts[text].words] for text in kept}
-        cuts = [cut_prompt(f"prompt {texts[text].id!r}", text, words[text], kept) for text in kept]
-        whole = f"{self.length} tokens{', its prefix included' if self.prefix else ''}"
-        report_cuts(cuts, f"{type(self).__name__} ({whole})", len(prompts), "warn", "leave them as they are")
+        about = ", its prefix included" if self.prefix else ""
+        warn_of_cuts(self.tokenizer, prompts, self.length, type(self).__name__, lambda text: self._plain(self.prefix + text), about)
 
     @property
     def length(self) -> int:

@@ -69,7 +69,7 @@ def read_open_clip(path: str | Path, dtype: str, vision_heads: int | None = None
 
 
 def _names(vision_layers: int, text_layers: int) -> dict[str, tuple[str, ...]]:
-    names = {theirs: (ours,) for theirs, ours in _ALONE.items()}
+    names: dict[str, tuple[str, ...]] = {theirs: (ours,) for theirs, ours in _ALONE.items()}
     names |= {f"{theirs}.{kind}": (f"{ours}.{kind}",) for theirs, ours in _NORMS.items() for kind in ("weight", "bias")}
     for prefix, tower, layers in ((VISION, "vision_model", vision_layers), (TEXT, "text_model", text_layers)):
         for number in range(max(layers, 1)):  # without any layer, those of the first are missing

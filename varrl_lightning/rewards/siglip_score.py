@@ -77,7 +77,9 @@ class SigLIPScore(CLIPReward):
         return self._logit(self.cosine(images, [prompt.text for prompt in prompts]))
 
     def _logit(self, cosine: Float[Tensor, " _n"]) -> Float[Tensor, " _n"]:
-        return self.model.logit_scale.float().exp() * cosine + self.model.logit_bias.float()
+        scale, bias = self.model.logit_scale, self.model.logit_bias
+        logit: Tensor = scale.float().exp() * cosine + bias.float()
+        return logit
 
     @torch.no_grad()
     def _text_features(self, texts: list[str], device: torch.device) -> Float[Tensor, "_n C"]:
@@ -108,7 +110,7 @@ def _read(path: str | Path, dtype: str) -> tuple[nn.Module, Any]:
 def _preparation(folder: Path) -> tuple[str, Sequence[float], Sequence[float]]:
     """How images are resampled, and their channels' means and standard deviations; the first SigLIP's where none are given."""
     file = folder / "preprocessor_config.json"
-    settings = {"resample": 3, "image_mean": [0.5] * 3, "image_std": [0.5] * 3} | _settings(file)
+    settings: dict[str, Any] = {"resample": 3, "image_mean": [0.5] * 3, "image_std": [0.5] * 3} | _settings(file)
     if settings["resample"] not in RESAMPLING:
         known = " or ".join(f"{number} ({mode})" for number, mode in RESAMPLING.items())
         raise ValueError(f"{file}: resample must be {known}, got {settings['resample']}")
