@@ -12,7 +12,7 @@ from torch import Tensor
 
 TRANSFORMER, TOKENIZER = 1, 2
 """Seeds of the two halves of a model."""
-COMPUTED = ("lvl_1L", "attn_bias_for_masking", "zero_k_bias", "ema_vocab_hit_SV")
+COMPUTED = ("lvl_1L", "attn_bias_for_masking", "zero_k_bias", "ema_vocab_hit_SV", "position_ids")
 """Tensors in a published file that the code computes; their values are no weights."""
 WINDOW = slice(30, 62)
 """Rows and columns of an image that are kept: norms and attention make each pixel depend on all of them."""

@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from varrl_lightning.rewards.base import BaseReward
+from varrl_lightning.rewards.cut_prompts import warn_of_cuts
 from varrl_lightning.text_encoders.base import read_pretrained
-from varrl_lightning.text_encoders.cuts import cut_prompt, kept_texts, report_cuts
 from varrl_lightning.types import Prompt
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
 """What CLIP's images were normalised with, OpenAI's and LAION's alike."""
+ReadModel: TypeAlias = "Callable[[str | Path, str], tuple[nn.Module, Any]]"
+"""Reads a model and its tokenizer, from a path and the name of a dtype."""
+
+
+def read_clip(path: str | Path, dtype: str) -> tuple[nn.Module, Any]:
+    """A CLIPModel of transformers and its tokenizer; see `read_pretrained`."""
+    return read_pretrained(path, "CLIPModel", dtype)
 
 
 class CLIPReward(BaseReward):
@@ -32,27 +39,32 @@ class CLIPReward(BaseReward):
         dtype: of the model, `float32`, `bfloat16` or `float16`.
         images_at_once: images that pass through the model at one time.
         prefix: put before each prompt's text.
+        read: reads the model and its tokenizer.
 
     Raises:
         FileNotFoundError: when there is no such folder, and no such repository within reach.
         ValueError: when it holds something else, or on a number out of its range.
     """
 
-    def __init__(self, path: str | Path, dtype: str = "float32", images_at_once: int = 32, prefix: str = "") -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        dtype: str = "float32",
+        images_at_once: int = 32,
+        prefix: str = "",
+        read: ReadModel = read_clip,
+    ) -> None:
         if images_at_once < 1:
             raise ValueError(f"images_at_once must be at least 1, got {images_at_once}")
         # No nn.Module, so that a LightningModule that holds this neither saves nor trains the model.
-        model, self.tokenizer = read_pretrained(path, "CLIPModel", dtype)
+        model, self.tokenizer = read(path, dtype)
         self.model: Any = model
         self.prefix, self.images_at_once = prefix, images_at_once
 
     def check_prompts(self, prompts: Sequence[Prompt]) -> None:
         """Warn of prompts that the model does not read to their ends."""
-        texts = {self.prefix + prompt.text: prompt for prompt in prompts}
-        kept = kept_texts(self.tokenizer, texts, self.length)
-        cuts = [cut_prompt(f"prompt {texts[text].id!r}", text, texts[text].words, kept) for text in kept]
-        whole = f"{self.length} tokens{', its prefix included' if self.prefix else ''}"
-        report_cuts(cuts, f"{type(self).__name__} ({whole})", len(prompts), "warn", "leave them as they are")
+        about = ", its prefix included" if self.prefix else ""
+        warn_of_cuts(self.tokenizer, prompts, self.length, type(self).__name__, lambda text: self._plain(self.prefix + text), about)
 
     @property
     def length(self) -> int:
@@ -83,15 +95,23 @@ class CLIPReward(BaseReward):
 
     @torch.no_grad()
     def _text_features(self, texts: list[str], device: torch.device) -> Float[Tensor, "_n C"]:
-        texts = [self.prefix + text for text in texts]
+        texts = [self._plain(self.prefix + text) for text in texts]
         tokens = self.tokenizer(texts, padding=True, truncation=True, max_length=self.length, return_tensors="pt")
         inputs = {name: tokens[name].to(device) for name in ("input_ids", "attention_mask")}
         with torch.autocast(device.type, enabled=False):
             return F.normalize(self.model.text_projection(self.model.text_model(**inputs).pooler_output).float(), dim=-1)
 
     def _embed_images(self, images: Float[Tensor, "_n 3 H W"]) -> Float[Tensor, "_n C"]:
-        pixels = clip_pixels(images, self.model.config.vision_config.image_size).to(self.model.visual_projection.weight.dtype)
+        pixels = self._pixels(images, self.model.config.vision_config.image_size).to(self.model.visual_projection.weight.dtype)
         return F.normalize(self.model.visual_projection(self.model.vision_model(pixels).pooler_output).float(), dim=-1)
+
+    def _plain(self, text: str) -> str:
+        """A text as the tokenizer is given it."""
+        return text
+
+    def _pixels(self, images: Float[Tensor, "_n 3 H W"], side: int) -> Float[Tensor, "_n 3 S S"]:
+        """What the model is shown of images in [0, 1]."""
+        return clip_pixels(images, side)
 
 
 def clip_pixels(images: Float[Tensor, "_n 3 H W"], side: int) -> Float[Tensor, "_n 3 S S"]:
@@ -102,22 +122,32 @@ def clip_pixels(images: Float[Tensor, "_n 3 H W"], side: int) -> Float[Tensor, "
 def prepared_pixels(
     images: Float[Tensor, "_n 3 H W"], short_side: int, side: int, mean: Sequence[float], std: Sequence[float]
 ) -> Float[Tensor, "_n 3 S S"]:
-    """Images in [0, 1] rounded to 8 bits, their shorter side brought to `short_side`, the centre of `side` cut out, normalised.
+    """Images in [0, 1] rounded to 8 bits, their shorter side brought to `short_side`, the centre of `side` cut out, normalised."""
+    height, width = images.shape[-2:]
+    short = min(height, width)
+    new = (short_side * height // short, short_side * width // short)
+    pixels = resized(images, new)
+    top, left = round((new[0] - side) / 2), round((new[1] - side) / 2)
+    return normalised(pixels[..., top : top + side, left : left + side], mean, std)
+
+
+def resized(images: Float[Tensor, "_n 3 H W"], size: tuple[int, int], mode: str = "bicubic") -> Float[Tensor, "_n 3 h w"]:
+    """Images in [0, 1] rounded to 8 bits and brought to a height and width, in [0, 1] again.
 
     Pillow's arithmetic in torch: first along rows, then along columns, each time rounded to 8 bits.
     """
-    pixels = _eight_bits(images.float() * 255)
-    height, width = pixels.shape[-2:]
-    short = min(height, width)
-    new = (short_side * height // short, short_side * width // short)
-    for size in ((height, new[1]), new):
-        pixels = _eight_bits(F.interpolate(pixels, size, mode="bicubic", align_corners=False, antialias=True))
-    top, left = round((new[0] - side) / 2), round((new[1] - side) / 2)
-    pixels = pixels[..., top : top + side, left : left + side] / 255
+    pixels = eight_bits(images.float() * 255)
+    for step in ((pixels.shape[-2], size[1]), size):
+        pixels = eight_bits(F.interpolate(pixels, step, mode=mode, align_corners=False, antialias=True))
+    return pixels / 255
+
+
+def normalised(pixels: Float[Tensor, "_n 3 h w"], mean: Sequence[float], std: Sequence[float]) -> Float[Tensor, "_n 3 h w"]:
+    """The pixels less the channels' means, in the channels' standard deviations."""
     means, stds = (pixels.new_tensor(x)[:, None, None] for x in (mean, std))
     return (pixels - means) / stds
 
 
-def _eight_bits(x: Tensor) -> Tensor:
+def eight_bits(x: Tensor) -> Tensor:
     """The values rounded and clamped to 0..255; the gradient passes unchanged."""
     return x + (x.round().clamp(0, 255) - x).detach()

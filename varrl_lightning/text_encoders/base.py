@@ -73,11 +73,37 @@ def read_model(path: str | Path, architecture: str, dtype: str) -> nn.Module:
     return model
 
 
+def read_tokenizer(path: str | Path) -> Any:
+    """Load a tokenizer of the transformers library, from a folder or a hub id `owner/name`.
+
+    Raises:
+        FileNotFoundError: when there is no such folder, and no such repository within reach.
+        ValueError: when it holds no tokenizer.
+    """
+    folder = small_files(path)
+    try:
+        return _tokenizer(folder)
+    except Exception as error:  # OSError, ValueError, ImportError, and whatever a damaged file raises
+        raise ValueError(
+            f"{path} holds no tokenizer that transformers can read ({first_line(error)}); expected tokenizer.json, or "
+            "the files of a vocabulary"
+        ) from error
+
+
+def small_files(path: str | Path) -> Path:
+    """A local folder, or that of the settings and vocabularies of a repository, downloaded once.
+
+    Raises:
+        FileNotFoundError: when there is no such folder, and no such repository within reach.
+    """
+    local = Path(path).expanduser()
+    return local if local.is_dir() else download_matching(hub_id(str(path))[0], ("*.json", "*.txt", "*.model"))
+
+
 def _read(path: str | Path, architecture: str, dtype: str, read_tokenizer: Callable[[Path], Any] | None) -> tuple[nn.Module, Any]:
     weights = dtype_named(dtype)
-    local = Path(path).expanduser()
-    is_local = local.is_dir()
-    folder = local if is_local else download_matching(hub_id(str(path))[0], ("*.json", "*.txt", "*.model"))
+    folder = small_files(path)
+    is_local = Path(path).expanduser().is_dir()
     files = "config.json and the weights" if read_tokenizer is None else "config.json, the weights and the tokenizer's files"
     try:
         tokenizer = None if read_tokenizer is None else read_tokenizer(folder)
