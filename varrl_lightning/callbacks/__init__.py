@@ -8,6 +8,7 @@ from varrl_lightning.callbacks.checkpoints import Checkpoints
 from varrl_lightning.callbacks.gradient_agreement import GradientAgreement
 from varrl_lightning.callbacks.monitors import Monitors
 from varrl_lightning.callbacks.progress import RunProgress
+from varrl_lightning.callbacks.reward_hacking import RewardHacking
 from varrl_lightning.callbacks.safe_stop import SafeStop
 from varrl_lightning.callbacks.samples import SampleGrids
 from varrl_lightning.callbacks.scale_conflict import ScaleConflict
@@ -17,6 +18,7 @@ __all__ = [
     "Checkpoints",
     "GradientAgreement",
     "Monitors",
+    "RewardHacking",
     "RunProgress",
     "SafeStop",
     "SampleGrids",

@@ -78,7 +78,7 @@ class Evaluator:
             RunStoppedError: where weights are sharded, but Lightning gives the processes different numbers of batches.
         """
         if same_everywhere:
-            return self._shared_images(prompts, parallel)
+            return self._shared_images(prompts, parallel, self.seed)
         if parallel.world_size > 1 and not parallel.whole_everywhere:
             raise RunStoppedError(
                 "weights are sharded over the processes, which sample together, but Lightning gives them different numbers of "
@@ -86,11 +86,11 @@ class Evaluator:
             )
         return self.images(prompts, parallel)
 
-    def _shared_images(self, prompts: Sequence[Prompt], parallel: Parallel) -> Float[Tensor, "N 3 H W"]:
+    def _shared_images(self, prompts: Sequence[Prompt], parallel: Parallel, seed: int) -> Float[Tensor, "N 3 H W"]:
         share = Share.of(len(prompts), parallel.rank, parallel.world_size)
         with self.averaged(), parallel.sampling([self.policy]):
             _, parts = parallel.run_on_all(
-                lambda: (None, sample_images(self.policy, prompts, self.sampling, self.seed, self.images_at_once, share.items))
+                lambda: (None, sample_images(self.policy, prompts, self.sampling, seed, self.images_at_once, share.items))
             )
         return torch.cat(parts)[: len(prompts)]
 
@@ -103,6 +103,19 @@ class Evaluator:
         """The same without images, so that these are not sent between processes."""
         settings = sampling or self.sampling
         return self._in_shares(prompts, parallel, lambda share: [self._share_of(prompts, settings, share).without_images()])[0]
+
+    def probe(self, prompts: Sequence[Prompt], parallel: Parallel) -> dict[str, Evaluation]:
+        """Images of some prompts with their scores, by `reward`, and the judges' scores without images, by `judges/NAME`."""
+        names = ["reward", *(f"judges/{name}" for name in self.judges)]
+        evaluations = self._in_shares(
+            prompts, parallel, lambda share: self._with_judges(prompts, self.sampling, share, keep_images=True)
+        )
+        return dict(zip(names, evaluations, strict=True))
+
+    def groups(self, prompts: Sequence[Prompt], size: int, parallel: Parallel) -> Float[Tensor, "P A 3 H W"]:
+        """So many images of each prompt, at keys of their own that are the same in each call."""
+        images = [self._shared_images(prompts, parallel, self.seed + number) for number in range(1, size + 1)]
+        return torch.stack(images, dim=1)
 
     def validate(self, prompts: Sequence[Prompt], parallel: Parallel) -> None:
         """Collect the scores of one batch, and the judges' scores."""
@@ -157,11 +170,13 @@ class Evaluator:
         for name, evaluation in zip(names, evaluations, strict=True):
             self._batches.setdefault(name, []).append(evaluation)
 
-    def _with_judges(self, prompts: Sequence[Prompt], sampling: Sampling, share: Sequence[int]) -> list[Evaluation]:
+    def _with_judges(
+        self, prompts: Sequence[Prompt], sampling: Sampling, share: Sequence[int], keep_images: bool = False
+    ) -> list[Evaluation]:
         """The rewards' scores of a share of the prompts, and then those of each judge."""
         evaluation = self._share_of(prompts, sampling, share)
         own, groups = evaluation.without_images(), single_images(len(evaluation.images))
-        evaluations = [own]
+        evaluations = [evaluation if keep_images else own]
         for name, judge in self.judges.items():
             scores = score_groups(judge, evaluation.images, evaluation.prompts, f"judges/{name}", groups)
             judged = replace(own, values=scores.values, scores={}, texts=scores.texts, readable=scores.usable)

@@ -1,0 +1,146 @@
+"""The alarm about a reward that rises while a judge falls. Costs fifteen seconds."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny import tiny_module, weights
+from torch import Tensor
+
+from tests.callbacks.running import prompts_file, trainer
+from varrl_lightning.callbacks.checkpoints import Checkpoints
+from varrl_lightning.callbacks.reward_hacking import RewardHacking
+from varrl_lightning.data import PromptDataModule
+from varrl_lightning.metrics.hacking import Change, HackingWatch
+from varrl_lightning.metrics.image_statistics import group_diversity, image_statistics
+from varrl_lightning.module import VARGRPO
+from varrl_lightning.types import Prompt, Scores
+
+WORDS = tuple(f"WORD{letter}" for letter in "ABCDEFGHIJKL")
+
+
+class Dark:
+    """Likes dark pictures, and reads a word too many in them."""
+
+    def __call__(self, images: Tensor, prompts: Sequence[Prompt]) -> Scores:
+        values = 1 - images.mean(dim=(1, 2, 3))
+        return Scores(values, texts=[[*prompt.words, "MORE"] for prompt in prompts])
+
+
+class Bright:
+    """Likes bright ones: whatever `Dark` gains, it loses."""
+
+    def __call__(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
+        return images.mean(dim=(1, 2, 3))
+
+
+def run(folder: Path, watching: RewardHacking | None, judge: Any, steps: int = 12, **options: Any) -> VARGRPO:
+    """Train to please `Dark`, and validate after every four steps."""
+    folder.mkdir(parents=True, exist_ok=True)
+    data = PromptDataModule(
+        train=prompts_file(folder / "train.jsonl", ["LIGHT", "WATER", "EARTH", "SMALL"]),
+        validation=prompts_file(folder / "validation.jsonl", WORDS),
+        batch_size=2,
+    )
+    module = tiny_module(
+        reward=Dark(),
+        evaluate_with={"judge": judge},
+        mask_source="full",
+        group_size=4,
+        alternation=["prefix"],
+        m=3,
+        num_continuations=1,
+        optimizer=lambda parameters: torch.optim.Adam(parameters, lr=0.05),
+    )
+    callbacks = [Checkpoints(4)] if watching is None else [watching, Checkpoints(4)]
+    settings = {"val_check_interval": 4, "check_val_every_n_epoch": None, **options}
+    trainer(folder, callbacks, max_steps=steps, **settings).fit(module, data)
+    return module
+
+
+def test_a_reward_that_is_gamed_trips_the_alarm(tmp_path: Path) -> None:
+    watching = RewardHacking(prompts=12, groups=3, group_size=3)
+    with pytest.warns(
+        UserWarning, match=r"at step 8 the training reward has risen by .* but judges/judge has fallen by .*please the reward"
+    ):
+        run(tmp_path / "run", watching, Bright())
+    assert len(watching.alarms) == 1 + any("diversity" in alarm for alarm in watching.alarms)
+    logged = (tmp_path / "run" / "metrics.csv").read_text().splitlines()[0].split(",")
+    wanted = {f"hacking/{name}/change" for name in ("reward", "judges/judge", "diversity")}
+    wanted |= {f"hacking/{name}/mean" for name in ("dark", "edges", "colours", "sharpness", "contrast", "extra_characters")}
+    assert wanted | {"hacking/alarms", "hacking/seconds"} <= set(logged)
+
+
+def test_an_honest_run_does_not_and_training_is_the_same(tmp_path: Path) -> None:
+    watching = RewardHacking(prompts=12, groups=0)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "at step")
+        watched = run(tmp_path / "one", watching, Dark())
+    assert watching.watch.changes["reward"].rises
+    assert watching.watch.changes["judges/judge"].rises
+    assert not watching.alarms
+    assert torch.equal(weights(watched), weights(run(tmp_path / "other", None, Dark())))
+
+
+@pytest.mark.filterwarnings("ignore:at step")
+def test_it_stops_the_run_where_asked(tmp_path: Path) -> None:
+    stopped = run(tmp_path, RewardHacking(prompts=12, groups=0, stop=True), Bright(), steps=40)
+    assert stopped.rollouts_done == 8
+
+
+@pytest.mark.filterwarnings("ignore:at step")
+def test_a_resumed_run_compares_with_its_first_check(tmp_path: Path) -> None:
+    first = RewardHacking(prompts=12, groups=0)
+    run(tmp_path, first, Bright(), steps=4)
+    assert not first.alarms
+    again = RewardHacking(prompts=12, groups=0)
+    again.load_state_dict(first.state_dict())
+    assert again.watch.lasted == {"judges/judge": 1}
+    values = torch.linspace(0, 1, 12)
+    (alarm,) = again.watch.check(
+        8, first.watch.first["reward"] + values, {"judges/judge": first.watch.first["judges/judge"] - values}
+    )
+    assert alarm.step == 8
+
+
+@pytest.mark.parametrize("wrong", [{"prompts": 1}, {"groups": -1}, {"group_size": 1}, {"patience": 0}])
+def test_values_out_of_range(wrong: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match=f"{next(iter(wrong))} must be at least"):
+        RewardHacking(**wrong)
+
+
+def test_one_bad_check_is_no_alarm_and_prompts_without_a_number_do_not_count() -> None:
+    low, high = torch.tensor([0.0, 0.1, 0.2, 0.3]), torch.tensor([0.8, 0.9, 1.0, 1.1])
+    watch = HackingWatch(patience=2)
+    found = [
+        len(watch.check(step, reward, {"judge": judge}))
+        for step, (reward, judge) in enumerate([(low, high), (high, low), (high, high), (high, low), (high, low), (high, low)])
+    ]
+    assert found == [0, 0, 0, 0, 1, 0]
+    # The judge falls, but so does the reward.
+    watch = HackingWatch(patience=1)
+    watch.check(0, high, {"judge": high})
+    assert watch.check(1, low, {"judge": low}) == []
+    partly = Change.of(torch.tensor([0.0, math.nan, 1.0]), torch.tensor([1.0, 5.0, 2.0]))
+    assert (partly.mean, partly.standard_error) == (1.0, 0.0)
+    assert math.isnan(Change.of(torch.tensor([1.0]), torch.tensor([2.0])).mean)
+
+
+def test_statistics_of_images() -> None:
+    generator = torch.Generator().manual_seed(0)
+    noise, flat = torch.rand(3, 16, 16, generator=generator), torch.full((3, 16, 16), 0.5)
+    found = image_statistics(torch.stack([noise, flat]))
+    assert found["edges"][0] > 0.1 > found["edges"][1] == 0
+    assert found["sharpness"][0] > 0.1 > found["sharpness"][1] == 0
+    assert (found["dark"][1], found["contrast"][1], found["colours"][1]) == (0, 0, 0)
+    counts = torch.bincount(((noise * 4).long() * torch.tensor([16, 4, 1])[:, None, None]).sum(0).flatten(), minlength=64) / 256
+    assert float(found["colours"][0]) == pytest.approx(float(-(counts[counts > 0] * counts[counts > 0].log2()).sum()), abs=1e-5)
+    groups = torch.stack([torch.stack([noise, noise]), torch.stack([noise, flat])])
+    assert group_diversity(groups)[0] == 0
+    assert float(group_diversity(groups)[1]) == pytest.approx(float((noise - flat).square().mean().sqrt()), abs=1e-5)
