@@ -104,6 +104,29 @@ def test_what_cannot_be_compared_is_said_before_training(folder: Path) -> None:
         made.check_prompts(prompts("nowhere.png", "0.png", "text.png"))
 
 
+def test_references_are_read_as_they_are_seen(folder: Path) -> None:
+    upright = Image.open(folder / "0.png")
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by a quarter to be seen
+    upright.rotate(90, expand=True).save(folder / "turned.png", exif=exif)
+    clear = Image.new("RGBA", upright.size, (10, 20, 30, 0))
+    clear.save(folder / "clear.png")
+    Image.new("RGB", upright.size, "white").save(folder / "white.png")
+    made = reward(folder)
+    images = torch.stack([picture(folder / "0.png"), picture(folder / "white.png")])
+    assert made(images, prompts("turned.png", "clear.png")).tolist() == pytest.approx([1.0, 1.0], abs=1e-5)
+
+
+def test_references_that_cannot_be_read_whole_are_named(folder: Path) -> None:
+    Image.fromarray(np.full((20, 20), 60000, dtype=np.uint16)).save(folder / "deep.png")
+    whole = folder / "whole.jpg"
+    Image.open(folder / "0.png").save(whole)
+    (folder / "cut.jpg").write_bytes(whole.read_bytes()[:-200])
+    for name, why in (("deep.png", "it has I;16 pixels; save it with 8 bits"), ("cut.jpg", "truncated")):
+        with pytest.raises(ValueError, match=f"are no pictures: .*{name}.*{why}"):
+            reward(folder).check_prompts(prompts(name))
+
+
 def test_wrong_arguments_and_models(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="side must be a multiple of the model's patches of 14 pixels, got 30"):
         DinoSimilarity(folder, side=30)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import sqlite3
+from contextlib import closing
 from typing import Any
 
 import pytest
@@ -52,11 +54,28 @@ def test_numbers_are_read(read: dict[str, Any], answer: str, numbers: dict[str, 
         ({"field": "score"}, '{"score": [3]}', "expected a number"),
         ({"choices": {"yes": 1, "no": 0}}, "yes and no", "expected one of yes, no, got 'yes and no'"),
         ({"tokens": {"yes": 1, "no": 0}}, "yes", "the server gave no log-probabilities"),
+        ({"pattern": r"Score: ([\d.]+)"}, "<think>It would deserve Score: 2 at first", "ends within a thought"),
+        ({"pattern": r"Score: ([\d.]+)"}, "Score: 3,5", "the number goes on behind"),
+        ({"pattern": r"Score: (\d)"}, "Score: 10", "the number goes on behind"),
     ],
 )
 def test_other_answers_are_no_number(read: dict[str, Any], answer: str, message: str) -> None:
     with pytest.raises(UnreadableError, match=message):
         AnswerReader(**read).read(ChatAnswer(answer))
+
+
+def test_a_number_that_was_cut_off_is_unreadable_and_a_word_is_not() -> None:
+    for read in ({}, {"pattern": r"Score: (\d+)"}, {"field": "s"}):
+        with pytest.raises(UnreadableError, match="the answer is cut off; raise max_tokens"):
+            AnswerReader(**read).read(ChatAnswer("1", truncated=True))
+    assert AnswerReader(choices={"yes": 1, "no": 0}).read(ChatAnswer("yes", truncated=True)) == {"": 1}
+    assert read_answer(b'{"choices": [{"message": {"content": "1"}, "finish_reason": "length"}]}').truncated
+
+
+def test_truth_values_of_yaml_stand_for_all_their_spellings() -> None:
+    for keys in ({True: 1, False: 0}, {"true": 1, "false": 0}):  # the second is what JSON makes of the first
+        reader = AnswerReader(choices=keys)
+        assert [reader.read(ChatAnswer(word))[""] for word in ("Yes", "True", "no", "false")] == [1, 1, 0, 0]
 
 
 def token(text: str, **likeliest: float) -> AnswerToken:
@@ -96,6 +115,7 @@ def test_the_score_token_may_stand_behind_other_text() -> None:
         ({"choices": {"yes": 1, "Yes!": 0}}, "at least two different words"),
         ({"tokens": {"a": 1, "b": math.inf}}, "finite numbers"),
         ({"tokens": {"a": 1, "b": 2}, "choices": {"a": 1, "b": 2}}, "leave choices out"),
+        ({"tokens": {1: 1, 2: 2, 10: 10}}, "'1' begins '10'"),
         ({"min_mass": 0.0}, r"min_mass must be in \(0, 1\], got 0.0"),
     ],
 )
@@ -128,6 +148,8 @@ def test_templates_are_filled_from_the_prompt() -> None:
     check_fields(["{text} {id} {place}"], [SIGN])
     with pytest.raises(ValueError, match=r"1 of 2 prompts have no field {place}: 'plain'"):
         check_fields(["{place}"], [SIGN, Prompt("plain")])
+    with pytest.raises(ValueError, match=r"no field {place}"):
+        check_fields(["{place}"], [Prompt("x", extra={"place": None})])
     with pytest.raises(ValueError, match=r"no field {plac}: 'sign'. Did you mean 'place'\?"):
         check_fields(["{plac}"], [SIGN])
     for template in ("{}", "{text.words}", "{text!r}", "{text:>4}", "{0}", "{text"):
@@ -155,6 +177,8 @@ def test_questions_of_a_prompt() -> None:
         ("Is it?", "at least one question"),
         ([3], "question 1 in the column 'questions' of prompt 'x' must be a text or a mapping"),
         ([{"question": "a", "answer": "blue"}], "has the answer 'blue'; expected yes or no"),
+        ([{"question": "a", "depends_on": 1.0}], r"has depends_on 1.0; expected numbers of questions from 1 to 1, or 0"),
+        ([{"question": "a", "anser": "no"}], "has no key 'anser'. Did you mean 'answer'"),
         (["a", {"question": "b", "depends_on": [3]}], r"has depends_on .*; expected numbers of questions from 1 to 2, or 0"),
     ],
 )
@@ -166,6 +190,8 @@ def test_questions_of_another_form(entries: Any, message: str) -> None:
 def test_presets_read_what_their_judges_write() -> None:
     written = "Alignment Score (1-5): 4\nCoherence Score (1-5): 3.5\nStyle Score (1-5): 2"
     assert UNIFIED_REWARD.read.read(ChatAnswer(written)) == {"alignment": 4, "coherence": 3.5, "style": 2}
+    with pytest.raises(UnreadableError, match="goes on"):
+        UNIFIED_REWARD.read.read(ChatAnswer(written.replace("3.5", "3,5")))
     assert UNIFIED_REWARD_PAIRS.read.read(ChatAnswer("Image 1 has ... So Image 2 is better.")) == {"": 0}
     assert UNIFIED_REWARD_PAIRS.read.read(ChatAnswer("**Both images are equally good.**")) == {"": 0.5}
     assert YES_NO.read.read(ChatAnswer("Yes.")) == {"": 1}
@@ -186,6 +212,10 @@ def test_the_cache_keeps_answers_in_a_file_and_in_memory(tmp_path: Any) -> None:
     memory = AnswerCache(None)
     memory.add({str(number): answer for number in range(KEPT + 5)})
     assert len(memory.known([str(number) for number in range(KEPT + 5)])) == KEPT
+    with closing(sqlite3.connect(tmp_path / "other")) as connection:
+        connection.execute("CREATE TABLE answers (a TEXT, b TEXT)")
+    with pytest.raises(ValueError, match="cannot be used as a file of answers: no such column: request"):
+        AnswerCache(tmp_path / "other")
     (tmp_path / "text").write_text("no database, but long enough to be read as one" * 50)
     for path in (tmp_path / "text", tmp_path / "missing" / "file"):
         with pytest.raises(ValueError, match="cannot be used as a file of answers"):

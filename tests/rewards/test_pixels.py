@@ -65,6 +65,13 @@ def test_sharpness_has_a_gradient_and_a_least_size() -> None:
         Sharpness()(noise(1, 2), prompts(1))
 
 
+def test_a_picture_that_is_not_finite_has_no_score() -> None:
+    pictures = noise(2)
+    pictures[1, 0, 0, 0] = torch.nan
+    for reward in (JpegSize(), Sharpness()):
+        assert reward(pictures, prompts(2)).isfinite().tolist() == [True, False]
+
+
 def test_they_have_names() -> None:
     assert isinstance(build(REWARDS, "jpeg_size"), JpegSize)
     assert isinstance(build(REWARDS, "sharpness"), Sharpness)

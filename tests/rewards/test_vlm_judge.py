@@ -62,10 +62,6 @@ def bright() -> Iterator[ChatServer]:
 def test_each_image_has_the_number_of_its_own_answer(bright: ChatServer) -> None:
     scored = scores(bright)
     assert scored.values.tolist() == pytest.approx([2, 6, 4, 10])
-    assert {name: column.tolist() for name, column in scored.components.items() if name in ("asked", "prompt_tokens")} == {
-        "asked": [4.0] * 4,
-        "prompt_tokens": [400.0] * 4,
-    }
     request = bright.requests[0]
     assert text_of(request) == "How bright is a cup?"
     assert {name: request[name] for name in ("model", "max_tokens", "temperature")} == {
@@ -143,7 +139,10 @@ def test_requests_run_at_one_time() -> None:
 
 def test_costs_are_counted_and_bounded(bright: ChatServer) -> None:
     reward = judge(bright, price=Price(prompt=2.0, completion=10.0), max_cost=0.001)
-    assert reward(IMAGES, CUPS).components["cost"].tolist() == pytest.approx([4 * (100 * 2 + 7 * 10) / 1e6] * 4)
+    assert reward(IMAGES, CUPS).usable.all()
+    counted = reward.counters()
+    assert counted["cost"] == pytest.approx(4 * (100 * 2 + 7 * 10) / 1e6)
+    assert (counted["asked"], counted["prompt_tokens"], counted["completion_tokens"], counted["failed"]) == (4, 400, 28, 0)
     with pytest.raises(RewardError, match=r"the judge has cost 0\.00108 in this process, and max_cost is 0\.001"):
         reward(IMAGES * 0.5, CUPS)
     assert reward(IMAGES, CUPS).usable.all()  # what is known costs nothing
@@ -196,7 +195,7 @@ def test_pairs_give_win_rates_within_the_group() -> None:
         assert scores(server, IMAGES[:1], CUPS[:1], preset="unified_reward", pairwise=True).usable.tolist() == [False]
 
 
-def test_fewer_opponents_are_those_next_on_a_ring() -> None:
+def test_fewer_opponents_are_those_far_off_on_a_ring() -> None:
     with chat_server(lambda r: "A" if brightness(r) > brightness(r, 1) else "B") as server:
         images = torch.linspace(0, 1, 6)[:, None, None, None].expand(6, 3, 4, 4)
         choices = {"pattern": "(A|B)", "choices": {"A": 1, "B": 0}}
@@ -205,7 +204,7 @@ def test_fewer_opponents_are_those_next_on_a_ring() -> None:
         assert reward.whole_groups
         assert ask_for_groups({"class_path": "vlm_judge", "init_args": spec})
         values = reward(images, [Prompt("a cup")] * 6).values.tolist()  # type: ignore[union-attr]
-        assert values == [0.0, 0.5, 0.5, 0.5, 0.5, 1.0]
+        assert values == [0.0, 0.0, 0.5, 0.5, 1.0, 1.0]  # i against i - 2 and i + 2, of six
         assert len(server.requests) == 12
 
 
@@ -270,9 +269,11 @@ def test_a_moment_of_trouble_changes_nothing() -> None:
     def answer(request: dict[str, Any]) -> Any:
         return {0: 503, 1: 500, 2: 429, 3: None}.get(next(trouble), spoken(request))
 
-    with chat_server(answer) as server, pytest.warns(UserWarning, match="no judge answers") as warned:
+    with chat_server(answer) as server, warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
         scored = judge(server, patience=5.0, parallel=1)(IMAGES, CUPS)
-    assert any("the judge is back after" in str(warning.message) for warning in warned)
+    said = [str(warning.message)[9:] for warning in warned if warning.category is UserWarning]
+    assert [line.split(" (")[0].split(" after")[0] for line in said] == ["no judge answers", "the judge is back"]  # once for both
     assert scored.values.tolist() == pytest.approx([2, 6, 4, 10])
 
 
@@ -288,6 +289,28 @@ def test_a_judge_that_is_gone_or_refuses_stops_the_run() -> None:
     for status in (401, 403, 404):
         with chat_server(lambda _, status=status: status) as server, pytest.raises(RefusedError, match=f"answered {status}"):
             judge(server)(IMAGES, CUPS)
+
+
+def test_one_late_or_forbidden_picture_costs_itself_alone() -> None:
+    for status in (408, 502, 504, 403):
+        with chat_server(lambda r, status=status: status if abs(brightness(r) - 0.4) < 0.1 else spoken(r)) as server:
+            reward = judge(server, parallel=1)
+            with pytest.warns(UserWarning, match=f"no number for 1 of 4 .* answered {status}"):
+                assert reward(IMAGES, CUPS).usable.tolist() == [True, True, False, True]
+
+
+def test_what_others_were_answered_meanwhile_is_kept() -> None:
+    def answer(request: dict[str, Any]) -> Any:
+        time.sleep(0.3 if abs(brightness(request) - 0.2) < 0.1 else 0.0)
+        return 401 if abs(brightness(request) - 0.2) < 0.1 else spoken(request)
+
+    with chat_server(answer) as server:
+        reward = judge(server, parallel=4)
+        with pytest.raises(RefusedError):
+            reward(IMAGES, CUPS)
+        assert reward.counters()["asked"] == 3
+        assert reward(IMAGES[1:], CUPS[1:]).usable.all()
+        assert len(server.requests) == 4
 
 
 def test_what_was_answered_before_the_end_is_kept() -> None:
@@ -314,7 +337,7 @@ def test_a_judge_whose_answers_never_parse_is_named_before_training() -> None:
     with chat_server(lambda _: "I cannot judge this.") as server:
         reward = judge(server)
         with pytest.raises(
-            ValueError, match=r"no answer of the judge at .* to 3 trial questions can be read: unreadable: expected a number"
+            ValueError, match=r"no answer of the judge at .* in 3 trials can be read: unreadable: expected a number"
         ):
             reward.check_prompts([Prompt(name) for name in "abcde"])
         assert len(server.requests) == 3
@@ -334,9 +357,62 @@ def test_the_trial_is_made_once_and_ends_with_the_first_number() -> None:
         assert reward.client.usage.asked == 0  # what is counted is what training asks
 
 
+def test_every_question_is_tried_and_a_moment_of_trouble_waited_for() -> None:
+    with (
+        chat_server(lambda r: "4" if "one" in text_of(r) else "prose") as server,
+        pytest.raises(ValueError, match=r"no answer of the judge at .* to the question 'b' in 1 trials can be read: unreadable"),
+    ):
+        judge(server, question={"a": "one", "b": "two"}).check_prompts([Prompt("a")])
+    replies = iter([429, 500, "4"])
+    with chat_server(lambda _: next(replies)) as server, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        judge(server, patience=5.0).check_prompts([Prompt("a")])
+
+
+def test_a_limit_of_costs_needs_a_price_and_a_server_that_counts() -> None:
+    with chat_server(lambda _: {"choices": [{"message": {"content": "4"}}]}) as server:
+        with pytest.raises(ValueError, match="does not say how many tokens it counts, so that max_cost has no effect"):
+            judge(server, price=Price(1.0), max_cost=1.0).check_prompts([Prompt("a")])
+        with pytest.raises(ValueError, match="max_cost needs a price"):
+            judge(server, max_cost=1.0)
+        with pytest.raises(ValueError, match="max_cost must be > 0, got 0"):
+            judge(server, price=Price(1.0), max_cost=0)
+
+
+def test_a_key_that_cannot_be_sent_is_refused_and_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(KEY, "sk-secret\n")
+    assert VLMJudge("http://127.0.0.1:9/v1", question="?").chat.api_key == "sk-secret"
+    monkeypatch.setenv(KEY, "sk-se\ncret")
+    with pytest.raises(ValueError, match="holds a character that no header can") as raised:
+        VLMJudge("http://127.0.0.1:9/v1", question="?")
+    assert "cret" not in str(raised.value)
+
+
+def test_a_judge_of_pairs_cannot_judge_evaluations() -> None:
+    pairs = {"class_path": "vlm_judge", "init_args": {"url": "http://127.0.0.1:9/v1", "preset": "unified_reward", "pairwise": True}}
+    with pytest.raises(PluginError, match=r"evaluate_with: 'vlm_judge' compares the images of a group"):
+        tiny_module(evaluate_with=[pairs])
+
+
+def test_evaluations_count_what_a_judge_could_not_score() -> None:
+    with chat_server(lambda r: "prose" if "TEA" in text_of(r) else spoken(r)) as server:
+        module = tiny_module(evaluate_with={"look": judge(server, question="Is it {text}?")})
+        module.eval()
+        prompts = [Prompt("a 'TEA'"), Prompt("a 'POT'"), Prompt("a 'CUP'")]
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "no number for 1 of 3|the reward 'judges/look' gave no score")
+            module.evaluator.validate(prompts, module.parallel)
+        metrics = module.evaluator.metrics()
+    assert (metrics["val/judges/look/unscored"], metrics["val/judges/look/unreadable"], metrics["val/judges/look/asked"]) == (
+        1,
+        1,
+        3,
+    )
+
+
 @pytest.mark.parametrize(
     ("reply", "message"),
-    [(401, "the judge cannot be asked: .*401"), (404, "404"), (503, "has not answered for 0 seconds"), (400, "400")],
+    [(401, "the judge cannot be asked: .*401"), (404, "404"), (503, "has not answered for 0.3 seconds"), (400, "400")],
 )
 def test_a_judge_that_cannot_be_asked_is_named_before_training(reply: int, message: str) -> None:
     with chat_server(lambda _: reply) as server, warnings.catch_warnings():
@@ -377,6 +453,7 @@ def test_prompts_without_what_is_asked_about_are_named(bright: ChatServer) -> No
         ({"question": "Which?", "opponents": 3}, "opponents must be at least 1, and needs pairwise: true, got 3"),
         ({"question": "?", "url": "localhost:8000"}, "is no such address; expected the address of a chat endpoint"),
         ({"question": "?", "url": "http://a:b"}, "expected the address of a chat endpoint"),
+        ({"question": {"cost": "?"}}, "a question cannot be named 'cost'"),
         ({"question": "?", "timeout": 0}, "timeout must be > 0"),
         ({"question": "?", "parallel": 0}, "parallel must be at least 1"),
         ({"question": "?", "retries": -1}, "retries must be at least 0"),

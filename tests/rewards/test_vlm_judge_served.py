@@ -28,7 +28,7 @@ from varrl_lightning.types import Prompt
 
 QUESTION = "Is it {text}? yes or no"
 PROMPTS = [Prompt("a cat"), Prompt("a tea 'POT'")] * 4
-WORD = AnswerReader(pattern="(yes|no)", choices={"yes": 1.0, "no": 0.0})
+WORD = AnswerReader(choices={"yes": 1.0, "no": 0.0})
 DEGREE = AnswerReader(tokens={"yes": 1.0, "no": 0.0}, min_mass=1e-4)
 
 

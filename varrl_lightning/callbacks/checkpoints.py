@@ -140,6 +140,8 @@ class Checkpoints(ModelCheckpoint):
             say(f"best.ckpt is the checkpoint with the highest {choice.name}: {choice.reason}")
             if module.monitor is not None and choice.name not in logged:
                 refuse_unknown(choice.name, logged)
+            elif choice.name not in logged:
+                rank_zero_warn(f"there is no {choice.name}, since no reward scored an image of validation: best.ckpt is not saved")
         return choice.name
 
     def _try_to_save(self, trainer: L.Trainer, name: str) -> bool:

@@ -138,12 +138,24 @@ class Evaluator:
         self.collected = {name: Evaluation.merge(parts) for name, parts in self._batches.items()}
         self._batches = {}
         metrics = {f"{name}/{k}": v for name, merged in self.collected.items() for k, v in merged.metrics().items()}
+        metrics |= self._of_judges()
         if self._summed and "val" in self.collected and not trial:
             scores = self.collected["val"].scores
             self.standards = completed_standards(self.standards, {name: scores[name] for name in self._summed})
             metrics["val/standardised_reward"] = standardised_reward(scores, self._summed, self.standards)
         self.names |= metrics.keys()
         return {name: value for name, value in metrics.items() if not math.isnan(value)}
+
+    def _of_judges(self) -> dict[str, float]:
+        """How many images a judge gave no score, where there are any, and what it has counted itself."""
+        metrics: dict[str, float] = {}
+        for name, merged in self.collected.items():
+            way, is_judge, judge = name.partition("/judges/")
+            if is_judge:
+                unscored = int((~merged.values.isfinite()).sum())
+                metrics |= {f"{name}/unscored": float(unscored)} if unscored else {}
+                metrics |= {f"{way}/judges/{judge}/{counter}": n for counter, n in self.judges[judge].counters().items()}
+        return metrics
 
     def _share_of(self, prompts: Sequence[Prompt], sampling: Sampling, share: Sequence[int]) -> Evaluation:
         return evaluate(self.policy, self.rewards, prompts, sampling, self.seed, self.images_at_once, share)

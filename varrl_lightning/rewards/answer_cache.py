@@ -34,6 +34,7 @@ class AnswerCache:
         if self.path is not None:
             try:
                 self._run(_TABLE)
+                self._run("SELECT request, answer FROM answers LIMIT 0")
             except (sqlite3.Error, OSError) as error:
                 raise ValueError(f"cache {str(path)!r} cannot be used as a file of answers: {error}; name a new file") from error
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
@@ -57,6 +57,11 @@ class Reward(Protocol):
         ...
 
     @property
+    def scores_alone(self) -> bool:
+        """Whether an image alone, as in validation and test, can have a score. By default True."""
+        ...
+
+    @property
     def differentiable(self) -> DifferentiableFunction | None:
         """A method `differentiable(images, prompts)`: the returns (N,) with a gradient to the images.
 
@@ -78,6 +83,10 @@ class Reward(Protocol):
 
         False for a prompt that is left to other rewards. Training prompts that no reward of a run can score are refused.
         """
+        ...
+
+    def counters(self) -> Mapping[str, float]:
+        """What it has counted so far in this process, for the log: requests, failures, costs. By default nothing."""
         ...
 
     def prepare(self) -> None:
@@ -105,6 +114,7 @@ class BaseReward:
     differentiable: DifferentiableFunction | None = None
     reads_words: bool = False
     whole_groups: bool = False
+    scores_alone: bool = True
 
     def check_prompts(self, prompts: Sequence[Prompt]) -> None:
         """Accept all prompts."""
@@ -112,6 +122,10 @@ class BaseReward:
     def can_score(self, prompt: Prompt) -> bool:
         """Score them all."""
         return True
+
+    def counters(self) -> Mapping[str, float]:
+        """Count nothing."""
+        return {}
 
     def prepare(self) -> None:
         """Load nothing."""

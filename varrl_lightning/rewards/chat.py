@@ -25,6 +25,8 @@ from varrl_lightning.rewards.http_request import shortened
 
 LONGEST_RETRY_AFTER = 60.0
 """Seconds that a server may ask for before the next attempt."""
+LATE = (408, 502, 504)
+"""Status codes by which a gateway gives up a request: it may be the one that is too slow."""
 REFUSALS = ("content_filter", "content_policy_violation")
 """What endpoints call an answer that they withhold."""
 
@@ -50,12 +52,14 @@ class ChatAnswer:
         text: the answer, empty where there is none.
         tokens: its tokens, where the server gives log-probabilities; else None.
         refused: whether the model, or a filter before it, withheld the answer.
+        truncated: whether it was cut at its longest.
         prompt_tokens, completion_tokens: what it cost; 0 where the server does not say.
     """
 
     text: str
     tokens: tuple[AnswerToken, ...] | None = None
     refused: bool = False
+    truncated: bool = False
     prompt_tokens: int = 0
     completion_tokens: int = 0
 
@@ -93,6 +97,7 @@ class Chat:
     def __init__(self, url: str, api_key: str | None, timeout: float, retries: int, backoff: float, patience: float) -> None:
         self.url, self.api_key = url, api_key
         self.timeout, self.retries, self.backoff, self.patience = timeout, retries, backoff, patience
+        self._has_answered = False
 
     def models(self) -> list[str]:
         """Names of the models that the endpoint has.
@@ -150,17 +155,21 @@ class Chat:
             if self._is_there():  # then the request is at fault: it is too slow, or breaks the connection
                 raise FailedError(str(error)) from error
             raise AwayError(str(error)) from error
+        if reply.status in LATE and self._is_there():
+            raise FailedError(self._said(reply))
         if reply.status in (400, 422) and any(name in reply.body.decode("utf-8", "replace") for name in REFUSALS):
             return ChatAnswer("", refused=True)
-        return read_answer(self._content(reply))
+        answer = read_answer(self._content(reply))
+        self._has_answered = True
+        return answer
 
     def _is_there(self) -> bool:
-        """Whether anything answers at the address, whatever it says."""
+        """Whether the endpoint answers another request, if only that it does not know it."""
         try:
-            self._send("GET", "/models", None, min(self.timeout, PROBE))
+            reply = self._send("GET", "/models", None, min(self.timeout, PROBE))
         except (TimeoutError, AwayError):
             return False
-        return True
+        return reply.status not in BUSY
 
     def _send(self, method: str, path: str, body: bytes | None, timeout: float) -> Reply:
         headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {self.api_key}"} if self.api_key else {})
@@ -174,14 +183,18 @@ class Chat:
         """
         if reply.status == 200:
             return reply.body
-        said = f"{self.url} answered {reply.status} {reply.reason}: {shortened(reply.body.decode('utf-8', 'replace'))}"
+        said = self._said(reply)
         if reply.status in BUSY:
             raise AwayError(said, _seconds(reply.headers.get("retry-after", "")))
         if reply.status >= 500:
             raise FailedError(said)
-        if reply.status in (401, 403, 404, 405):
+        # An endpoint that has answered this key before may forbid a single picture.
+        if reply.status in (401, 404, 405) or (reply.status == 403 and not self._has_answered):
             raise RefusedError(said)
         raise RejectedError(said)
+
+    def _said(self, reply: Reply) -> str:
+        return f"{self.url} answered {reply.status} {reply.reason}: {shortened(reply.body.decode('utf-8', 'replace'))}"
 
 
 def read_answer(body: bytes) -> ChatAnswer:
@@ -200,6 +213,7 @@ def read_answer(body: bytes) -> ChatAnswer:
             text,
             _tokens((choice.get("logprobs") or {}).get("content")),
             refused=bool(message.get("refusal")) or choice.get("finish_reason") in REFUSALS,
+            truncated=choice.get("finish_reason") == "length",
             prompt_tokens=int(usage.get("prompt_tokens") or 0),
             completion_tokens=int(usage.get("completion_tokens") or 0),
         )

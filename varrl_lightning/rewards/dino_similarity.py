@@ -10,7 +10,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from varrl_lightning.errors import listed
@@ -114,7 +114,7 @@ class DinoSimilarity(BaseReward):
     def _reference(self, path: Path, device: torch.device) -> Float[Tensor, " C"]:
         """The features of a reference, read once."""
         if path not in self._known:
-            pixels = np.array(Image.open(path).convert("RGB"))
+            pixels = np.array(_read_picture(path))
             picture = torch.from_numpy(pixels).permute(2, 0, 1)[None].to(device).float() / 255
             self._known[path] = self.features(picture)[0]
         return self._known[path].to(device)
@@ -123,11 +123,27 @@ class DinoSimilarity(BaseReward):
         return self.folder / str(prompt.extra[self.column])
 
 
+def _read_picture(path: Path) -> Image.Image:
+    """A picture as a viewer shows it: turned as the camera says, and what is transparent on white.
+
+    Raises:
+        ValueError: for one with more than 8 bits to a channel.
+        Exception: whatever Pillow raises for a damaged file.
+    """
+    with Image.open(path) as file:
+        picture = ImageOps.exif_transpose(file)
+        if picture.mode[0] in "IF":
+            raise ValueError(f"it has {picture.mode} pixels; save it with 8 bits to a channel")
+        if picture.has_transparency_data:
+            shown = picture.convert("RGBA")
+            return Image.alpha_composite(Image.new("RGBA", shown.size, "white"), shown).convert("RGB")
+        return picture.convert("RGB")
+
+
 def _no_picture(path: Path) -> str | None:
     """Why a file is no picture; None when it is one."""
     try:
-        with Image.open(path) as picture:
-            picture.verify()
+        _read_picture(path)
     except Exception as error:  # of a damaged file Pillow raises whatever its format does
         return str(error).split(":")[0] or type(error).__name__
     return None

@@ -26,6 +26,20 @@ LONGEST_PAUSE = 10.0
 LARGEST_ANSWER = 64 * 2**20
 
 
+def checked_key(key: str | None, variable: str) -> str | None:
+    """A key as it can be sent in a header, without blanks around it; None where there is none.
+
+    Raises:
+        ValueError: for one that cannot be sent; it is not shown.
+    """
+    key = (key or "").strip()
+    if not (key.isascii() and key.isprintable()):
+        raise ValueError(
+            f"the key, of api_key or the environment's {variable}, holds a character that no header can (it is not shown)"
+        )
+    return key or None
+
+
 class ServiceGoneError(RewardError):
     """No server that a reward needs answered within `patience` seconds."""
 
@@ -81,6 +95,8 @@ def exchange(url: str, method: str, body: bytes | None, headers: Mapping[str, st
         connection.request(method, parts.path or "/", body, dict(headers))
         response = connection.getresponse()
         content = response.read(LARGEST_ANSWER)
+    except UnicodeError as error:
+        raise AwayError(f"{parts.hostname!r} is no name of a host") from error
     except (OSError, http.client.HTTPException) as error:
         if deadline.over or isinstance(error, TimeoutError):
             raise TimeoutError(f"it did not answer within {timeout:g} seconds") from error

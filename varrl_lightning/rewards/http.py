@@ -28,6 +28,7 @@ from varrl_lightning.rewards.exchange import (
     FailedError,
     RefusedError,
     ServiceGoneError,
+    checked_key,
     exchange,
 )
 from varrl_lightning.rewards.http_answer import Row, read_answer, read_rows, scores_of
@@ -85,7 +86,7 @@ class HttpReward(BaseReward):
         self.urls = [_address(u) for u in ([url] if isinstance(url, str) else url)]
         if not self.urls:
             raise ValueError("url must be an address or a list of addresses, got none")
-        self.api_key = api_key if api_key is not None else os.environ.get(KEY) or None
+        self.api_key = checked_key(api_key if api_key is not None else os.environ.get(KEY), KEY)
         for name, value, least in (("retries", retries, 0), ("parallel", parallel, 1), ("patience", patience, 0)):
             if not value >= least:
                 raise ValueError(f"{name} must be at least {least}, got {value}")

@@ -7,13 +7,17 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from varrl_lightning.rewards.chat import AnswerToken, ChatAnswer
 from varrl_lightning.rewards.http_request import shortened
 
-THOUGHTS_END = "</think>"
-"""What stands before it in an answer is a reasoning model's thought."""
+_THOUGHTS = re.compile(r"^.*</think(?:ing)?>", re.DOTALL)
+"""What a reasoning model thinks before it answers."""
+_OPEN_THOUGHT = re.compile(r"<think(?:ing)?>")
+_GOES_ON = re.compile(r"[.,]?\d")
+"""Behind a number: it was not the whole of it, or has a decimal comma."""
 _WHOLE = ""
 """The part of an answer from which a single number is read."""
 
@@ -28,7 +32,7 @@ class AnswerReader:
 
     Where the number is:
 
-    - `pattern`: a regular expression whose first group is the number (its last match counts).
+    - `pattern`: a regular expression whose first group is the number (its last match counts, and must be the whole number).
     - `field`: a path in the JSON object of the answer, such as `score` or `scores.style`.
     - Either may be a mapping of names to several; the score is then their mean, and each is logged by its name.
     - `tokens`: score tokens and their values. The score is their expected value under the model's probabilities of one token,
@@ -66,6 +70,7 @@ class AnswerReader:
             values = getattr(self, name)
             if values is not None:
                 object.__setattr__(self, name, _named_values(name, values))
+        _check_digits(self.tokens or {})
         for place in self._places().values() if self.pattern is not None else ():
             _check_pattern(place)
         if self.low is not None and self.high is not None and not self.low < self.high:
@@ -93,7 +98,12 @@ class AnswerReader:
         """
         if self.tokens is not None:
             return {_WHOLE: self._expected(answer)}
-        text = answer.text.rpartition(THOUGHTS_END)[2].strip()
+        text = _THOUGHTS.sub("", answer.text).strip()
+        if _OPEN_THOUGHT.search(text):
+            raise UnreadableError(f"the answer ends within a thought; raise max_tokens: {shortened(text)!r}")
+        is_word = self.choices is not None and self.pattern is None and self.field is None
+        if answer.truncated and not is_word:  # of a number, and of a text, the rest may say something else
+            raise UnreadableError(f"the answer is cut off; raise max_tokens: {shortened(text)!r}")
         return {name: self._number(self._part(text, place), text) for name, place in self._places().items()}
 
     def _places(self) -> dict[str, str]:
@@ -106,6 +116,8 @@ class AnswerReader:
             matches = list(re.finditer(place, text))
             if not matches:
                 raise UnreadableError(f"nothing in the answer matches {place!r}: {shortened(text)!r}")
+            if self.choices is None and _GOES_ON.match(text, matches[-1].end(1)):
+                raise UnreadableError(f"the number goes on behind what {place!r} matches: {shortened(text)!r}")
             return matches[-1].group(1)
         return text if self.field is None else _field(text, place)
 
@@ -168,20 +180,37 @@ def _named_values(name: str, values: Mapping[Any, float]) -> dict[str, float]:
     Raises:
         ValueError: for fewer than two words, words that are equal, or a value that is not finite.
     """
-    plain = {_plain_word(_word(key)): float(value) for key, value in values.items()}
-    if len(plain) < 2 or len(plain) != len(values) or not all(map(math.isfinite, plain.values())):
+    words = [(word, float(value)) for key, value in values.items() for word in _words(key)]
+    plain = {_plain_word(word): value for word, value in words}
+    if len(plain) < 2 or len(plain) != len(words) or not all(map(math.isfinite, plain.values())):
         raise ValueError(f"{name} must be a mapping of at least two different words to finite numbers, got {dict(values)}")
     return plain
 
 
-def _word(key: Any) -> str:
-    """A key as it stood in the file: YAML reads `yes` and `no` as truth values."""
-    return {True: "yes", False: "no"}[key] if isinstance(key, bool) else str(key)
+def _words(key: Any) -> tuple[str, ...]:
+    """What a key may have been in the file: YAML reads `yes`, `true` and `on` as the same truth value."""
+    word = str(key).casefold() if isinstance(key, bool) else str(key)
+    return {"true": ("yes", "true"), "false": ("no", "false")}.get(word, (word,))
 
 
 def _plain_word(text: str) -> str:
     """A word without its case and without the marks and blanks around it."""
     return re.sub(r"^[\W_]+|[\W_]+$", "", text).casefold()
+
+
+def _check_digits(tokens: Mapping[str, float]) -> None:
+    """Check that no number among score tokens begins another, since most tokenizers write digit by digit.
+
+    Raises:
+        ValueError: names the two.
+    """
+    digits = sorted(word for word in tokens if word.isdecimal())
+    for short, long in pairwise(digits):
+        if long.startswith(short):
+            raise ValueError(
+                f"tokens: {short!r} begins {long!r}, and a model that writes digit by digit has one token for both; take numbers "
+                "of one digit, or read by pattern"
+            )
 
 
 def _check_pattern(pattern: str) -> None:

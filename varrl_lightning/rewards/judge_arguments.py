@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import fields
 from urllib.parse import urlsplit
 
 from varrl_lightning.rewards.judge_answers import AnswerReader
+from varrl_lightning.rewards.judge_client import Usage
 from varrl_lightning.rewards.judge_questions import QUESTION, field_names
+
+COUNTED = tuple(field.name for field in fields(Usage))
+"""Counters of a judge, which the log has under the names of its questions."""
 
 
 def named_questions(question: str | list[str] | dict[str, str] | None) -> dict[str, str]:
@@ -27,7 +32,9 @@ def named_questions(question: str | list[str] | dict[str, str] | None) -> dict[s
         named = dict(question)
     else:
         named = {f"question_{number}": text for number, text in enumerate(question, start=1)}
-    for template in named.values():
+    for name, template in named.items():
+        if name in COUNTED:
+            raise ValueError(f"a question cannot be named {name!r}: the log has {', '.join(COUNTED)} of every judge")
         field_names(template)
     return named
 

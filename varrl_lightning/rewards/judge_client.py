@@ -81,12 +81,19 @@ class JudgeClient:
         cache: earlier answers.
         parallel: requests at one time.
         price: of the tokens.
-        max_cost: the cost beyond which nothing more is asked; None for no limit.
+        max_cost: the cost beyond which nothing more is asked, > 0; None for no limit.
+
+    Raises:
+        ValueError: for a limit without a price, which could never be reached, or one that is not above 0.
     """
 
     def __init__(
         self, chat: Chat, read: AnswerReader, cache: AnswerCache, parallel: int, price: Price, max_cost: float | None
     ) -> None:
+        if max_cost is not None and not max_cost > 0:
+            raise ValueError(f"max_cost must be > 0, got {max_cost}")
+        if max_cost is not None and price == Price():
+            raise ValueError("max_cost needs a price: {prompt: ..., completion: ...}, of a million tokens")
         self.chat, self.read, self.cache, self.parallel = chat, read, cache, parallel
         self.price, self.max_cost, self.usage = price, max_cost, Usage()
 
@@ -111,10 +118,12 @@ class JudgeClient:
             return {}
         self._check_cost()
         attempts = Attempts("judge")
-        outcomes, readable = {}, {}
+        outcomes: dict[str, Outcome] = {}
+        readable: dict[str, ChatAnswer] = {}
+        asked: dict[str, Future[ChatAnswer]] = {}
         with ThreadPoolExecutor(self.parallel) as pool:
             try:
-                asked = {key: pool.submit(self.chat.ask, request, attempts) for key, request in requests.items()}
+                asked |= {key: pool.submit(self.chat.ask, request, attempts) for key, request in requests.items()}
                 for key, answer in asked.items():
                     outcomes[key] = self._outcome(answer)
                     if outcomes[key].numbers is not None:
@@ -122,6 +131,9 @@ class JudgeClient:
             except BaseException:
                 attempts.stop.set()  # Ctrl-C too: the threads must not wait on
                 pool.shutdown(wait=False, cancel_futures=True)
+                left = {key: answer for key, answer in asked.items() if key not in outcomes and _is_answered(answer)}
+                # What has been paid for is kept.
+                readable |= {key: answer.result() for key, answer in left.items() if self._outcome(answer).numbers is not None}
                 raise
             finally:
                 self.cache.add(readable)
@@ -154,5 +166,9 @@ class JudgeClient:
         if self.max_cost is not None and self.usage.cost >= self.max_cost:
             raise RewardError(
                 f"the judge has cost {self.usage.cost:.4g} in this process, and max_cost is {self.max_cost:g}: nothing more is "
-                "asked. The run can be resumed with a higher max_cost"
+                "asked. The run can be resumed; the cost is counted from its start"
             )
+
+
+def _is_answered(answer: Future[ChatAnswer]) -> bool:
+    return answer.done() and not answer.cancelled() and answer.exception() is None

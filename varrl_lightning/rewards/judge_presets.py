@@ -39,7 +39,7 @@ UNIFIED_REWARD = Preset(
         "Text Caption: [{text}]"
     ),
     read=AnswerReader(
-        pattern={axis.lower(): rf"{axis} Score(?: \(1-5\))?:\s*([0-9.]*[0-9])" for axis in _AXES},
+        pattern={axis.lower(): rf"{axis} Score(?: \(1-5\))?:\s*([0-9]+(?:\.[0-9]+)?)" for axis in _AXES},
         low=1,
         high=5,
     ),

@@ -10,8 +10,10 @@ from typing import Any
 from varrl_lightning.errors import did_you_mean, listed
 from varrl_lightning.types import Prompt
 
-OWN_FIELDS = ("text", "id", "words", "category", "negative")
+OWN_FIELDS = ("text", "id", "words", "category", "label", "negative")
 """Fields of every prompt; a template may name any column of the prompt file besides."""
+KEYS = ("question", "answer", "depends_on")
+"""Keys of a question in a prompt's own list."""
 QUESTION = "question"
 """The field of a template into which a question of the prompt's own list goes."""
 
@@ -60,8 +62,8 @@ def check_fields(templates: Iterable[str], prompts: Sequence[Prompt]) -> None:
 
 def _fields_of(prompt: Prompt) -> dict[str, Any]:
     own = {"text": prompt.text, "id": prompt.id, "words": ", ".join(prompt.words)}
-    own |= {name: value for name in ("category", "negative") if (value := getattr(prompt, name)) is not None}
-    return {**prompt.extra, **own}
+    own |= {name: value for name in ("category", "label", "negative") if (value := getattr(prompt, name)) is not None}
+    return {**{name: value for name, value in prompt.extra.items() if value is not None}, **own}
 
 
 @dataclass(frozen=True)
@@ -100,12 +102,15 @@ def _question(entry: Any, n: int, where: str) -> ListedQuestion:
         return ListedQuestion(entry)
     if not isinstance(entry, Mapping) or not isinstance(entry.get("question"), str):
         raise ValueError(f"{where} must be a text or a mapping with the key 'question', got {entry!r}")
+    for key in entry:
+        if key not in KEYS:
+            raise ValueError(f"{where} has no key {key!r}.{did_you_mean(str(key), KEYS)} It takes: {', '.join(KEYS)}.")
     right = entry.get("answer", "yes")
     right = {True: "yes", False: "no"}.get(right, right) if isinstance(right, bool) else str(right).strip().casefold()
     if right not in ("yes", "no"):
         raise ValueError(f"{where} has the answer {entry['answer']!r}; expected yes or no")
     needed = entry.get("depends_on") or ()
-    needed = (needed,) if isinstance(needed, int) else needed
+    needed = needed if isinstance(needed, Sequence) and not isinstance(needed, str) else (needed,)
     if not all(isinstance(number, int) and 0 <= number <= n for number in needed):
         raise ValueError(f"{where} has depends_on {entry['depends_on']!r}; expected numbers of questions from 1 to {n}, or 0")
     return ListedQuestion(entry["question"], right == "no", tuple(number - 1 for number in needed if number))

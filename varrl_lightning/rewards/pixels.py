@@ -38,10 +38,11 @@ class JpegSize(BaseReward):
 
     def __call__(self, images: Float[Tensor, "N 3 H W"], prompts: Sequence[Prompt]) -> Float[Tensor, " N"]:
         """Kilobytes of each image."""
-        pixels = (images.float().clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+        pixels = (images.float().nan_to_num().clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
         with ThreadPoolExecutor(torch.get_num_threads()) as pool:  # libjpeg lets other threads run
             sizes = list(pool.map(self._bytes, pixels))
-        return torch.tensor(sizes, device=images.device, dtype=torch.float32) / 1024
+        kilobytes = torch.tensor(sizes, device=images.device, dtype=torch.float32) / 1024
+        return kilobytes.masked_fill(~images.isfinite().flatten(1).all(dim=1), torch.nan)
 
     def _bytes(self, pixels: Any) -> int:
         file = io.BytesIO()

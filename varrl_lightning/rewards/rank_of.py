@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from jaxtyping import Float
@@ -36,7 +36,7 @@ class RankOf(BaseReward):
 
     def __init__(self, reward: Any) -> None:
         self.reward: Reward = build(REWARDS, reward)
-        self.reads_words = self.reward.reads_words
+        self.reads_words, self.scores_alone = self.reward.reads_words, self.reward.scores_alone
 
     def __call__(self, images: Float[Tensor, "N 3 H W"], prompts: Sequence[Prompt]) -> Scores:
         """Score the images of one prompt; texts, regions and components are the other reward's."""
@@ -56,6 +56,10 @@ class RankOf(BaseReward):
     def can_score(self, prompt: Prompt) -> bool:
         """Ask the other reward."""
         return self.reward.can_score(prompt)
+
+    def counters(self) -> Mapping[str, float]:
+        """Ask the other reward."""
+        return self.reward.counters()
 
     def prepare(self) -> None:
         """Let the other reward load what is large."""

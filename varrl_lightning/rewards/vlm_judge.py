@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import os
 import warnings
@@ -18,7 +19,7 @@ from varrl_lightning.errors import RewardError
 from varrl_lightning.rewards.answer_cache import AnswerCache
 from varrl_lightning.rewards.base import BaseReward
 from varrl_lightning.rewards.chat import Chat
-from varrl_lightning.rewards.exchange import AwayError, FailedError
+from varrl_lightning.rewards.exchange import AwayError, FailedError, checked_key
 from varrl_lightning.rewards.judge_answers import AnswerReader
 from varrl_lightning.rewards.judge_arguments import check_modes, check_numbers, endpoint, named_questions
 from varrl_lightning.rewards.judge_client import JudgeClient, Numbers, Outcome, Price, Request
@@ -38,6 +39,8 @@ MAX_TOKENS = 64
 """Length of an answer where no preset says another."""
 TRIALS = 3
 """Prompts about which a judge is asked before training, until one of its answers can be read."""
+TRIAL_RETRIES, TRIAL_PATIENCE = 2, 30.0
+"""Repetitions and seconds for which such a trial waits at most."""
 TRIAL_SIDE = 224
 """Pixels of the picture of those trials."""
 
@@ -58,8 +61,8 @@ class VLMJudge(BaseReward):
 
     The endpoint is OpenAI's `/chat/completions`: vLLM, SGLang, `transformers serve`, or a hosted one. The request holds the image.
     An image has no score where an answer to one of its questions is withheld, holds no number in the range, or never comes; other
-    images keep theirs. The log has how often that happened so far, the tokens and the costs (`Usage`). While the endpoint is away,
-    training waits.
+    images keep theirs. The log counts how often that happened so far, the tokens and the costs (`Usage`). While the endpoint is
+    away, training waits.
 
     `pairwise: true` compares the images of a group, two in one request and in both orders, since judges favour a place:
 
@@ -132,10 +135,11 @@ class VLMJudge(BaseReward):
             question_column, max_tokens = question_column or named.question_column, max_tokens or named.max_tokens
         self.questions, self.column, self.system = named_questions(question), question_column, system
         self.whole_groups, self.opponents, self.image_format = pairwise, opponents, image_format
+        self.scores_alone = not pairwise
         read = read or AnswerReader()
         check_modes(self.questions, read, question_column, pairwise, opponents)
         check_numbers(retries=retries, parallel=parallel, patience=patience, timeout=timeout, backoff=backoff)
-        self.chat = Chat(endpoint(url), api_key or os.environ.get(KEY) or None, timeout, retries, backoff, patience)
+        self.chat = Chat(endpoint(url), checked_key(api_key or os.environ.get(KEY), KEY), timeout, retries, backoff, patience)
         self.client = JudgeClient(self.chat, read, AnswerCache(cache), parallel, price or Price(), max_cost)
         self.settings = settings(max_tokens or MAX_TOKENS, temperature, read.wants_log_probs, request or {})
         self._model, self._was_tried = model, False
@@ -143,7 +147,7 @@ class VLMJudge(BaseReward):
     def check_prompts(self, prompts: Sequence[Prompt]) -> None:
         """Check before training that each prompt has what is asked about, and that the judge answers in a form that can be read.
 
-        It is asked about a plain picture, for at most three prompts, until one answer can be read.
+        Each question is asked about a plain picture, for at most three prompts, until one answer can be read.
 
         Raises:
             ValueError: when a prompt lacks a field or a question, when the judge does not answer, or when no answer can be read.
@@ -172,8 +176,11 @@ class VLMJudge(BaseReward):
         columns = {name: [answers.get(row, {}).get(name, math.nan) for row in range(len(images))] for name in names}
         values = torch.tensor(columns.pop("", [math.nan] * len(images)), dtype=torch.float32, device=images.device)
         components = {name: values.new_tensor(column) for name, column in columns.items()}
-        counted = asdict(self.client.usage)
-        return Scores(values, components | {name: torch.full_like(values, number) for name, number in counted.items()})
+        return Scores(values, components)
+
+    def counters(self) -> dict[str, float]:
+        """What has been asked so far, failed and cost; see `Usage`."""
+        return {name: float(number) for name, number in asdict(self.client.usage).items()}
 
     def _singles(self, urls: Mapping[int, str], prompts: Sequence[Prompt]) -> dict[int, dict[str, float]]:
         """The score of each image, under the empty name, and its parts; images without a score are left out."""
@@ -240,27 +247,44 @@ class VLMJudge(BaseReward):
         return self._model
 
     def _try(self, prompts: Sequence[Prompt]) -> None:
-        """Ask about a plain picture, once for each prompt, until an answer can be read.
+        """Ask each question about a plain picture.
+
+        Raises:
+            ValueError: when no answer to one of them can be read.
+        """
+        picture = torch.linspace(0, 1, TRIAL_SIDE).expand(1, 3, TRIAL_SIDE, TRIAL_SIDE)
+        urls = data_urls(picture, self.image_format) * (2 if self.whole_groups else 1)
+        hasty = copy.copy(self.chat)
+        hasty.retries, hasty.patience = min(self.chat.retries, TRIAL_RETRIES), min(self.chat.patience, TRIAL_PATIENCE)
+        trial = JudgeClient(hasty, self.client.read, AnswerCache(None), 1, self.client.price, None)
+        for name in self.questions:
+            self._try_question(trial, name, prompts, urls)
+        if self.client.max_cost is not None and trial.usage.cost == 0:
+            raise ValueError(f"the judge at {self.chat.url} does not say how many tokens it counts, so that max_cost has no effect")
+
+    def _try_question(self, trial: JudgeClient, name: str, prompts: Sequence[Prompt], urls: Sequence[str]) -> None:
+        """Ask one question about each prompt until an answer can be read.
 
         Raises:
             ValueError: when none can.
         """
-        picture = torch.linspace(0, 1, TRIAL_SIDE).expand(1, 3, TRIAL_SIDE, TRIAL_SIDE)
-        urls = data_urls(picture, self.image_format) * (2 if self.whole_groups else 1)
-        impatient = Chat(self.chat.url, self.chat.api_key, self.chat.timeout, 0, self.chat.backoff, 0.0)
-        trial = JudgeClient(impatient, self.client.read, AnswerCache(None), 1, self.client.price, None)
         reasons = []
         for prompt in prompts:
+            question = next(question for question in self._questions_of(prompt) if question.name == name)
             try:
-                (outcome,) = trial.outcomes([self._request(self._questions_of(prompt)[0].text, urls)])
+                (outcome,) = trial.outcomes([self._request(question.text, urls)])
             except RewardError as error:
                 raise ValueError(f"the judge cannot be asked: {error}") from error
             if outcome.numbers is not None:
                 return
             reasons.append(outcome.reason)
+        which = f" to the question {name!r}" if name else ""
+        advice = "Change `question` so that it asks for the form that `read` expects, or `read`"
+        if all(reason.startswith("failed") for reason in reasons):
+            advice = "See that the address, the model and the fields of the request are those that the endpoint takes"
         raise ValueError(
-            f"no answer of the judge at {self.chat.url} to {len(reasons)} trial questions can be read: "
-            f"{'; '.join(dict.fromkeys(reasons))}. Change `question` so that it asks for the form that `read` expects, or `read`"
+            f"no answer of the judge at {self.chat.url}{which} in {len(reasons)} trials can be read: "
+            f"{'; '.join(dict.fromkeys(reasons))}. {advice}"
         )
 
 
@@ -285,10 +309,17 @@ def _of_list(answers: Sequence[tuple[_Question, float]]) -> float:
 
 
 def _opponents(rows: Sequence[int], least: int | None) -> list[tuple[int, int]]:
-    """Pairs of images: all of them, or those nearest to each other on a ring, so that each has at least so many opponents."""
+    """Pairs of images: all of them, or those farthest from each other on a ring, so that each has at least so many opponents.
+
+    Continuations of one branch stand next to each other, and would tell least of each other.
+    """
     n = len(rows)
-    steps = n if least is None else -(-least // 2)
-    return [(rows[a], rows[b]) for a, b in combinations(range(n), 2) if min(b - a, n - (b - a)) <= steps]
+    distances = list(range(n // 2, 0, -1))  # at n / 2 an image has one opponent, at any other distance two
+    if least is not None:
+        opposite = distances[:1] if n % 2 == 0 and least % 2 else []
+        others = [d for d in distances if 2 * d < n]
+        distances = opposite + others[: -(-(least - len(opposite)) // 2)]
+    return [(rows[a], rows[b]) for a, b in combinations(range(n), 2) if min(b - a, n - (b - a)) in distances]
 
 
 def _mean(values: Collection[float]) -> float:

@@ -6,6 +6,7 @@ from typing import Any
 
 from varrl_lightning.configuration.judge_specs import AUTOMATIC, judge_specs
 from varrl_lightning.configuration.specs import built
+from varrl_lightning.errors import SpecError
 from varrl_lightning.policies.base import VARPolicy
 from varrl_lightning.policies.lora import AdapterOff, has_adapter
 from varrl_lightning.policies.state import Anchor
@@ -20,12 +21,19 @@ def built_judges(evaluate_with: Any, rewards: WeightedRewards) -> dict[str, Rewa
     """The rewards of evaluations by name; `auto` is Tesseract beside the OCR reward, where it is installed.
 
     Raises:
-        SpecError: as `judge_specs`.
+        SpecError: as `judge_specs`, and for a reward that cannot score an image alone.
         PluginError: when a reward cannot be found or built.
     """
     if isinstance(evaluate_with, str) and evaluate_with == AUTOMATIC:
         return _installed_judge(rewards)
-    return {name: build(REWARDS, spec) for name, spec in judge_specs(evaluate_with).items()}
+    judges = {name: build(REWARDS, spec) for name, spec in judge_specs(evaluate_with).items()}
+    for name, judge in judges.items():
+        if not judge.scores_alone:
+            raise SpecError(
+                f"evaluate_with: {name!r} compares the images of a group, and validation and test have one image of each prompt; "
+                "take a reward that scores an image alone"
+            )
+    return judges
 
 
 def _installed_judge(rewards: WeightedRewards) -> dict[str, Reward]:

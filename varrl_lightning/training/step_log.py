@@ -28,6 +28,8 @@ def step_metrics(
 ) -> dict[str, float]:
     """What a step's rewards, credit and clocks say, and the drafts' ranks in a calibration, which `counters` collect.
 
+    What rewards have counted themselves is that of this process.
+
     Args:
         seconds, skipped: those of `time_metrics`.
     """
@@ -36,6 +38,11 @@ def step_metrics(
         **credit_metrics(rollout.stage, rollout.schedule, credit, grpo.credit.alpha),
         **calibration_metrics(grpo, rollout.stage, scores, counters),
         **time_metrics(rollout, len(scores), seconds, skipped),
+        **{
+            f"rewards/{name}/{counter}": n
+            for name, term in grpo.rewards.terms.items()
+            for counter, n in term.reward.counters().items()
+        },
     }
 
 
