@@ -173,7 +173,7 @@ def comparison(name: str) -> list[str]:
     found, labels = held
     rows = missing(found)
     for axis, title in AXES.items():
-        if found["axes"].get(axis, {}).get("recipes"):
+        if len(found["axes"].get(axis, {}).get("recipes", ())) > 1:  # one alone is compared with nothing
             rows += [f"**{title}**", "", *axis_table(found, labels, axis), "", *pair_lines(found, labels, axis)]
     return rows[:-1] if rows and not rows[-1] else rows
 
@@ -204,7 +204,7 @@ def comparison_short() -> list[str]:
         f"| at equal time | seeds | word accuracy | minus {labels[found['baseline']]} (95%) |",
         "|---|---|---|---|",
     ]
-    for name in ("grpo", "paper_k2", "prefix_k0"):
+    for name in ("grpo", "paper_k2", "paper_k1", "prefix_k1", "prefix_k0"):
         if name in of_axis["recipes"]:
             recipe, compared = of_axis["recipes"][name], minus.get(name)
             shown = f"{signed(compared['mean'])} ({interval(compared['t_interval'])})" if compared else ""

@@ -48,7 +48,8 @@ def made_up(numbers: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
                 "recipes": {"grpo": _recipe([0.5, 0.75]), "prefix_k0": _recipe([1.0, 1.0]), "paper_k2": _recipe([0.25, 0.25])},
                 "differences": [{"ours": a, "theirs": b, "seeds": [0, 1], "sampled": difference} for a, b in pairs],
             },
-            "updates": {"recipes": {}, "differences": []},
+            "updates": {"recipes": {"grpo": _recipe([0.5, 0.75])}, "differences": []},
+            "images": {"recipes": {}, "differences": []},
         },
     }
     recipes = {"grpo": {"label": "GRPO"}, "paper_k2": {"label": "the paper's"}, "prefix_k0": {"label": "drafts"}}
@@ -73,7 +74,7 @@ def test_results_become_tables(numbers: ModuleType, made_up: Path) -> None:
     assert (
         "- drafts, minus the paper's: +.050 (-.010 to +.110), 2 seeds: cannot be told. By a margin of .020: not inferior." in text
     )
-    assert text.count("**At equal") == 1, "an axis without runs has no table"
+    assert text.count("**At equal") == 1, "an axis without runs of two recipes has no table"
     assert text.startswith("# A\n\n<!-- numbers: comparison -->\n\n")
     assert text.endswith("\n\n<!-- /numbers -->\n\nrest\n")
     assert "stale" not in text
