@@ -63,8 +63,7 @@ class CLIPReward(BaseReward):
 
     def check_prompts(self, prompts: Sequence[Prompt]) -> None:
         """Warn of prompts that the model does not read to their ends."""
-        about = ", its prefix included" if self.prefix else ""
-        warn_of_cuts(self.tokenizer, prompts, self.length, type(self).__name__, lambda text: self._plain(self.prefix + text), about)
+        warn_of_cuts(self.tokenizer, prompts, self.length, type(self).__name__, self._plain, self.prefix)
 
     @property
     def length(self) -> int:

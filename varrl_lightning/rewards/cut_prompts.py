@@ -10,7 +10,7 @@ from varrl_lightning.types import Prompt
 
 
 def warn_of_cuts(
-    tokenizer: Any, prompts: Sequence[Prompt], length: int, name: str, plain: Callable[[str], str] = str, about: str = ""
+    tokenizer: Any, prompts: Sequence[Prompt], length: int, name: str, plain: Callable[[str], str] = str, prefix: str = ""
 ) -> None:
     """Warn of prompts that a reward cuts off, naming the words to be written that fall off.
 
@@ -19,10 +19,11 @@ def warn_of_cuts(
         length: tokens that are read, with the special ones.
         name: the reward's.
         plain: makes of a text what the tokenizer is given.
-        about: what else to say about the length.
+        prefix: what the reward puts before each prompt, and never before a word.
     """
-    texts = {plain(prompt.text): prompt for prompt in prompts}
+    texts = {plain(prefix + prompt.text): prompt for prompt in prompts}
     kept = kept_texts(tokenizer, texts, length)
     words = {text: [plain(word) for word in texts[text].words] for text in kept}
     cuts = [cut_prompt(f"prompt {texts[text].id!r}", text, words[text], kept) for text in kept]
-    report_cuts(cuts, f"{name} ({length} tokens{about})", len(prompts), "warn", "leave them as they are")
+    whole = f"{length} tokens{', its prefix included' if prefix else ''}"
+    report_cuts(cuts, f"{name} ({whole})", len(prompts), "warn", "leave them as they are")
