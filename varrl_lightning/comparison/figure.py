@@ -30,7 +30,11 @@ class Line:
 
 
 def comparison_figure(panels: Mapping[str, Sequence[Line]], measure: str) -> Figure:
-    """Plot a panel for each axis: means over seeds, with bands of one standard deviation."""
+    """Plot a panel for each axis: means over seeds, with bands of one standard deviation.
+
+    An axis on which one recipe alone has run has no panel, where others have.
+    """
+    panels = {axis: lines for axis, lines in panels.items() if len(lines) > 1} or panels
     figure = Figure(figsize=(5.2 * len(panels) + 1, 4.4), layout="constrained")
     row = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     for axes, (axis, lines) in zip(row, panels.items(), strict=True):
@@ -44,7 +48,10 @@ def comparison_figure(panels: Mapping[str, Sequence[Line]], measure: str) -> Fig
         axes.grid(alpha=0.25)
         axes.set_axisbelow(True)
     row[0].set_ylabel(f"{measure} of validation prompts")
-    row[-1].legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    known = {line.label: line.place for lines in panels.values() for line in lines}
+    drawn = {text: handle for axes in row for handle, text in zip(*axes.get_legend_handles_labels(), strict=True)}
+    names = sorted(drawn, key=lambda name: known[name])
+    row[-1].legend([drawn[name] for name in names], names, frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return figure
 
 
