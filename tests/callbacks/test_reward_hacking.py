@@ -1,10 +1,12 @@
-"""The alarm about a reward that rises while a judge falls. Costs fifteen seconds."""
+"""The alarm about a reward that rises while a judge falls. Costs twenty seconds."""
 
 from __future__ import annotations
 
+import json
 import math
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,9 @@ from tiny import tiny_module, weights
 from torch import Tensor
 
 from tests.callbacks.running import prompts_file, trainer
+from varrl_lightning.callbacks import default_callbacks
 from varrl_lightning.callbacks.checkpoints import Checkpoints
+from varrl_lightning.callbacks.observation import samplers
 from varrl_lightning.callbacks.reward_hacking import RewardHacking
 from varrl_lightning.data import PromptDataModule
 from varrl_lightning.metrics.hacking import Change, HackingWatch
@@ -40,7 +44,9 @@ class Bright:
         return images.mean(dim=(1, 2, 3))
 
 
-def run(folder: Path, watching: RewardHacking | None, judge: Any, steps: int = 12, **options: Any) -> VARGRPO:
+def run(
+    folder: Path, watching: RewardHacking | None, judge: Any, steps: int = 12, used_alike: bool = True, **options: Any
+) -> VARGRPO:
     """Train to please `Dark`, and validate after every four steps."""
     folder.mkdir(parents=True, exist_ok=True)
     data = PromptDataModule(
@@ -50,7 +56,7 @@ def run(folder: Path, watching: RewardHacking | None, judge: Any, steps: int = 1
     )
     module = tiny_module(
         reward=Dark(),
-        evaluate_with={"judge": judge},
+        evaluate_with=None if judge is None else {"judge": judge},
         mask_source="full",
         group_size=4,
         alternation=["prefix"],
@@ -58,6 +64,8 @@ def run(folder: Path, watching: RewardHacking | None, judge: Any, steps: int = 1
         num_continuations=1,
         optimizer=lambda parameters: torch.optim.Adam(parameters, lr=0.05),
     )
+    if used_alike:
+        module.policy.default_sampling = module.sampling
     callbacks = [Checkpoints(4)] if watching is None else [watching, Checkpoints(4)]
     settings = {"val_check_interval": 4, "check_val_every_n_epoch": None, **options}
     trainer(folder, callbacks, max_steps=steps, **settings).fit(module, data)
@@ -70,10 +78,14 @@ def test_a_reward_that_is_gamed_trips_the_alarm(tmp_path: Path) -> None:
         UserWarning, match=r"at step 8 the training reward has risen by .* but judges/judge has fallen by .*please the reward"
     ):
         run(tmp_path / "run", watching, Bright())
-    assert len(watching.alarms) == 1 + any("diversity" in alarm for alarm in watching.alarms)
+    written = json.loads((tmp_path / "run" / "alarms.json").read_text())
+    assert written == watching.alarms
+    assert (written[0]["name"], written[0]["step"]) == ("judges/judge", 8)
+    assert written[0]["rise"]["mean"] > 0 > written[0]["fall"]["mean"]
+    assert len(written) == 1 + any(alarm["name"] == "diversity" for alarm in written)
     logged = (tmp_path / "run" / "metrics.csv").read_text().splitlines()[0].split(",")
     wanted = {f"hacking/{name}/change" for name in ("reward", "judges/judge", "diversity")}
-    wanted |= {f"hacking/{name}/mean" for name in ("dark", "edges", "colours", "sharpness", "contrast", "extra_characters")}
+    wanted |= {f"hacking/{name}/mean" for name in ("dark", "edges", "sharpness", "file_size", "extra_characters")}
     assert wanted | {"hacking/alarms", "hacking/seconds"} <= set(logged)
 
 
@@ -85,6 +97,7 @@ def test_an_honest_run_does_not_and_training_is_the_same(tmp_path: Path) -> None
     assert watching.watch.changes["reward"].rises
     assert watching.watch.changes["judges/judge"].rises
     assert not watching.alarms
+    assert not (tmp_path / "one" / "alarms.json").exists()
     assert torch.equal(weights(watched), weights(run(tmp_path / "other", None, Dark())))
 
 
@@ -107,6 +120,34 @@ def test_a_resumed_run_compares_with_its_first_check(tmp_path: Path) -> None:
         8, first.watch.first["reward"] + values, {"judges/judge": first.watch.first["judges/judge"] - values}
     )
     assert alarm.step == 8
+
+
+@pytest.mark.filterwarnings("ignore:at step")
+def test_without_a_judge_the_default_one_does_nothing(tmp_path: Path) -> None:
+    (default,) = (callback for callback in default_callbacks() if isinstance(callback, RewardHacking))
+    module = run(tmp_path, default, None, steps=4)
+    assert not default.watch.first
+    assert module.rollouts_done == 4
+    assert list(samplers(module)) == [""]
+    module.sampling = replace(module.sampling, temperature=0.5)
+    assert samplers(module) == {"": module.sampling, "deployed/": module.policy.default_sampling}
+
+
+@pytest.mark.filterwarnings("ignore:at step")
+def test_the_way_the_policy_is_used_is_watched_where_training_samples_otherwise(tmp_path: Path) -> None:
+    watching = RewardHacking(prompts=12, groups=2, group_size=2)
+    run(tmp_path, watching, Bright(), steps=4, used_alike=False)
+    names = {"reward", "judges/judge", "diversity"}
+    assert set(watching.watch.first) == names | {f"deployed/{name}" for name in names}
+
+
+@pytest.mark.filterwarnings("ignore:at step")
+def test_alarms_of_steps_that_are_made_again_are_dropped(tmp_path: Path) -> None:
+    (tmp_path / "alarms.json").write_text('[{"step": 99}]')
+    again = RewardHacking(prompts=12, groups=0)
+    again.alarms = [{"step": 2}]
+    again.on_train_start(trainer(tmp_path, []), tiny_module())
+    assert json.loads((tmp_path / "alarms.json").read_text()) == [{"step": 2}]
 
 
 @pytest.mark.parametrize("wrong", [{"prompts": 1}, {"groups": -1}, {"group_size": 1}, {"patience": 0}])

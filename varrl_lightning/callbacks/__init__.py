@@ -33,4 +33,12 @@ def default_callbacks(checkpoint_every_n_steps: int = 50) -> list[Callback]:
 
     The order matters: when a run is stopped, the bar ends first, then the state is saved, and nothing is evaluated after that.
     """
-    return [RunProgress(), SafeStop(), Monitors(), SampleGrids(), Summary(), Checkpoints(checkpoint_every_n_steps)]
+    return [
+        RunProgress(),
+        SafeStop(),
+        Monitors(),
+        RewardHacking(needs_judge=True),
+        SampleGrids(),
+        Summary(),
+        Checkpoints(checkpoint_every_n_steps),
+    ]

@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
+import json
 import math
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import lightning as L
-import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
-from varrl_lightning.callbacks.run_folder import dry
+from varrl_lightning.callbacks.observation import observe, samplers
+from varrl_lightning.callbacks.run_folder import begin_run, dry, run_folder
 from varrl_lightning.callbacks.trained_module import vargrpo
+from varrl_lightning.configuration.atomic_write import replace_text
 from varrl_lightning.data import PromptDataModule
-from varrl_lightning.evaluation.evaluate import Evaluation
 from varrl_lightning.loggers import log_measured
 from varrl_lightning.metrics.hacking import HackingWatch
-from varrl_lightning.metrics.image_statistics import group_diversity, image_statistics
 from varrl_lightning.module import VARGRPO
 from varrl_lightning.prompts.batches import as_prompts
 from varrl_lightning.types import Prompt
+
+ALARMS = "alarms.json"
+"""The file in the run folder."""
 
 
 class RewardHacking(Callback):
@@ -30,11 +33,15 @@ class RewardHacking(Callback):
 
     The alarm comes when, at `patience` checks in a row, the training reward has risen while a judge (`evaluate_with`) or the
     diversity within groups has fallen, each by more than two paired standard errors over the prompts. It names what fell, the step
-    and both changes, as a warning. Further numbers of the images are logged without an alarm: none of them is bad in itself.
+    and both changes, as a warning and in `alarms.json` of the run folder.
 
-    Logged are `hacking/NAME/mean` and `hacking/NAME/change`, `..._standard_error` for `reward`, `judges/NAME`, `diversity` and the
-    numbers of `image_statistics`, and with a reward that reads `extra_characters`, the characters read beyond those wanted; also
-    `hacking/alarms`, how many there have been, and `hacking/seconds`, what the check took.
+    Images are sampled as in training. Where that is not the policy's default, reward, judges and diversity under the default are
+    watched too, by `deployed/NAME`: what pleases the reward in training need not be what the model shows when it is used.
+
+    Logged are `hacking/NAME/mean`, `hacking/NAME/change` and its `..._standard_error` for what is watched: `reward`,
+    `judges/NAME`, `diversity`. Further `hacking/NAME/mean` for what the images look like (`observe`), of which nothing is bad in
+    itself, `hacking/judges/NAME/word_accuracy` of a judge that reads, `hacking/alarms`, how many there have been, and
+    `hacking/seconds`, what the check took.
 
     Training does not change. Checkpoints hold the first check, so that a resumed run goes on.
 
@@ -44,12 +51,21 @@ class RewardHacking(Callback):
         group_size: images of such a group, at least 2.
         patience: checks in a row.
         stop: whether an alarm ends the run, with its state saved.
+        needs_judge: whether it does nothing in a run without `evaluate_with`, as the one among the default callbacks.
 
     Raises:
         ValueError: on a value out of its range.
     """
 
-    def __init__(self, prompts: int = 64, groups: int = 16, group_size: int = 4, patience: int = 2, stop: bool = False) -> None:
+    def __init__(
+        self,
+        prompts: int = 64,
+        groups: int = 16,
+        group_size: int = 4,
+        patience: int = 2,
+        stop: bool = False,
+        needs_judge: bool = False,
+    ) -> None:
         for name, value, least in (
             ("prompts", prompts, 2),
             ("groups", groups, 0),
@@ -58,14 +74,20 @@ class RewardHacking(Callback):
         ):
             if value < least:
                 raise ValueError(f"{name} must be at least {least}, got {value}")
-        self.prompts, self.groups, self.group_size, self.stop = prompts, groups, group_size, stop
+        self.prompts, self.groups, self.group_size = prompts, groups, group_size
+        self.stop, self.needs_judge = stop, needs_judge
         self.watch = HackingWatch(patience)
-        self.alarms: list[str] = []
+        self.alarms: list[dict[str, Any]] = []
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Make the first check, of a run that begins."""
         module = vargrpo(pl_module)
-        if not dry(trainer) and not self.watch.first and module.rollouts_done == 0:
+        if dry(trainer):
+            return
+        begin_run(trainer, trainer.ckpt_path)
+        if self.alarms or (run_folder(trainer) / ALARMS).exists():
+            self._write(trainer)  # without those of steps that are made again
+        if not self.watch.first and module.rollouts_done == 0:
             self._check(trainer, module)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -76,32 +98,34 @@ class RewardHacking(Callback):
 
     def _check(self, trainer: L.Trainer, module: VARGRPO) -> None:
         prompts = self._prompts(trainer)
-        if len(prompts) < 2:
+        if len(prompts) < 2 or (self.needs_judge and not module.judges):
             return
         began = time.monotonic()
-        probe = module.evaluator.probe(prompts, module.parallel)
-        watched = {name: evaluation.values.cpu() for name, evaluation in probe.items() if name != "reward"}
-        if self.groups:
-            groups = module.evaluator.groups(prompts[: self.groups], self.group_size, module.parallel)
-            watched["diversity"] = group_diversity(groups).cpu()
-        statistics = observed(probe["reward"])
-        alarms = self.watch.check(module.rollouts_done, probe["reward"].values.cpu(), watched)
-        metrics = dict(self._metrics(probe["reward"].values, watched, statistics))
-        self.alarms += [str(alarm) for alarm in alarms]
+        watched: dict[str, Tensor] = {}
+        metrics: dict[str, float] = {}
+        for way, sampling in samplers(module).items():
+            seen = observe(module, prompts, sampling, self.groups, self.group_size)
+            watched |= {f"{way}{name}": values for name, values in seen.watched.items()}
+            metrics |= {f"hacking/{way}{name}": value for name, value in seen.logged.items()}
+        metrics |= {f"hacking/{name}/mean": float(values.nanmean()) for name, values in watched.items()}
+        reward = watched.pop("reward")
+        alarms = self.watch.check(module.rollouts_done, reward, watched)
+        for name, change in self.watch.changes.items():
+            metrics |= {f"hacking/{name}/change": change.mean, f"hacking/{name}/change_standard_error": change.standard_error}
+        self.alarms += [alarm.as_json() for alarm in alarms]
         metrics |= {"hacking/alarms": float(len(self.alarms)), "hacking/seconds": time.monotonic() - began}
         log_measured(trainer, {name: value for name, value in metrics.items() if not math.isnan(value)})
         if alarms and trainer.is_global_zero:
-            found = "; ".join(str(alarm) for alarm in alarms)
-            warnings.warn(f"{found}: training may have found a way to please the reward alone. Look at samples/", stacklevel=2)
+            self._write(trainer)
+            sentences = "; ".join(map(str, alarms))
+            warnings.warn(f"{sentences}: training may have found a way to please the reward alone. Look at samples/", stacklevel=2)
         if alarms and self.stop:
             trainer.should_stop = True
 
-    def _metrics(self, reward: Tensor, watched: Mapping[str, Tensor], statistics: Mapping[str, Tensor]) -> list[tuple[str, float]]:
-        means = {"reward": reward, **watched, **statistics}
-        metrics = [(f"hacking/{name}/mean", float(values.nanmean())) for name, values in means.items()]
-        for name, change in self.watch.changes.items():
-            metrics += [(f"hacking/{name}/change", change.mean), (f"hacking/{name}/change_standard_error", change.standard_error)]
-        return metrics
+    def _write(self, trainer: L.Trainer) -> None:
+        """All alarms so far, those of an interrupted run among them, for the report."""
+        if trainer.is_global_zero:
+            replace_text(run_folder(trainer) / ALARMS, json.dumps(self.alarms, indent=2) + "\n")
 
     def _prompts(self, trainer: L.Trainer) -> list[Prompt]:
         """The first validation prompts, of the size of the very first."""
@@ -125,14 +149,3 @@ def validation_prompts(trainer: L.Trainer) -> list[Prompt]:
         return list(datamodule.prompts.get("validation", ()))
     loaders: Sequence[Any] = trainer.val_dataloaders or []
     return [prompt for batch in loaders for prompt in as_prompts(batch)]
-
-
-def observed(evaluation: Evaluation) -> dict[str, Tensor]:
-    """What the images look like, and how many characters were read beyond those wanted."""
-    found = {name: values.cpu() for name, values in image_statistics(evaluation.images).items()}
-    if evaluation.texts is not None:
-        wanted = [sum(map(len, prompt.words)) for prompt in evaluation.prompts]
-        read = [sum(map(len, words)) for words in evaluation.texts]
-        extra = torch.tensor([max(0, r - w) for r, w in zip(read, wanted, strict=True)], dtype=torch.float32)
-        found["extra_characters"] = extra.masked_fill(~evaluation.was_read().cpu(), torch.nan)
-    return found

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 EARLIER = "earlier"
-RESULTS = ("checkpoints", "metrics.csv", "summary.json", "samples", "figures", "tensorboard")
+RESULTS = ("checkpoints", "metrics.csv", "summary.json", "alarms.json", "samples", "figures", "tensorboard")
 """What a run leaves in its folder, besides the configuration."""
 CONFIG = "config.yaml"
 """Copied, not moved: a command that names it must work again when it is repeated."""
@@ -132,7 +132,7 @@ def _keep_end(run: Path, given: Path) -> Path | None:
     place = _begun(run, RESULTS) or _new(run)
     (place / "checkpoints").mkdir(exist_ok=True)
     _copy(run, place, ("metrics.csv", "samples"))
-    for name in ("summary.json", "figures"):
+    for name in ("summary.json", "alarms.json", "figures"):
         if _holds_something(run / name):
             _move(run / name, place / name, None)
     for path in others:

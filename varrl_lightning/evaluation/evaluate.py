@@ -56,10 +56,7 @@ class Evaluation:
 
     def first(self, n: int) -> Evaluation:
         """The evaluation of the first n prompts."""
-        scores = {
-            name: Scores(s.values[:n], {c: v[:n] for c, v in s.components.items()}, valid=None if s.valid is None else s.valid[:n])
-            for name, s in self.scores.items()
-        }
+        scores = {name: each.rows(range(n)) for name, each in self.scores.items()}
         return Evaluation(
             prompts=self.prompts[:n],
             images=self.images[:n],

@@ -86,11 +86,14 @@ class Evaluator:
             )
         return self.images(prompts, parallel)
 
-    def _shared_images(self, prompts: Sequence[Prompt], parallel: Parallel, seed: int) -> Float[Tensor, "N 3 H W"]:
+    def _shared_images(
+        self, prompts: Sequence[Prompt], parallel: Parallel, seed: int, sampling: Sampling | None = None
+    ) -> Float[Tensor, "N 3 H W"]:
+        settings = sampling or self.sampling
         share = Share.of(len(prompts), parallel.rank, parallel.world_size)
         with self.averaged(), parallel.sampling([self.policy]):
             _, parts = parallel.run_on_all(
-                lambda: (None, sample_images(self.policy, prompts, self.sampling, seed, self.images_at_once, share.items))
+                lambda: (None, sample_images(self.policy, prompts, settings, seed, self.images_at_once, share.items))
             )
         return torch.cat(parts)[: len(prompts)]
 
@@ -104,17 +107,20 @@ class Evaluator:
         settings = sampling or self.sampling
         return self._in_shares(prompts, parallel, lambda share: [self._share_of(prompts, settings, share).without_images()])[0]
 
-    def probe(self, prompts: Sequence[Prompt], parallel: Parallel) -> dict[str, Evaluation]:
+    def probe(self, prompts: Sequence[Prompt], parallel: Parallel, sampling: Sampling | None = None) -> dict[str, Evaluation]:
         """Images of some prompts with their scores, by `reward`, and the judges' scores without images, by `judges/NAME`."""
+        settings = sampling or self.sampling
         names = ["reward", *(f"judges/{name}" for name in self.judges)]
         evaluations = self._in_shares(
-            prompts, parallel, lambda share: self._with_judges(prompts, self.sampling, share, keep_images=True)
+            prompts, parallel, lambda share: self._with_judges(prompts, settings, share, keep_images=True)
         )
         return dict(zip(names, evaluations, strict=True))
 
-    def groups(self, prompts: Sequence[Prompt], size: int, parallel: Parallel) -> Float[Tensor, "P A 3 H W"]:
+    def groups(
+        self, prompts: Sequence[Prompt], size: int, parallel: Parallel, sampling: Sampling | None = None
+    ) -> Float[Tensor, "P A 3 H W"]:
         """So many images of each prompt, at keys of their own that are the same in each call."""
-        images = [self._shared_images(prompts, parallel, self.seed + number) for number in range(1, size + 1)]
+        images = [self._shared_images(prompts, parallel, self.seed + number, sampling) for number in range(1, size + 1)]
         return torch.stack(images, dim=1)
 
     def validate(self, prompts: Sequence[Prompt], parallel: Parallel) -> None:

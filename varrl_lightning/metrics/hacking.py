@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -68,6 +68,10 @@ class Alarm:
     step: int
     fall: Change
     rise: Change
+
+    def as_json(self) -> dict[str, Any]:
+        """The alarm for `alarms.json`: name, step, both changes with their standard errors, and the sentence."""
+        return {**asdict(self), "text": str(self)}
 
     def __str__(self) -> str:
         rise, fall = (f"{abs(change.mean):.3g} ± {change.standard_error:.2g}" for change in (self.rise, self.fall))

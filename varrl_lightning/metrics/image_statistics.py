@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
+
+from varrl_lightning.types import Box
 
 DARK = 0.25
 """Luma below which a pixel is dark."""
@@ -60,6 +63,25 @@ def group_diversity(images: Float[Tensor, "P A 3 H W"]) -> Float[Tensor, " P"]:
     small = F.adaptive_avg_pool2d(images.flatten(0, 1).float(), SIDE).view(P, A, -1)
     distances = torch.stack([(small[:, i] - small[:, j]).square().mean(dim=-1).sqrt() for i in range(A) for j in range(i)])
     return distances.mean(dim=0)
+
+
+def text_area(regions: Sequence[Sequence[Box]], height: int, width: int) -> Float[Tensor, " N"]:
+    """The share of each image that lies in one of its boxes, in [0, 1].
+
+    Args:
+        regions: the boxes of each image, in pixels.
+        height: of the images, in pixels; so is `width`.
+
+    Examples:
+        >>> text_area([[Box(0, 0, 2, 4), Box(1, 0, 3, 4)], []], height=4, width=4).tolist()
+        [0.75, 0.0]
+    """
+    covered = torch.zeros(len(regions), height, width)
+    for image, boxes in zip(covered, regions, strict=True):
+        for box in boxes:
+            rows, columns = (slice(max(0, round(low)), max(0, round(high))) for low, high in ((box.y0, box.y1), (box.x0, box.x1)))
+            image[rows, columns] = 1.0
+    return covered.mean(dim=(1, 2))
 
 
 def _laplacian(luma: Float[Tensor, "N H W"]) -> Float[Tensor, "N h w"]:
