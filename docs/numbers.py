@@ -212,6 +212,24 @@ def comparison_short() -> list[str]:
     return rows
 
 
+# --- hacked rewards -------------------------------------------------------------
+
+
+def hacking() -> list[str]:
+    """When `RewardHacking` alarmed in each run of `examples/reward_hacking/run.py`."""
+    heads = ("trained by", "judge", "seed", "word accuracy", "first alarm", "lost by then", "what fell")
+    rows = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    for run in json.loads((ROOT / "examples/reward_hacking/results.json").read_text(encoding="utf-8")):
+        accuracy = run["word_accuracy"]
+        cells = [run["trained_by"], run["judge"], str(run["seed"]), f"{share(accuracy[0])} → {share(accuracy[-1])}"]
+        if run["alarm_step"] is None:
+            cells += ["none", "", ""]
+        else:
+            cells += [f"step {run['alarm_step']}", share(run["lost_by_then"]), ", ".join(dict.fromkeys(run["fallen"]))]
+        rows.append(f"| {' | '.join(cells)} |")
+    return rows
+
+
 BLOCKS: dict[str, Callable[[], list[str]]] = {
     "quickstart": quickstart,
     "quickstart-short": quickstart_short,
@@ -222,6 +240,7 @@ BLOCKS: dict[str, Callable[[], list[str]]] = {
     "comparison": lambda: comparison("comparison"),
     "comparison-m": lambda: comparison("comparison_m"),
     "comparison-short": comparison_short,
+    "hacking": hacking,
 }
 
 

@@ -145,7 +145,7 @@ def test_an_unknown_choice_lists_the_known_ones(fresh: Fresh) -> None:
     """In a fresh process, where no type checker runs in front of the package's own check."""
     cases = {
         "score": ("models", "model, sampler, guided, corrected"),
-        "ratio": ("tokens", "token, scale_mean, scale_sum, bit"),
+        "ratio": ("tokens", "token, scale_mean, scale_sum, sequence_mean, bit"),
         "combine": ("sum", "weighted_sum, standardised_sum, gdpo"),
     }
     lines = ["from tests.tiny import tiny_module"]

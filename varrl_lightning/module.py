@@ -14,6 +14,7 @@ from lightning.pytorch.utilities.model_helpers import _restricted_classmethod
 from torch import Tensor
 from torch.optim import Optimizer
 
+from varrl_lightning.algorithms.losses import Ratio
 from varrl_lightning.checkpoints.hparams import AnswersOldArguments, check_overrides, plain_arguments, readable_checkpoint
 from varrl_lightning.checkpoints.run_state import FrozenWeights, RunState, read_state, saved_tensors, write_state
 from varrl_lightning.configuration.specs import Specified, built
@@ -87,7 +88,7 @@ class VARGRPO(AnswersOldArguments, L.LightningModule):
         kl: how the KL is taken, see `KLOptions`: `estimator`, `old_coef`, `masked`.
         clip_low: the ratio is clipped below at 1 - clip_low.
         clip_high: the ratio is clipped above at 1 + clip_high.
-        ratio: the probability that the ratio is of: `token`, `scale_mean`, `scale_sum`, or `bit` for bitwise families.
+        ratio: the probability that the ratio is of: `token`, `scale_mean`, `scale_sum`, `sequence_mean` (GSPO), `bit` (bitwise).
         updates_per_rollout: optimizer steps on one rollout, >= 1.
         normalise: divisors of advantages and weights, see `NormaliseOptions`: `advantages`, `tokens`, `constant`, `advantage_eps`,
             `min_std`.
@@ -137,7 +138,7 @@ class VARGRPO(AnswersOldArguments, L.LightningModule):
         kl: Specified[KLOptions] = KLOptions(),  # noqa: B008  frozen
         clip_low: float = Objective.clip_low,
         clip_high: float = Objective.clip_high,
-        ratio: Literal["token", "scale_mean", "scale_sum", "bit"] = Objective.ratio,
+        ratio: Ratio = Objective.ratio,
         updates_per_rollout: int = 1,
         normalise: Specified[NormaliseOptions] = NormaliseOptions(),  # noqa: B008
         mask: Specified[MaskOptions] = MaskOptions(),  # noqa: B008

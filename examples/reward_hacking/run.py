@@ -23,6 +23,7 @@ HERE = Path(__file__).resolve().parent
 OCR = {"class_path": "ocr", "init_args": {"detect": False, "max_line_width": 96, "min_confidence": 0.5}}
 READERS = {"jpeg_size": "ocr", "dark_text": "ocr", "honest": "tesseract"}
 """The judge of each kind of run."""
+TITLES = {"jpeg_size": "the size as a JPEG", "dark_text": "dark text", "honest": "the OCR reward"}
 KINDS: dict[str, list[str]] = {
     "jpeg_size": ["--model.reward=jpeg_size", f"--model.evaluate_with={json.dumps({'ocr': OCR})}"],
     "dark_text": ['--model.reward={"class_path": "dark_text.DarkText"}', f"--model.evaluate_with={json.dumps({'ocr': OCR})}"],
@@ -61,9 +62,10 @@ def result(kind: str, seed: int, folder: Path) -> dict[str, Any]:
     accuracy = [round(row[f"judges/{judge}/word_accuracy"], 4) for row in rows]
     fired = next((i for i, row in enumerate(rows) if row["alarms"]), None)
     file = folder / "alarms.json"
-    alarms = [alarm["text"] for alarm in json.loads(file.read_text(encoding="utf-8"))] if file.is_file() else []
+    alarms = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else []
     return {
-        "kind": kind,
+        "trained_by": TITLES[kind],
+        "judge": judge,
         "seed": seed,
         "steps": [int(row["step"]) for row in rows],
         "reward": [round(row["reward/mean"], 4) for row in rows],
@@ -71,7 +73,8 @@ def result(kind: str, seed: int, folder: Path) -> dict[str, Any]:
         "diversity": [round(row["diversity/mean"], 4) for row in rows],
         "alarm_step": None if fired is None else int(rows[fired]["step"]),
         "lost_by_then": None if fired is None else round(accuracy[0] - accuracy[fired], 4),
-        "alarms": alarms,
+        "fallen": [alarm["name"] for alarm in alarms],
+        "alarms": [alarm["text"] for alarm in alarms],
     }
 
 

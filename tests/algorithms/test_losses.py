@@ -13,6 +13,7 @@ from varrl_lightning.algorithms.losses import (
     policy_loss,
     truncated_importance,
 )
+from varrl_lightning.algorithms.panw import row_weights
 
 LENGTHS = (1, 2, 3)
 LOW, HIGH = 0.2, 0.3
@@ -37,16 +38,16 @@ def _ratio(ratio: str, new: list[float], old: list[float], on: list[bool], t: in
     if ratio == "token":
         return math.exp(new[t] - old[t]), 1.0
     start = max(s for s in (0, 1, 3) if s <= t)
-    scale = range(start, start + LENGTHS[(0, 1, 3).index(start)])
+    scale = range(sum(LENGTHS)) if ratio == "sequence_mean" else range(start, start + LENGTHS[(0, 1, 3).index(start)])
     logs = [new[s] - old[s] for s in scale if on[s]]
     if not logs:
         return 1.0, 1.0
-    if ratio == "scale_mean":
+    if ratio != "scale_sum":
         return math.exp(sum(logs) / len(logs)), 1.0
     return math.exp(sum(logs)), 1 / len(logs)
 
 
-@pytest.mark.parametrize("ratio", ["token", "scale_mean", "scale_sum"])
+@pytest.mark.parametrize("ratio", ["token", "scale_mean", "scale_sum", "sequence_mean"])
 @pytest.mark.parametrize("masked", ["masked", "all"])
 def test_surrogate_by_loops(ratio: str, masked: str) -> None:
     new, old, A, mask = _case()
@@ -82,7 +83,7 @@ def _gradient(value: Callable[[Tensor], Tensor], at: Tensor) -> Tensor:
     return torch.autograd.grad(value(x).sum(), x)[0]
 
 
-@pytest.mark.parametrize("ratio", ["token", "scale_mean", "scale_sum"])
+@pytest.mark.parametrize("ratio", ["token", "scale_mean", "scale_sum", "sequence_mean"])
 def test_on_policy_the_gradient_is_the_advantage(ratio: str) -> None:
     """r = 1 exactly, so grad sum_t r_t A = A sum_t grad log pi_t, whatever the ratio is of."""
     log_prob, _, A, _ = _case()
@@ -135,6 +136,16 @@ def test_a_token_that_is_off_may_hold_anything() -> None:
         ratio="scale_sum", lengths=(2,), mask=torch.tensor([[0.0, 1.0]]),
     )  # fmt: skip
     assert surrogate.tolist() == [[1.0, 1.0]]
+
+
+def test_a_sequence_s_ratio_with_equal_weights_is_the_objective_of_gspo() -> None:
+    """J = mean_i min(s_i A_i, clip(s_i) A_i), s_i = (pi(y_i) / pi_old(y_i))^(1 / |y_i|) (arXiv 2507.18071, Eq. 5 and 7)."""
+    new, old, A, _ = _case()
+    surrogate, _ = clipped_surrogate(new, old, A, 3e-4, 4e-4, ratio="sequence_mean")
+    loss = policy_loss(surrogate, row_weights(torch.ones(6), torch.ones(4, 6), torch.ones(4, dtype=torch.bool), "branch"))
+    s = (new.sum(dim=1).exp() / old.sum(dim=1).exp()) ** (1 / 6)
+    J = torch.minimum(s * A, s.clamp(1 - 3e-4, 1 + 4e-4) * A).mean()
+    assert loss.item() == pytest.approx(-J.item(), rel=1e-5)
 
 
 def test_policy_loss_is_the_weighted_sum() -> None:

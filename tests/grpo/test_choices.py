@@ -69,6 +69,7 @@ CASES: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"kl": {"old_coef": 1.0}}, SEVERAL),
     ({"ratio": "scale_mean"}, SEVERAL),
     ({"ratio": "scale_sum"}, SEVERAL),
+    ({"ratio": "sequence_mean"}, SEVERAL),
     ({"clip_low": 0.0, "clip_high": 0.0}, SEVERAL),
     ({"normalise": {"tokens": "batch"}}, MASKED),
     ({"normalise": {"tokens": "constant", "constant": 10.0}}, {}),

@@ -5,7 +5,6 @@ should be is differentiated from the tables of a tabular policy, which are all t
 """
 
 from itertools import product
-from typing import Literal
 
 import pytest
 import torch
@@ -14,7 +13,7 @@ from tabular_policy import TabularPolicy
 from torch import Tensor
 
 from varrl_lightning.algorithms.advantages import group_advantages
-from varrl_lightning.algorithms.losses import clipped_surrogate, policy_loss
+from varrl_lightning.algorithms.losses import Ratio, clipped_surrogate, policy_loss
 from varrl_lightning.algorithms.panw import panw_weights, row_weights
 from varrl_lightning.algorithms.stages import stage_returns
 from varrl_lightning.types import Prompt, Sampling, Score, Stage
@@ -49,7 +48,7 @@ def _branch_tokens(policy: TabularPolicy, states: Tensor, stop: int) -> list[Ten
     return policy.tokens_of((states[:, None] // places) % policy.vocab_size)[:stop]
 
 
-def _expected_update(policy: TabularPolicy, stage: Stage, ratio: Literal["token", "scale_mean", "scale_sum"]) -> list[Tensor]:
+def _expected_update(policy: TabularPolicy, stage: Stage, ratio: Ratio) -> list[Tensor]:
     """Gradient of the tables, expected over all groups of A = 2 branches with K continuations each; with K = 0, of drafts.
 
     Mean-only advantages times A / (A-1), alpha = 0, a full mask, no normaliser, no KL, the sampler's own score.
@@ -118,11 +117,9 @@ STAGES = [
 ]
 
 
-@pytest.mark.parametrize("ratio", ["token", "scale_mean", "scale_sum"])
+@pytest.mark.parametrize("ratio", ["token", "scale_mean", "scale_sum", "sequence_mean"])
 @pytest.mark.parametrize(("scales", "stage"), STAGES, ids=_name)
-def test_the_expected_update_is_the_gradient_of_the_expected_value(
-    scales: int, stage: Stage, ratio: Literal["token", "scale_mean", "scale_sum"]
-) -> None:
+def test_the_expected_update_is_the_gradient_of_the_expected_value(scales: int, stage: Stage, ratio: Ratio) -> None:
     policy = _categorical(scales)
     for update, exact in zip(_expected_update(policy, stage, ratio), _gradient_of_the_value(policy, stage), strict=True):
         assert exact.abs().max() > 1e-2

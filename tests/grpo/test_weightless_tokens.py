@@ -20,7 +20,7 @@ MASK = torch.tensor([[1.0, 0.0, 1.0, 1.0, 0.0, 1.0], [1.0, 1.0, 0.0, 0.0, 1.0, 1
 ACTIVE = torch.tensor([True, True, False])
 OFF = (MASK == 0) | ~ACTIVE[:, None]
 CASES: list[dict[str, Any]] = [
-    *({"ratio": ratio} for ratio in ("token", "scale_mean", "scale_sum")),
+    *({"ratio": ratio} for ratio in ("token", "scale_mean", "scale_sum", "sequence_mean")),
     *({"kl_coef": 0.3, "kl": KLOptions(estimator, 0.2, True)} for estimator in ("exact", "k1", "k2", "k3")),  # type: ignore[arg-type]
     {"score": Score("corrected")},
 ]

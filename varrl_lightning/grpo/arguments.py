@@ -5,8 +5,9 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
+from varrl_lightning.algorithms.losses import Ratio
 from varrl_lightning.algorithms.stages import FirstScale, check_calibration, cycle, spelled_out
 from varrl_lightning.configuration.specs import built
 from varrl_lightning.grpo.credit import Combine, CreditOptions, MaskOptions, NormaliseOptions
@@ -89,7 +90,7 @@ def built_objective(
     score: Score,
     clip_low: float,
     clip_high: float,
-    ratio: Literal["token", "scale_mean", "scale_sum", "bit"],
+    ratio: Ratio,
     kl_coef: float,
     kl: Any,
 ) -> Objective:

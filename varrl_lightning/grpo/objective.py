@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from varrl_lightning.algorithms.losses import (
+    Ratio,
     clipped_surrogate,
     kl_penalty,
     kl_to_old,
@@ -61,7 +62,8 @@ class Objective:
         score: which distribution is trained.
         clip_low: the ratio is clipped below at 1 - clip_low; in [0, 1].
         clip_high: the ratio is clipped above at 1 + clip_high; >= 0.
-        ratio: the probability that the ratio is of: `token`, `scale_mean`, `scale_sum`, or `bit` for bitwise families.
+        ratio: the probability that the ratio is of: `token`, `scale_mean`, `scale_sum`, `sequence_mean`, or `bit` for
+            bitwise families; see `clipped_surrogate`.
         kl_coef: coefficient of the KL to the reference, >= 0; 0 needs no reference.
         kl: how the KL is taken.
 
@@ -72,7 +74,7 @@ class Objective:
     score: Score = field(default_factory=Score)
     clip_low: float = 0.2
     clip_high: float = 0.28
-    ratio: Literal["token", "scale_mean", "scale_sum", "bit"] = "token"
+    ratio: Ratio = "token"
     kl_coef: float = 0.0
     kl: KLOptions = field(default_factory=KLOptions)
 
