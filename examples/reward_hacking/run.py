@@ -1,21 +1,24 @@
 """Whether the callback `RewardHacking` tells a hacked reward from an honest one: three seeds of each, on the embedded model.
 
-    python examples/reward_hacking/run.py [--steps 60] [--every 10] [--seeds 0 1 2] [--runs FOLDER]
+    python examples/reward_hacking/run.py [--ways sparse dense] [--seeds 0 1 2] [--runs FOLDER]
 
-Trains by the size as a JPEG file, by the darkness of the text (`dark_text.py`), and honestly by the OCR reward, as
-configs/quickstart.yaml does but at a third of its learning rate. What training never sees is the OCR reward for the first two, and
-Tesseract for the last one (the extra `tesseract`). Prints, for each run, the step of the first alarm, what it named, and how much
-word accuracy the fixed prompts had lost by then. Runs that exist already are not repeated. Writes results.json beside this file.
+Trains by the size as a JPEG file, by the darkness of the text (`dark_text.py`), and honestly by the OCR reward, otherwise as
+configs/quickstart.yaml does. Training never sees the OCR reward of the first two, and Tesseract of the last one (the extra
+`tesseract`). `sparse` checks every ten steps of a fast training, `dense` every five of a slow one, on more prompts; a hacked run
+ends at its first alarm. Prints, for each run, the step of the first alarm, and how much word accuracy the fixed prompts had lost by
+then. Runs that exist already are not repeated. Writes results.json beside this file.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import itertools
 import json
 import os
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +34,40 @@ KINDS: dict[str, list[str]] = {
 }
 
 
-def train(kind: str, seed: int, steps: int, every: int, folder: Path) -> None:
+@dataclass(frozen=True)
+class Way:
+    """How a run is made and checked.
+
+    Args:
+        steps: of training.
+        every: steps between checks.
+        prompts: of a check.
+        rates: learning rate of each kind of run, constant where `warmup` is False, else after the quick-start's warm-up.
+        stop: whether an alarm ends the run.
+    """
+
+    steps: int
+    every: int
+    prompts: int
+    rates: dict[str, float]
+    warmup: bool
+    stop: bool
+
+
+WAYS = {
+    "sparse": Way(60, 10, 128, dict.fromkeys(KINDS, 1e-4), warmup=True, stop=False),
+    "dense": Way(100, 5, 200, {"jpeg_size": 4e-5, "dark_text": 2e-5, "honest": 4e-5}, warmup=False, stop=True),
+}
+
+
+def train(kind: str, seed: int, way: Way, folder: Path) -> None:
     """One run of the command line, with a check every so many steps."""
     command = [sys.executable, "-m", "varrl_lightning", "fit", "--config", "quickstart.yaml", *KINDS[kind]]
-    command += [f"--seed_everything={seed}", f"--trainer.max_steps={steps}", f"--trainer.val_check_interval={every}"]
-    command += ["--model.optimizer.init_args.lr=1.0e-4", "--trainer.limit_val_batches=1", "--data.eval_batch_size=8"]
-    command += ["--trainer.callbacks+=RewardHacking", "--trainer.callbacks.prompts=128"]
+    command += [f"--seed_everything={seed}", f"--trainer.max_steps={way.steps}", f"--trainer.val_check_interval={way.every}"]
+    command += [f"--model.optimizer.init_args.lr={way.rates[kind]}", *([] if way.warmup else ["--model.lr_scheduler=null"])]
+    command += ["--trainer.limit_val_batches=1", "--data.eval_batch_size=8"]
+    command += ["--trainer.callbacks+=RewardHacking", f"--trainer.callbacks.prompts={way.prompts}"]
+    command += [f"--trainer.callbacks.stop={str(way.stop).lower()}"]
     command += ["--trainer.callbacks+=Summary", "--trainer.callbacks.max_prompts=0"]
     command += ["--trainer.callbacks+=SampleGrids", "--trainer.callbacks.every_n_validations=0"]
     command += [f"--trainer.default_root_dir={folder}"]
@@ -56,7 +87,7 @@ def checks(folder: Path) -> list[dict[str, float]]:
     return [row | {"step": row["step"] + 1 if i else 0.0} for i, row in enumerate(measured)]
 
 
-def result(kind: str, seed: int, folder: Path) -> dict[str, Any]:
+def result(kind: str, seed: int, way: str, folder: Path) -> dict[str, Any]:
     """What the checks of a run came to; the alarm is the first one."""
     rows, judge = checks(folder), READERS[kind]
     accuracy = [round(row[f"judges/{judge}/word_accuracy"], 4) for row in rows]
@@ -64,6 +95,7 @@ def result(kind: str, seed: int, folder: Path) -> dict[str, Any]:
     file = folder / "alarms.json"
     alarms = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else []
     return {
+        "way": way,
         "trained_by": TITLES[kind],
         "judge": judge,
         "seed": seed,
@@ -81,26 +113,20 @@ def result(kind: str, seed: int, folder: Path) -> dict[str, Any]:
 def main() -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=60)
-    parser.add_argument("--every", type=int, default=10, help="steps between checks")
+    parser.add_argument("--ways", nargs="+", choices=list(WAYS), default=list(WAYS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--runs", type=Path, default=Path("runs/reward_hacking"), help="a folder for the runs")
     options = parser.parse_args()
     results = []
-    for kind in KINDS:
-        for seed in options.seeds:
-            folder = options.runs / f"{kind}-{seed}"
-            if not (folder / "summary.json").is_file():
-                train(kind, seed, options.steps, options.every, folder)
-            results.append(one := result(kind, seed, folder))
-            alarm = (
-                "no alarm" if one["alarm_step"] is None else f"alarm at step {one['alarm_step']}, {one['lost_by_then']:+.3f} lost"
-            )
-            print(
-                f"{kind:<10} seed {seed}  accuracy {one['word_accuracy'][0]:.3f} to {one['word_accuracy'][-1]:.3f}  {alarm}",
-                flush=True,
-            )
-    (HERE / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    for way, kind, seed in itertools.product(options.ways, KINDS, options.seeds):
+        folder = options.runs / way / f"{kind}-{seed}"
+        if not (folder / "summary.json").is_file():
+            train(kind, seed, WAYS[way], folder)
+        results.append(one := result(kind, seed, way, folder))
+        alarm = "no alarm" if one["alarm_step"] is None else f"alarm at step {one['alarm_step']}, {one['lost_by_then']:+.3f} lost"
+        accuracy = f"accuracy {one['word_accuracy'][0]:.3f} to {one['word_accuracy'][-1]:.3f}"
+        print(f"{way}  {kind:<10} seed {seed}  {accuracy}  {alarm}", flush=True)
+        (HERE / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

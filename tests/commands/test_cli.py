@@ -387,6 +387,7 @@ def test_predict_draws_the_prompts_of_the_command_line(write: WriteConfig, capsy
     twice = ["--prompt", '"HELLO"', "--prompt", '"HELLO"', "--data.eval_batch_size=1", "--output", "out/words"]
     assert main(["predict", "--config", write(), *twice]) == 0
     assert "2 pictures in out/words" in capsys.readouterr().out
+    assert not Path("out/words/best_of.json").exists()
     first, second = Path("out/words/0001_HELLO.png"), Path("out/words/0002_HELLO.png")
     with Image.open(first) as picture:
         assert picture.size == (16, 16)
@@ -395,6 +396,10 @@ def test_predict_draws_the_prompts_of_the_command_line(write: WriteConfig, capsy
 
 
 def test_predict_draws_the_prompts_of_a_file(write: WriteConfig, capsys: pytest.CaptureFixture[str]) -> None:
+    best = ["--best_of", "2", "--best_by", "sharpness", "--prune_at", "2"]
+    assert main(["predict", "--config", write(), "--data.predict", "few.jsonl", *best, "--output", "best"]) == 0
+    assert "Best of 2 by sharpness of drafts of 2 scales: " in capsys.readouterr().out
+    assert len(json.loads(Path("best/best_of.json").read_text())["prompts"]) == 2
     assert main(["predict", "--config", write(), "--data.predict", "few.jsonl"]) == 0
     assert sorted(path.name for path in Path("pictures").iterdir()) == ["0001_PLANT.png", "0002_HORSE.png", "grid.png"]
 

@@ -19,6 +19,7 @@ from varrl_lightning.callbacks.requeue import checkpoint_to_load
 from varrl_lightning.callbacks.run_folder import begin_run, check_run_folder
 from varrl_lightning.checkpoints.checking import check_checkpoint, load_checkpoint, no_checkpoint
 from varrl_lightning.commands.benchmark_report import draw_pairs, report_test
+from varrl_lightning.commands.best_of import add_best_of, built_best_of, report_best_of
 from varrl_lightning.commands.cycle_costs import cost_table, cycle_costs
 from varrl_lightning.commands.early_checks import check_devices, check_model, check_plugins
 from varrl_lightning.commands.end_of_run import end_of_run
@@ -81,6 +82,7 @@ class VarrlCLI(LightningCLI):
         if subcommand == "predict":
             parser.add_argument("--prompt", action="append", default=[], help="A prompt to sample; may be repeated.")
             parser.add_argument("--output", default="pictures", help="The folder for the pictures.")
+            add_best_of(parser)
         if subcommand == "test":
             parser.add_argument("--output", default="test", help="The folder for test.json, test.md and pictures.")
         return parser
@@ -243,6 +245,8 @@ class VarrlCLI(LightningCLI):
             for batch in batches:
                 cond = self.model.policy.encode_prompts(batch)
                 self.model.sampling.check(len(cond.schedule))
+        with reraise_as(ConfigError, *BUILD_ERRORS):
+            self.model.evaluator.best_of = how = built_best_of(config, self.model, prompts)
         self._check_checkpoint()
         self._load_folder()
         options = kwargs | {"return_predictions": True, "ckpt_path": config.ckpt_path}
@@ -252,6 +256,8 @@ class VarrlCLI(LightningCLI):
             sampled = [prompt for batch, _ in zip(batches, images, strict=False) for prompt in batch]
             paths, grid = save_images(images, sampled, Path(config.output))
             print(f"{len(paths)} picture{'s' * (len(paths) > 1)} in {config.output}, enlarged side by side in {grid}")
+            if how is not None:
+                print(report_best_of(how, self.model.evaluator.candidates, sampled, Path(config.output)))
 
     def _prompts(self, kind: str) -> list[Prompt]:
         self.datamodule.setup(self.subcommand)

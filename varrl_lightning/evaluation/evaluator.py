@@ -12,10 +12,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from varrl_lightning.errors import RunStoppedError
-from varrl_lightning.evaluation.evaluate import Evaluation, evaluate, sample_images
+from varrl_lightning.evaluation.best_of import BestOf, best_of
+from varrl_lightning.evaluation.evaluate import EVALUATION_UPDATE, Evaluation, evaluate, sample_images
 from varrl_lightning.evaluation.standardised import Standards, completed_standards, standardised_reward
 from varrl_lightning.grpo.grpo import GRPO
-from varrl_lightning.grpo.rollout import Share
+from varrl_lightning.grpo.rollout import Share, prompt_keys
 from varrl_lightning.policies.averaging import WeightAverage
 from varrl_lightning.policies.base import VARPolicy
 from varrl_lightning.rewards.base import Reward, score_groups
@@ -51,6 +52,10 @@ class Evaluator:
         """Evaluations of the last validation or test, by the first part of their metrics' names."""
         self.names: set[str] = set()
         """Names of all metrics so far, also of those that had no value."""
+        self.best_of: BestOf | None = None
+        """How `predict` chooses among several images of a prompt; None for one image of each."""
+        self.candidates: list[list[float]] = []
+        """What the candidates of each prompt of `predict` were worth, in the order of the prompts."""
         self.standards: Standards = {}
         """By what `val/standardised_reward` standardises each reward; a checkpoint holds it."""
         weights = {name: term.weight for name, term in self.rewards.terms.items() if term.weight}
@@ -77,6 +82,8 @@ class Evaluator:
         Raises:
             RunStoppedError: where weights are sharded, but Lightning gives the processes different numbers of batches.
         """
+        if same_everywhere and self.best_of is not None:
+            return self._best_images(prompts, parallel, self.best_of)
         if same_everywhere:
             return self._shared_images(prompts, parallel, self.seed)
         if parallel.world_size > 1 and not parallel.whole_everywhere:
@@ -96,6 +103,15 @@ class Evaluator:
                 lambda: (None, sample_images(self.policy, prompts, settings, seed, self.images_at_once, share.items))
             )
         return torch.cat(parts)[: len(prompts)]
+
+    def _best_images(self, prompts: Sequence[Prompt], parallel: Parallel, how: BestOf) -> Float[Tensor, "N 3 H W"]:
+        share = Share.of(len(prompts), parallel.rank, parallel.world_size)
+        keys = prompt_keys(self.seed, EVALUATION_UPDATE, prompts, self.policy.device)[list(share.items)]
+        own = [prompts[i] for i in share.items]
+        with self.averaged(), parallel.sampling([self.policy]):
+            _, parts = parallel.run_on_all(lambda: (None, best_of(self.policy, own, self.sampling, keys, how, self.images_at_once)))
+        self.candidates += torch.cat([part.values for part in parts])[: len(prompts)].tolist()
+        return torch.cat([part.images for part in parts])[: len(prompts)]
 
     def evaluate(self, prompts: Sequence[Prompt], parallel: Parallel, sampling: Sampling | None = None) -> Evaluation:
         """Images and their scores; each process samples its share and is given all of them."""
