@@ -1,12 +1,12 @@
 """Whether the callback `RewardHacking` tells a hacked reward from an honest one: three seeds of each, on the embedded model.
 
-    python examples/reward_hacking/run.py [--ways sparse dense] [--seeds 0 1 2] [--runs FOLDER]
+    python examples/reward_hacking/run.py [--seeds 0 1 2] [--runs FOLDER]
 
 Trains by the size as a JPEG file, by the darkness of the text (`dark_text.py`), and honestly by the OCR reward, otherwise as
 configs/quickstart.yaml does. Training never sees the OCR reward of the first two, and Tesseract of the last one (the extra
-`tesseract`). `sparse` checks every ten steps of a fast training, `dense` every five of a slow one, on more prompts; a hacked run
-ends at its first alarm. Prints, for each run, the step of the first alarm, and how much word accuracy the fixed prompts had lost by
-then. Runs that exist already are not repeated. Writes results.json beside this file.
+`tesseract`). It checks 200 validation prompts every five steps; a run ends at its first alarm. Prints, for each run, the step of the
+alarm, and how much word accuracy the prompts had lost by then. Runs that exist already are not repeated. Writes results.json
+beside this file.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,40 +33,19 @@ KINDS: dict[str, list[str]] = {
 }
 
 
-@dataclass(frozen=True)
-class Way:
-    """How a run is made and checked.
-
-    Args:
-        steps: of training.
-        every: steps between checks.
-        prompts: of a check.
-        rates: learning rate of each kind of run, constant where `warmup` is False, else after the quick-start's warm-up.
-        stop: whether an alarm ends the run.
-    """
-
-    steps: int
-    every: int
-    prompts: int
-    rates: dict[str, float]
-    warmup: bool
-    stop: bool
+STEPS, EVERY, PROMPTS = 100, 5, 200
+RATES = {"jpeg_size": 4e-5, "dark_text": 2e-5, "honest": 4e-5}
+"""Learning rates, constant: at the quick-start's a hacked reward ruins the words within a few checks."""
 
 
-WAYS = {
-    "sparse": Way(60, 10, 128, dict.fromkeys(KINDS, 1e-4), warmup=True, stop=False),
-    "dense": Way(100, 5, 200, {"jpeg_size": 4e-5, "dark_text": 2e-5, "honest": 4e-5}, warmup=False, stop=True),
-}
-
-
-def train(kind: str, seed: int, way: Way, folder: Path) -> None:
+def train(kind: str, seed: int, folder: Path) -> None:
     """One run of the command line, with a check every so many steps."""
     command = [sys.executable, "-m", "varrl_lightning", "fit", "--config", "quickstart.yaml", *KINDS[kind]]
-    command += [f"--seed_everything={seed}", f"--trainer.max_steps={way.steps}", f"--trainer.val_check_interval={way.every}"]
-    command += [f"--model.optimizer.init_args.lr={way.rates[kind]}", *([] if way.warmup else ["--model.lr_scheduler=null"])]
+    command += [f"--seed_everything={seed}", f"--trainer.max_steps={STEPS}", f"--trainer.val_check_interval={EVERY}"]
+    command += [f"--model.optimizer.init_args.lr={RATES[kind]}", "--model.lr_scheduler=null"]
     command += ["--trainer.limit_val_batches=1", "--data.eval_batch_size=8"]
-    command += ["--trainer.callbacks+=RewardHacking", f"--trainer.callbacks.prompts={way.prompts}"]
-    command += [f"--trainer.callbacks.stop={str(way.stop).lower()}"]
+    command += ["--trainer.callbacks+=RewardHacking", f"--trainer.callbacks.prompts={PROMPTS}"]
+    command += ["--trainer.callbacks.stop=true"]
     command += ["--trainer.callbacks+=Summary", "--trainer.callbacks.max_prompts=0"]
     command += ["--trainer.callbacks+=SampleGrids", "--trainer.callbacks.every_n_validations=0"]
     command += [f"--trainer.default_root_dir={folder}"]
@@ -87,15 +65,14 @@ def checks(folder: Path) -> list[dict[str, float]]:
     return [row | {"step": row["step"] + 1 if i else 0.0} for i, row in enumerate(measured)]
 
 
-def result(kind: str, seed: int, way: str, folder: Path) -> dict[str, Any]:
+def result(kind: str, seed: int, folder: Path) -> dict[str, Any]:
     """What the checks of a run came to; the alarm is the first one."""
     rows, judge = checks(folder), READERS[kind]
-    accuracy = [round(row[f"judges/{judge}/word_accuracy"], 4) for row in rows]
+    accuracy = [round(row[f"judges/{judge}/word_accuracy/mean"], 4) for row in rows]
     fired = next((i for i, row in enumerate(rows) if row["alarms"]), None)
     file = folder / "alarms.json"
     alarms = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else []
     return {
-        "way": way,
         "trained_by": TITLES[kind],
         "judge": judge,
         "seed": seed,
@@ -113,19 +90,18 @@ def result(kind: str, seed: int, way: str, folder: Path) -> dict[str, Any]:
 def main() -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--ways", nargs="+", choices=list(WAYS), default=list(WAYS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--runs", type=Path, default=Path("runs/reward_hacking"), help="a folder for the runs")
     options = parser.parse_args()
     results = []
-    for way, kind, seed in itertools.product(options.ways, KINDS, options.seeds):
-        folder = options.runs / way / f"{kind}-{seed}"
+    for kind, seed in itertools.product(KINDS, options.seeds):
+        folder = options.runs / f"{kind}-{seed}"
         if not (folder / "summary.json").is_file():
-            train(kind, seed, WAYS[way], folder)
-        results.append(one := result(kind, seed, way, folder))
+            train(kind, seed, folder)
+        results.append(one := result(kind, seed, folder))
         alarm = "no alarm" if one["alarm_step"] is None else f"alarm at step {one['alarm_step']}, {one['lost_by_then']:+.3f} lost"
         accuracy = f"accuracy {one['word_accuracy'][0]:.3f} to {one['word_accuracy'][-1]:.3f}"
-        print(f"{way}  {kind:<10} seed {seed}  {accuracy}  {alarm}", flush=True)
+        print(f"{kind:<10} seed {seed}  {accuracy}  {alarm}", flush=True)
         (HERE / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
 
 

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
+from varrl_lightning.algorithms.word_metrics import words_found
 from varrl_lightning.evaluation.evaluate import Evaluation
 from varrl_lightning.metrics.image_statistics import group_diversity, image_statistics, text_area
 from varrl_lightning.module import VARGRPO
 from varrl_lightning.rewards.pixels import JpegSize
 from varrl_lightning.types import Prompt, Sampling
+from varrl_lightning.types.normal_form import normal_words
 
 
 @dataclass(frozen=True)
@@ -20,7 +24,8 @@ class Observation:
     """Numbers of images of fixed prompts.
 
     Args:
-        watched: a number of each prompt, NaN where there is none, by `reward`, `judges/NAME` and `diversity`.
+        watched: a number of each prompt, NaN where there is none, by `reward`, `judges/NAME`, of a judge that reads also
+            `judges/NAME/word_accuracy`, and `diversity`.
         logged: means over the images.
     """
 
@@ -35,11 +40,13 @@ def observe(module: VARGRPO, prompts: Sequence[Prompt], sampling: Sampling, grou
     """
     probe = module.evaluator.probe(prompts, module.parallel, sampling)
     watched = {name: evaluation.values.cpu() for name, evaluation in probe.items()}
+    readers = {name: evaluation for name, evaluation in probe.items() if name != "reward" and evaluation.texts is not None}
+    watched |= {f"{name}/word_accuracy": word_accuracy(evaluation) for name, evaluation in readers.items()}
     if groups:
         images = module.evaluator.groups(prompts[:groups], group_size, module.parallel, sampling)
         watched["diversity"] = group_diversity(images).cpu()
     logged = {f"{name}/mean": float(values.nanmean()) for name, values in appearance(probe["reward"]).items()}
-    return Observation(watched, logged | accuracies(probe))
+    return Observation(watched, logged)
 
 
 def samplers(module: VARGRPO) -> dict[str, Sampling]:
@@ -48,10 +55,14 @@ def samplers(module: VARGRPO) -> dict[str, Sampling]:
     return {"": module.sampling} | ({} if deployed == module.sampling else {"deployed/": deployed})
 
 
-def accuracies(probe: Mapping[str, Evaluation]) -> dict[str, float]:
-    """The word accuracy of the judges that read."""
-    read = {name: evaluation for name, evaluation in probe.items() if name != "reward" and evaluation.texts is not None}
-    return {f"{name}/word_accuracy": evaluation.metrics()["word_accuracy"] for name, evaluation in read.items()}
+def word_accuracy(evaluation: Evaluation) -> Float[Tensor, " N"]:
+    """The share of each prompt's words that a reader has found in its image; NaN where it was not read, or has no words."""
+    shares = []
+    for prompt, words, was_read in zip(evaluation.prompts, evaluation.texts or (), evaluation.was_read().tolist(), strict=True):
+        wanted = normal_words(prompt.words, evaluation.case)
+        found = words_found(wanted, normal_words(words, evaluation.case))
+        shares.append(found / len(wanted) if was_read and wanted else math.nan)
+    return torch.tensor(shares)
 
 
 def appearance(evaluation: Evaluation) -> dict[str, Tensor]:

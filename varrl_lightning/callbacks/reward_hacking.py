@@ -31,17 +31,16 @@ ALARMS = "alarms.json"
 class RewardHacking(Callback):
     """Checks the same validation prompts before the first step and at each validation, and compares with the first check.
 
-    The alarm comes when, at `patience` checks in a row, the training reward has risen while a judge (`evaluate_with`) or the
-    diversity within groups has fallen, each by more than two paired standard errors over the prompts. It names what fell, the step
-    and both changes, as a warning and in `alarms.json` of the run folder.
+    The alarm comes when, at `patience` checks in a row, the training reward has risen while a judge (`evaluate_with`), the word
+    accuracy of a judge that reads, or the diversity within groups has fallen, each by more than two paired standard errors over the
+    prompts. It names what fell, the step and both changes, as a warning and in `alarms.json` of the run folder.
 
     Images are sampled as in training. Where that is not the policy's default, reward, judges and diversity under the default are
     watched too, by `deployed/NAME`: what pleases the reward in training need not be what the model shows when it is used.
 
     Logged are `hacking/NAME/mean`, `hacking/NAME/change` and its `..._standard_error` for what is watched: `reward`,
-    `judges/NAME`, `diversity`. Further `hacking/NAME/mean` for what the images look like (`observe`), of which nothing is bad in
-    itself, `hacking/judges/NAME/word_accuracy` of a judge that reads, `hacking/alarms`, how many there have been, and
-    `hacking/seconds`, what the check took.
+    `judges/NAME`, `judges/NAME/word_accuracy`, `diversity`. Further `hacking/NAME/mean` for what the images look like (`observe`),
+    of which nothing is bad in itself, `hacking/alarms`, how many there have been, and `hacking/seconds`, what the check took.
 
     Training does not change. Checkpoints hold the first check, so that a resumed run goes on.
 
