@@ -217,9 +217,12 @@ def comparison_short() -> list[str]:
 
 def hacking() -> list[str]:
     """When `RewardHacking` alarmed in each run of `examples/reward_hacking/run.py`."""
+    path = ROOT / "examples/reward_hacking/results.json"
+    if not path.is_file():
+        return ["**There are no results yet.**"]
     heads = ("trained by", "judge", "seed", "word accuracy", "first alarm", "lost by then", "what fell")
     rows = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
-    for run in json.loads((ROOT / "examples/reward_hacking/results.json").read_text(encoding="utf-8")):
+    for run in json.loads(path.read_text(encoding="utf-8")):
         accuracy = run["word_accuracy"]
         cells = [run["trained_by"], run["judge"], str(run["seed"]), f"{share(accuracy[0])} → {share(accuracy[-1])}"]
         if run["alarm_step"] is None:
