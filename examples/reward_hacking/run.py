@@ -4,8 +4,8 @@
 
 Trains by the size as a JPEG file, by the darkness of the text (`dark_text.py`), and honestly by the OCR reward, otherwise as
 configs/quickstart.yaml does. Training never sees the OCR reward of the first two, and Tesseract of the last one (the extra
-`tesseract`). It checks 200 validation prompts every five steps, and a run ends at its first alarm. Prints, for each run, its step, and
-how much word accuracy the prompts had lost by then. Runs that exist already are not repeated. Writes results.json
+`tesseract`). It checks 200 validation prompts every five steps, and a run ends at its first alarm. Prints for each run its step,
+and how much word accuracy the prompts had lost by then. Runs that exist already are not repeated. Writes results.json
 beside this file.
 """
 
