@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
+from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
 from tests.callbacks.running import datamodule, small_module, trainer
@@ -40,7 +40,7 @@ class Run:
 
 
 def fitted(folder: Path, *callbacks: Any, max_steps: int = STEPS, **options: Any) -> Run:
-    run = Run(folder, small_module())
+    run, path = Run(folder, small_module()), options.pop("ckpt_path", None)
 
     class Watched(GRPO):
         def losses(self, policy: Any, reference: Any, rollout: Any, rows: Any, *others: Any) -> Iterator[MicroBatch]:
@@ -48,8 +48,14 @@ def fitted(folder: Path, *callbacks: Any, max_steps: int = STEPS, **options: Any
             return super().losses(policy, reference, rollout, rows, *others)
 
     run.module.updater.grpo = Watched(**vars(run.module.grpo))
-    fit = trainer(folder, callbacks, max_steps=max_steps, logger=run.notes, **({"val_check_interval": 2} | options))
-    fit.fit(run.module, datamodule=datamodule(folder.parent / "data"), ckpt_path=options.get("ckpt_path"))
+    fit = trainer(
+        folder,
+        callbacks,
+        max_steps=max_steps,
+        logger=run.notes,
+        **({"val_check_interval": 2, "check_val_every_n_epoch": None} | options),
+    )
+    fit.fit(run.module, datamodule=datamodule(folder.parent / "data"), ckpt_path=path)
     return run
 
 
@@ -119,20 +125,15 @@ def test_tables_after_every_so_many_steps(tmp_path: Path) -> None:
 
 
 def test_a_table_that_cannot_be_written_does_not_end_the_run(tmp_path: Path) -> None:
-    folder = tmp_path / "run" / "samples"
-    folder.mkdir(parents=True)
-    (folder / "tables").touch()
-    callback = SampleTables(every_n_steps=1)
     with pytest.warns(UserWarning, match=r"step_000001\.parquet could not be written: .*Training goes on without this table"):
-        run = fitted(tmp_path / "run", KeepFolder(), callback, max_steps=1)
+        run = fitted(tmp_path / "run", InTheWay(), SampleTables(every_n_steps=1), max_steps=1)
     assert run.module.rollouts_done == 1
 
 
-class KeepFolder(SafeStop):
+class InTheWay(Callback):
     """Puts a file where the tables would be, when the run has begun."""
 
     def on_train_batch_start(self, trainer: Any, *others: Any) -> None:
-        super().on_train_batch_start(trainer, *others)
         folder = Path(trainer.default_root_dir) / "samples"
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "tables").touch()
@@ -160,5 +161,5 @@ def test_values_out_of_range_are_refused(name: str, value: int) -> None:
 
 
 def test_with_no_prompts_it_writes_nothing(tmp_path: Path) -> None:
-    assert np.isfinite(fitted(tmp_path / "run", SampleTables(prompts=0), max_steps=2).used[0]).all()
+    assert len(fitted(tmp_path / "run", SampleTables(prompts=0), max_steps=2).used) == 2
     assert not table_files(tmp_path / "run")

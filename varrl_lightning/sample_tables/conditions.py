@@ -21,7 +21,7 @@ from varrl_lightning.sample_tables.tokens import ConditionError, Token, tokens_o
 
 Condition: TypeAlias = Callable[[SampleRow], bool]
 
-DEEPEST = 50
+DEEPEST = 20
 """Parentheses and `not` within each other; more would only serve to exhaust the parser."""
 
 

@@ -60,9 +60,9 @@ def scored_images(
         prompts=list(rollout.prompts[:groups]),
         schedule=rollout.schedule,
         places=places,
-        images=as_bytes(_at_most(rollout.images[rows], side)),
+        images=_small_bytes(rollout.images, rows, side),
         scores={name: s.rows(rows).to(CPU) for name, s in scores.items()},
-        masks=None if mask is None else as_bytes(_at_most(mask[rows][:, None], side))[:, 0],
+        masks=None if mask is None else _small_bytes(mask[:, None], rows, side)[:, 0],
     )
 
 
@@ -79,6 +79,12 @@ def as_bytes(values: Float[Tensor, "..."]) -> UInt8[Tensor, "..."]:
     return (values.float().clamp(0, 1) * 255).round().byte().to(CPU)
 
 
+def _small_bytes(images: Float[Tensor, "N C H W"], rows: Sequence[int], side: int | None) -> UInt8[Tensor, "n C h w"]:
+    """Some images in bytes, one by one, so that the device's memory holds one more image and not all of them twice."""
+    copies = [as_bytes(_at_most(images[row : row + 1], side)) for row in rows]
+    return torch.cat(copies) if copies else as_bytes(images[:0])
+
+
 def _copy(values: Tensor) -> Tensor:
     return values.to(CPU, copy=True)
 
@@ -86,7 +92,7 @@ def _copy(values: Tensor) -> Tensor:
 def _at_most(images: Float[Tensor, "N C H W"], side: int | None) -> Float[Tensor, "N C h w"]:
     """Images whose longer side is at most `side`: each pixel is the mean of those that it covers."""
     h, w = images.shape[-2:]
-    if side is None or max(h, w) <= side or not len(images):
+    if side is None or max(h, w) <= side:
         return images
     scale = side / max(h, w)
     return interpolate(images.float(), size=(max(round(h * scale), 1), max(round(w * scale), 1)), mode="area")
