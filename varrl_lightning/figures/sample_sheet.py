@@ -77,7 +77,7 @@ def save_sheet(rows: Sequence[SampleRow], path: Path) -> None:
     width = figure.get_figwidth()
     figure.subplots_adjust(left=_TEXT / width, right=1 - 0.1 / width, top=1 - 0.2 / (height * len(rows)), bottom=0.0, wspace=0.06)
     for line, row in zip(axes, rows, strict=True):
-        _draw(line, row)
+        _draw(list(line), row)
     save_figure(figure, path)
 
 
