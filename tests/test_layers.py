@@ -20,7 +20,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("prompts", "rewards"),
     ("mask_sources", "data", "loggers", "pretraining", "serving"),
     ("grpo", "strategies"),
-    ("gradient_agreement", "checkpoints", "evaluation", "memory", "training"),
+    ("gradient_agreement", "checkpoints", "evaluation", "memory", "sample_tables", "training"),
     ("module", "figures"),
     ("callbacks",),
     ("commands",),
@@ -28,7 +28,13 @@ LAYERS: tuple[tuple[str, ...], ...] = (
 )
 """At most twelve floors; a folder imports from lower floors and from itself."""
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
-WITHOUT_LIGHTNING = {name for names in LAYERS[:5] for name in names} | {"mask_sources", "grpo", "serving", "gradient_agreement"}
+WITHOUT_LIGHTNING = {name for names in LAYERS[:5] for name in names} | {
+    "mask_sources",
+    "grpo",
+    "serving",
+    "gradient_agreement",
+    "sample_tables",
+}
 """Folders that know no Lightning: all below `data`, the algorithm as a value, and the reward service."""
 LAZY = {"__init__", "__main__"}
 """These two import by name, when asked."""

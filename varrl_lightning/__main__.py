@@ -23,6 +23,10 @@ COMMANDS = {
     "variance": ("commands.variance", "say for each m what decides the rewards, and what K and the suffix are worth"),
     "export": ("commands.export", "write a run's policy as one file in its family's published layout"),
     "serve": ("commands.serve", "serve a reward over HTTP: varrl serve ocr --port 8000; its client is the reward 'http'"),
+    "samples": (
+        "commands.samples",
+        "list and show the images that a run was trained on: varrl samples RUN --where 'advantage < -1'",
+    ),
     "report": ("commands.report", "draw the figures of a run folder again"),
     "compare": (
         "comparison",

@@ -40,6 +40,7 @@ from varrl_lightning.training.argument_checks import check_judged, check_prompts
 from varrl_lightning.training.counters import RunCounters
 from varrl_lightning.training.guards import Guards
 from varrl_lightning.training.judge_and_reference import built_judges, built_reference
+from varrl_lightning.training.observers import RolloutObservers
 from varrl_lightning.training.shared_batch import batches_of, prompts_of_all, share_of_branches
 from varrl_lightning.training.shared_rollout import sample_on_all
 from varrl_lightning.training.step_log import StepLog, step_metrics
@@ -188,7 +189,7 @@ class VARGRPO(AnswersOldArguments, L.LightningModule):
             self.policy, self.reference, self.grpo, self.counters, self.average, updates_per_rollout, max_grad_norm, self.guards
         )
         self.evaluator = Evaluator(self.policy, self.grpo, self.judges, eval_seed, images_at_once, self.average)
-        self._step_log = StepLog(self.grpo)
+        self._step_log, self.observers = StepLog(self.grpo), RolloutObservers()
         self._parallel: Parallel | None = None
 
     @property
@@ -223,20 +224,19 @@ class VARGRPO(AnswersOldArguments, L.LightningModule):
 
     def training_step(self, batch: Any, batch_idx: int) -> None:
         """Train on one stage: a rollout, whose branches the processes share, and `updates_per_rollout` optimizer steps on it."""
-        stage = self.grpo.stage(self.rollouts_done)
-        prompts = self._prompts_of_all(batch)
+        stage, prompts = self.grpo.stage(self.rollouts_done), self._prompts_of_all(batch)
         check_scales(prompts, self.policy)
         share = share_of_branches(len(prompts), stage, self.grpo.mask_source, self.parallel)
         self.micro_batches.choose(prompts, self.trainer, self.parallel)
         stopwatch = Stopwatch()
         rollout, scores = self._sample(prompts, stage, share, stopwatch)
         credit = self.grpo.assign(rollout, scores)
+        self.observers.credited(credit)
         size = self.micro_batches.number
         with stopwatch("update"), explain_out_of_memory("micro_batch_size", size):
             metrics = self.updater.update(self, self.parallel, rollout, credit, real_branches=share.real, micro_batch_size=size)
         metrics |= step_metrics(self.grpo, rollout, scores, credit, stopwatch.seconds, self.updater.skipped, self.counters)
         metrics |= self._step_log.variance.metrics(stage, credit, stopwatch.seconds)
-        metrics |= {**self.counters.metrics(), "stage": float(self.cycle.index(stage))}
         self._step_log.log(self, stage, metrics | self.micro_batches.metrics, len(prompts))
         self.counters.rollouts_done += 1
         self.updater.stop_if_steps_keep_failing()  # last, so that a complete step is saved
@@ -248,9 +248,9 @@ class VARGRPO(AnswersOldArguments, L.LightningModule):
     def _sample(self, prompts: Sequence[Prompt], stage: Stage, share: Share, stopwatch: Stopwatch) -> tuple[Rollout, BranchScores]:
         """Sample this process's part of a rollout, and score all of it together with the others."""
         keys = prompt_keys(self.seed, self.rollouts_done, prompts, self.policy.device)
-        parallel, at_once = self.parallel, self.images_at_once
+        parallel, at_once, seen = self.parallel, self.images_at_once, self.observers.scored
         explained = partial(explain_out_of_memory, "images_at_once", at_once)
-        return sample_on_all(self.grpo, self.policy, prompts, stage, keys, share, parallel, at_once, stopwatch, explained)
+        return sample_on_all(self.grpo, self.policy, prompts, stage, keys, share, parallel, at_once, stopwatch, explained, seen)
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Clip the gradient, or drop it when it is not finite."""

@@ -93,11 +93,11 @@ def _show(axis: Axes, sample: Sample, caption_share: float) -> None:
 def _caption(sample: Sample) -> str:
     wanted = " ".join(sample.wanted) or sample.text
     if sample.correct is None:
-        return _short(wanted, 22)
+        return written(wanted, 22)
     if sample.correct:
-        return f"{_short(wanted, 20)} ✓"
+        return f"{written(wanted, 20)} ✓"
     read = " ".join(sample.read or ()) or "nothing"
-    return f"{_short(wanted, 12)} ✗ read {_short(read, 10)}"
+    return f"{written(wanted, 12)} ✗ read {written(read, 10)}"
 
 
 @cache
@@ -106,7 +106,8 @@ def _glyphs() -> frozenset[int]:
     return frozenset(get_font(findfont(FontProperties())).get_charmap())
 
 
-def _short(text: str, length: int) -> str:
+def written(text: str, length: int) -> str:
+    """Text as a figure can show it: with the characters of its font, no formulas, and at most so many of them."""
     # A recogniser knows more characters than the font does.
     text = "".join(c if ord(c) in _glyphs() else "□" for c in text)
     # A dollar sign would begin a formula.

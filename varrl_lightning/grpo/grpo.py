@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -32,6 +32,9 @@ from varrl_lightning.rewards.base import Reward
 from varrl_lightning.rewards.groups import PartialScores, whole_groups
 from varrl_lightning.rewards.weighted import WeightedRewards
 from varrl_lightning.types import LogProbs, Prompt, Rollout, Sampling, Scores, Stage
+
+Seen = Callable[[Rollout, Mapping[str, Scores], Float[Tensor, "N H W"] | None], None]
+"""Is shown the images of a rollout, their scores by reward name, and which pixels these are about; None for all pixels."""
 
 
 class MicroBatch(NamedTuple):
@@ -197,14 +200,19 @@ class GRPO:
                 scoring.add(rollout.images[first : first + step], prompts[first : first + step])
             return scoring.partial_result()
 
-    def scores_by_branch(self, policy: VARPolicy, rollout: Rollout, scores: PartialScores) -> BranchScores:
+    def scores_by_branch(
+        self, policy: VARPolicy, rollout: Rollout, scores: PartialScores, seen: Seen | None = None
+    ) -> BranchScores:
         """The same as `branch_scores`, with the scores of the rollout's drafts where it has any.
+
+        Args:
+            seen: is shown the scores of the images, and their pixel mask.
 
         Raises:
             ValueError: when the scores of a group are not known, see `PartialScores.of_images`.
         """
         names = self.rewards.terms
-        found = self.branch_scores(policy, rollout, scores.of_images(names, rollout.branches, rollout.stage))
+        found = self.branch_scores(policy, rollout, scores.of_images(names, rollout.branches, rollout.stage), seen)
         drafts = rollout.of_drafts
         if drafts is None or scores.drafts is None:
             return found
@@ -227,7 +235,9 @@ class GRPO:
         drafts = image_returns(scores.drafts, stage.of_drafts, weights, self.credit).squeeze(-1)
         return drafts, group_taus(drafts, image_returns(scores, stage, weights, self.credit))
 
-    def branch_scores(self, policy: VARPolicy, rollout: Rollout, scores: Mapping[str, Scores]) -> BranchScores:
+    def branch_scores(
+        self, policy: VARPolicy, rollout: Rollout, scores: Mapping[str, Scores], seen: Seen | None = None
+    ) -> BranchScores:
         """Scores of images grouped by branch, with the tokens that the mask source finds them to be about.
 
         The mask source is shown the weighted sum; `assign` combines the rewards again, once the groups are complete.
@@ -236,6 +246,8 @@ class GRPO:
         # Without any score there is nothing to ask the mask source; such branches take their group's mask, and do not count.
         scored = bool(total.usable.any())
         mask = pixel_mask(self.mask_source, rollout, total, policy) if scored else torch.zeros_like(rollout.images[:, 0])
+        if seen is not None:
+            seen(rollout, scores, mask)
         return scores_by_branch(rollout, scores, mask, self.credit.mask)
 
     def assign(self, rollout: Rollout, scores: BranchScores) -> Credit:

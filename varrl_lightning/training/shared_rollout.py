@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from varrl_lightning.grpo.credit import BranchScores
-from varrl_lightning.grpo.grpo import GRPO
+from varrl_lightning.grpo.grpo import GRPO, Seen
 from varrl_lightning.grpo.rollout import Share
 from varrl_lightning.grpo.stopwatch import Stopwatch
 from varrl_lightning.policies.base import VARPolicy
@@ -33,6 +33,7 @@ def sample_on_all(
     images_at_once: int | None,
     stopwatch: Stopwatch,
     explained: Explain,
+    seen: Seen | None = None,
 ) -> tuple[Rollout, BranchScores]:
     """This process's part of a rollout, and the scores of all P * A branches.
 
@@ -40,6 +41,7 @@ def sample_on_all(
         share: the branches that this process samples.
         stopwatch, images_at_once: as in `GRPO.sample`.
         explained: the context in which a process works by itself, which explains its errors.
+        seen: is shown this process's images with their scores.
     """
 
     def sampled() -> tuple[Rollout, PartialScores]:
@@ -50,7 +52,7 @@ def sample_on_all(
 
     def by_branch(rollout: Rollout, scores: PartialScores) -> tuple[Rollout, BranchScores]:
         with explained():
-            return rollout, grpo.scores_by_branch(policy, rollout, scores)
+            return rollout, grpo.scores_by_branch(policy, rollout, scores, seen)
 
     split = split_groups(len(prompts), stage, parallel.world_size) if grpo.rewards.whole_groups else []
     with parallel.sampling([policy]):

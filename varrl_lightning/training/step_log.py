@@ -26,7 +26,7 @@ def step_metrics(
     skipped: bool,
     counters: RunCounters,
 ) -> dict[str, float]:
-    """What a step's rewards, credit and clocks say, and the drafts' ranks in a calibration, which `counters` collect.
+    """What a step's rewards, credit, clocks and counters say, and the drafts' ranks in a calibration, which `counters` collect.
 
     What rewards have counted themselves is that of this process.
 
@@ -37,6 +37,8 @@ def step_metrics(
         **reward_metrics(scores, credit, grpo.credit.eta),
         **credit_metrics(rollout.stage, rollout.schedule, credit, grpo.credit.alpha),
         **calibration_metrics(grpo, rollout.stage, scores, counters),
+        **counters.metrics(),
+        "stage": float(grpo.cycle.index(rollout.stage)),
         **time_metrics(rollout, len(scores), seconds, skipped),
         **{
             f"rewards/{name}/{counter}": n

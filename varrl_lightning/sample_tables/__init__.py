@@ -1,0 +1,1 @@
+"""Tables of the images that a run was trained on: made, written, read and filtered."""
