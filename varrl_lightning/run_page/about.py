@@ -98,8 +98,8 @@ def environment(runs: Sequence[RunRecord]) -> Section:
 def _environment(run: RunRecord) -> dict[str, str]:
     found = {"folder": str(run.folder)} | {key: str(run.summary[key]) for key in ("seed", "eval_seed") if key in run.summary}
     trainer = run.config.get("trainer")
-    for key in ("accelerator", "devices", "strategy", "precision") if isinstance(trainer, dict) else ():
-        found[key] = str(trainer.get(key))
+    for key in ("accelerator", "devices", "strategy") if isinstance(trainer, dict) else ():
+        found[f"trainer.{key}"] = str(trainer.get(key))
     for part in ("environment", "versions"):
         values = run.summary.get(part)
         found |= {key: "–" if value is None else str(value) for key, value in values.items()} if isinstance(values, dict) else {}

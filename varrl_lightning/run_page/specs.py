@@ -17,6 +17,9 @@ MARKED = 25
 """A line of so many points or fewer has marks on them."""
 
 
+_NUMBER = "datum.value != 0 && abs(datum.value) < 1e-4 ? format(datum.value, '.2~e') : format(datum.value, '~r')"
+
+
 def colour(index: int) -> str:
     """The colour of a series: a variable of the style sheet, which has others for a dark screen."""
     return f"var(--c{index % COLOURS})"
@@ -139,7 +142,7 @@ def _y(field: str, scale: Spec) -> Spec:
 
 def _scale(unit: str, domain: tuple[float, float] | None) -> Spec:
     scale: Spec = {"zero": False} | ({"domain": list(domain)} if domain else {})
-    return {"axis": {"title": unit, "tickCount": 5, "format": "~g"}, "scale": scale}
+    return {"axis": {"title": unit, "tickCount": 5, "labelExpr": _NUMBER}, "scale": scale}
 
 
 def _tooltip(*fields: str) -> list[Spec]:
