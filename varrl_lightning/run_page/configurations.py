@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import yaml
 
 from varrl_lightning.configuration.files import configs_folder
-from varrl_lightning.configuration.shipped import PARSED, RUN, STEPS, shipped
+from varrl_lightning.configuration.shipped import PARSED, RUN, STEPS, Shipped, shipped
 
 MEANING = {
     RUN: "The configuration ran from start to end, and its result is in the repository.",
@@ -74,11 +75,16 @@ def nearest(config: Mapping[str, Any]) -> Nearest | None:
     """
     policy = _policy(config)
     found = []
-    for known in shipped():
-        tree = yaml.safe_load((configs_folder() / known.name).read_text(encoding="utf-8"))
-        if isinstance(tree, Mapping) and policy is not None and _policy(tree) == policy:
+    for known, tree in _shipped_trees():
+        if policy is not None and _policy(tree) == policy:
             found.append(Nearest(known.name, known.seen, _stated(tree, config)))
     return min(found, key=lambda near: len(near.differences), default=None)
+
+
+@cache
+def _shipped_trees() -> list[tuple[Shipped, Mapping[str, Any]]]:
+    trees = [(known, yaml.safe_load((configs_folder() / known.name).read_text(encoding="utf-8"))) for known in shipped()]
+    return [(known, tree) for known, tree in trees if isinstance(tree, Mapping)]
 
 
 def _stated(stated: Mapping[str, Any], config: Mapping[str, Any]) -> list[tuple[str, str, str]]:

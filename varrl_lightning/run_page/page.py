@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from string import Template
 
@@ -60,8 +61,17 @@ def page(runs: Sequence[RunRecord]) -> str:
         style=_read("page.css"),
         script=_read("page.js"),
         license=_read("vega_license.txt"),
-        bundle=vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;").replace("</script", "<\\/script"),
+        bundle=_bundle(),
     )
+
+
+@cache
+def _bundle() -> str:
+    """Vega-Lite and what it needs; no text in it ends the element that it stands in."""
+    import vl_convert
+
+    bundle: str = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
+    return bundle.replace("</script", "<\\/script")
 
 
 def _sections(runs: Sequence[RunRecord]) -> list[Section]:

@@ -104,6 +104,7 @@ def scales(runs: Groups) -> Section:
         "mask_coverage": "share",
         "k_share": "share",
         "conflict/norm": "norm",
+        "conflict/agreement": "share",
     }
     panels, notes = {}, ["Scales count from 1. Panels of one number have one axis."]
     for name, unit in numbers.items():
@@ -124,7 +125,8 @@ _SCALE_TITLES = {
     "clip_ratio/region_mean": "Share of tokens clipped",
     "mask_coverage": "Mean weight of the mask",
     "k_share": "Share of the weights k_t",
-    "conflict/norm": "Gradient norm, from ScaleConflict",
+    "conflict/norm": "Gradient norm of a batch, from ScaleConflict",
+    "conflict/agreement": "Share of its square that batches have in common",
 }
 
 

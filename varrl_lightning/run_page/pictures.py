@@ -54,7 +54,7 @@ def before_after(runs: Sequence[RunRecord]) -> Section:
             continue
         shown = chosen(before, after, max(1, PAIRS // len(runs)))
         section.notes.append(
-            f"{run.name}: the first {len(shown)} of {len(before)} validation prompts, "
+            f"{run.name}: the first {len(shown)} of {len(before)} prompts of samples/, "
             f"with the same noise before and after {step} updates."
         )
         heading = tag("h3", escaped(run.name)) if len(runs) > 1 else ""

@@ -1,4 +1,4 @@
-"""Rows of the page's table of samples: of a run's Parquet tables, or of its pictures of validation prompts."""
+"""Rows of the page's table of samples: of a run's Parquet tables, or of its pictures of prompts that are not trained on."""
 
 from __future__ import annotations
 
@@ -69,10 +69,10 @@ def table_rows(run: RunRecord, count: int) -> tuple[list[Row], int]:
         return [], 0
 
 
-def validation_rows(run: RunRecord, count: int) -> tuple[list[Row], int]:
+def evaluation_rows(run: RunRecord, count: int) -> tuple[list[Row], int]:
     """Up to `count` of the samples in `samples/raw`, evenly over the steps, and how many there are."""
     chosen = chosen_rows(dict(run.samples), count)
-    return [_validated(run, step, sample) for step, samples in chosen.items() for sample in samples], sum(
+    return [_evaluated(run, step, sample) for step, samples in chosen.items() for sample in samples], sum(
         len(samples) for _, samples in run.samples
     )
 
@@ -110,7 +110,7 @@ def _trained(run: RunRecord, row: SampleRow) -> Row:
     )
 
 
-def _validated(run: RunRecord, step: int, sample: Sample) -> Row:
+def _evaluated(run: RunRecord, step: int, sample: Sample) -> Row:
     reward = None if np.isnan(sample.reward) else sample.reward
     picture = data_url(sample.image)
-    return Row(run.name, step, "validation", sample.text, sample.wanted, sample.read, sample.correct, picture, {"reward": reward})
+    return Row(run.name, step, "evaluation", sample.text, sample.wanted, sample.read, sample.correct, picture, {"reward": reward})

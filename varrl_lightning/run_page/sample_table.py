@@ -8,7 +8,7 @@ from varrl_lightning.run_page.markup import escaped, frame, number, tag
 from varrl_lightning.run_page.panels import Section
 from varrl_lightning.run_page.pictures import says
 from varrl_lightning.run_page.record import RunRecord
-from varrl_lightning.run_page.sample_rows import Row, table_rows, validation_rows
+from varrl_lightning.run_page.sample_rows import Row, evaluation_rows, table_rows
 
 ROWS = 200
 """Rows of the table, over all runs, at most."""
@@ -16,15 +16,15 @@ _CORRECT = {True: "right", False: "wrong", None: "not known"}
 
 
 def sample_table(runs: Sequence[RunRecord]) -> Section:
-    """Samples of training, or of validation where a run has no tables of samples."""
+    """Samples of training, or of evaluation where a run has no tables of samples."""
     section, rows = Section("Samples"), list[Row]()
     for run in runs:
         share = max(1, ROWS // len(runs))
         found, count = table_rows(run, share)
         kind = "images that training has seen"
         if not found:
-            found, count = validation_rows(run, share)
-            kind = "images of validation prompts, since the run has no tables of samples (the callback SampleTables writes them)"
+            found, count = evaluation_rows(run, share)
+            kind = "images of prompts that are not trained on; the callback SampleTables writes tables of those that are"
         rows += found
         if found:
             section.notes.append(f"{run.name}: {len(found)} of {count} {kind}, evenly over the steps.")
