@@ -16,7 +16,7 @@ from lightning.pytorch.callbacks import Callback
 
 from tests.distributed import jobs
 from tests.tiny import tiny_trainer
-from varrl_lightning.callbacks import Checkpoints, SafeStop
+from varrl_lightning.callbacks import Checkpoints, SafeStop, SampleTables
 from varrl_lightning.data import PromptDataModule
 from varrl_lightning.loggers import MetricsCSV
 
@@ -37,7 +37,7 @@ class Event(Callback):
 
 
 def fit(
-    strategy: str, folder: str, event: Event | None = None, ckpt_path: str | None = None, logger: Any = False, **options: Any
+    strategy: str, folder: str, event: Callback | None = None, ckpt_path: str | None = None, logger: Any = False, **options: Any
 ) -> dict[str, Any]:
     """What came of a run: steps done, the exception and its status."""
     jobs.quiet()
@@ -137,6 +137,11 @@ class FullDisk(MetricsCSV):
 def without_log(strategy: str, folder: str) -> dict[str, Any]:
     """The log cannot be written."""
     return fit(strategy, folder, logger=FullDisk(folder))
+
+
+def with_tables(strategy: str, folder: str) -> dict[str, Any]:
+    """A run that writes tables of the samples of both prompts of an update."""
+    return fit(strategy, folder, SampleTables(prompts=2, every_n_steps=2))
 
 
 def steps_of(path: Path) -> int:

@@ -14,6 +14,7 @@ from tests.distributed import jobs_saving
 from tests.distributed.cases import usually
 from tests.distributed.workers import Workers
 from tests.tiny import WORDS
+from varrl_lightning.sample_tables.parquet import read_sample_tables
 
 Launch = Callable[[int], Workers]
 
@@ -99,3 +100,13 @@ def test_a_log_that_cannot_be_written_stops_nobody(workers: Launch, tmp_path: Pa
     ranks = workers(2)("tests.distributed.jobs_saving:without_log", strategy="ddp", folder=str(tmp_path))
     assert [(rank["message"], rank["steps"]) for rank in ranks] == [("None", 4)] * 2
     assert jobs_saving.steps_of(folder / "last.ckpt") == 4
+
+
+def test_the_first_rank_alone_writes_tables_of_its_own_samples(workers: Launch, tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow")
+    prepared(tmp_path, "ddp")
+    ranks = workers(2)("tests.distributed.jobs_saving:with_tables", strategy="ddp", folder=str(tmp_path))
+    assert [(rank["message"], rank["steps"]) for rank in ranks] == [("None", 4)] * 2
+    rows = read_sample_tables(tmp_path)
+    assert {(row.step, row.group) for row in rows} == {(2, 0), (4, 0)}  # the second prompt was the other rank's
+    assert {row.branch for row in rows} == {0, 1}
