@@ -26,8 +26,8 @@ def versions() -> dict[str, str | None]:
     return numbers
 
 
-def environment(trainer: L.Trainer) -> dict[str, str | int | None]:
-    """Device, processes, precision, threads, system and commit of a run."""
+def environment(trainer: L.Trainer) -> dict[str, str | int]:
+    """Device, processes, precision, threads and system of a run."""
     device = trainer.strategy.root_device
     return {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
@@ -36,7 +36,6 @@ def environment(trainer: L.Trainer) -> dict[str, str | int | None]:
         "precision": str(trainer.precision),
         "threads": torch.get_num_threads(),
         "system": platform.platform(),
-        "commit": commit(),
     }
 
 

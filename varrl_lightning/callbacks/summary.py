@@ -20,7 +20,7 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from varrl_lightning.callbacks.environment import environment, versions
+from varrl_lightning.callbacks.environment import commit, environment, versions
 from varrl_lightning.callbacks.evaluation_prompts import evaluate_by_size, evaluation_prompts
 from varrl_lightning.callbacks.run_folder import begin_run, dry, run_folder, say, shown
 from varrl_lightning.callbacks.trained_module import vargrpo
@@ -59,6 +59,7 @@ class Summary(Callback):
         self.max_prompts = max_prompts
         self.before: dict[str, float | None] = {}
         self._samples_before: int | None = None
+        self._commit: str | None = None
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Evaluate before the first step."""
@@ -66,6 +67,7 @@ class Summary(Callback):
         if dry(trainer):
             return
         begin_run(trainer, trainer.ckpt_path)
+        self._commit = commit()  # now, since the checkout may change while the run goes on
         if self.before or module.rollouts_done:
             return
         prompts = self._prompts(trainer)
@@ -118,7 +120,7 @@ class Summary(Callback):
             "seed": module.seed,
             "eval_seed": module.eval_seed,
             "eval_samples": samples,
-            "environment": environment(trainer),
+            "environment": environment(trainer) | {"commit": self._commit},
             "versions": versions(),
         }
 

@@ -51,8 +51,10 @@ def flat(tree: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
     elif isinstance(tree, list) and any(isinstance(item, Mapping | list) for item in tree):
         for index, value in enumerate(tree):
             yield from flat(value, f"{prefix}.{index}")
-    else:
-        yield prefix, yaml.safe_dump(tree, default_flow_style=True, width=1 << 16, allow_unicode=True).split("\n...")[0].strip()
+    elif prefix:
+        style = '"' if isinstance(tree, str) and "\n" in tree else None
+        text = yaml.safe_dump(tree, default_flow_style=True, default_style=style, width=1 << 16, allow_unicode=True)
+        yield prefix, text.split("\n...")[0].strip()
 
 
 def differences(configs: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[str]]]:

@@ -143,8 +143,8 @@ def cost(runs: Groups) -> Section:
     parts: dict[str, Select] = {name: column(f"seconds/{name}") for name in ("rollout", "reward", "update")}
     subjects: list[tuple[str, str, dict[str, Select]]] = [
         ("Seconds of an update, by part", "seconds", parts),
-        ("Images sampled", "images a second", {"": column("images_per_second")}),
-        ("Tokens trained", "tokens a second", {"": column("tokens_per_second")}),
+        ("Images sampled a second", "images", {"": column("images_per_second")}),
+        ("Tokens trained a second", "tokens", {"": column("tokens_per_second")}),
     ]
     panels = [panel for subject in subjects for panel in _panel(runs, *subject, SMALL)]
     return Section("Cost", [] if panels else ["No times were logged."], {"": panels})

@@ -52,9 +52,7 @@ def _table(rows: Sequence[Row], numbers: Sequence[str], several: bool) -> str:
 def _row(row: Row, numbers: Sequence[str], masked: bool, several: bool) -> str:
     about = says(row.read, row.correct)
     cells = tag("th", escaped(row.prompt), {"scope": "row", "data-value": row.prompt})
-    cells += tag(
-        "td", tag("img", None, {"src": row.picture, "alt": f"image of the prompt {row.prompt}: {about}", "loading": "lazy"})
-    )
+    cells += tag("td", tag("img", None, {"src": row.picture, "alt": f"image of the prompt {row.prompt}: {about}"}))
     if masked:
         cells += tag("td", "".join(_mask(name, url) for name, url in row.masks.items()), {"class": "masks"})
     cells += _cell(row.run) if several else ""
@@ -70,7 +68,7 @@ def _row(row: Row, numbers: Sequence[str], masked: bool, several: bool) -> str:
 
 
 def _mask(name: str, url: str) -> str:
-    return tag("img", None, {"src": url, "alt": name, "title": name, "loading": "lazy"})
+    return tag("img", None, {"src": url, "alt": name, "title": name})
 
 
 def _cell(value: object) -> str:

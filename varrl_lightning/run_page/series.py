@@ -108,7 +108,7 @@ def smoothed(values: Sequence[float]) -> np.ndarray:
 
 def noisy(values: Sequence[float]) -> bool:
     """Whether a curve is long and turns at a quarter of its points or more; that of a schedule does not."""
-    return len(values) >= LONG and np.count_nonzero(np.diff(np.sign(np.diff(values)))) >= len(values) / 4
+    return len(values) >= LONG and int(np.count_nonzero(np.diff(np.sign(np.diff(values))))) >= len(values) / 4
 
 
 def column(name: str) -> Select:
