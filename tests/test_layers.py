@@ -22,7 +22,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("grpo", "strategies"),
     ("gradient_agreement", "checkpoints", "evaluation", "memory", "sample_tables", "training"),
     ("module", "figures"),
-    ("callbacks",),
+    ("callbacks", "run_page"),
     ("commands",),
     ("comparison",),
 )

@@ -27,7 +27,7 @@ COMMANDS = {
         "commands.samples",
         "list and show the images that a run was trained on: varrl samples RUN --where 'advantage < -1'",
     ),
-    "report": ("commands.report", "draw the figures of a run folder again"),
+    "report": ("commands.report", "write the page of a run, or of several: one HTML file; draw the figures again"),
     "compare": (
         "comparison",
         "compare recipes over seeds, at equal time, images or updates: varrl compare configs/comparison.yaml",

@@ -9,7 +9,6 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
+from varrl_lightning.callbacks.environment import commit, environment, versions
 from varrl_lightning.callbacks.evaluation_prompts import evaluate_by_size, evaluation_prompts
 from varrl_lightning.callbacks.run_folder import begin_run, dry, run_folder, say, shown
 from varrl_lightning.callbacks.trained_module import vargrpo
@@ -37,7 +37,6 @@ MEASURES = {
     "ned": "normalised edit distance",
     "reward": "reward",
 }
-_PACKAGES = ("torch", "lightning", "varrl-lightning", "rapidocr", "onnxruntime")
 _IMPORTED = time.monotonic()
 
 
@@ -60,6 +59,7 @@ class Summary(Callback):
         self.max_prompts = max_prompts
         self.before: dict[str, float | None] = {}
         self._samples_before: int | None = None
+        self._commit: str | None = None
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Evaluate before the first step."""
@@ -67,6 +67,7 @@ class Summary(Callback):
         if dry(trainer):
             return
         begin_run(trainer, trainer.ckpt_path)
+        self._commit = commit()  # now, since the checkout may change while the run goes on
         if self.before or module.rollouts_done:
             return
         prompts = self._prompts(trainer)
@@ -89,7 +90,7 @@ class Summary(Callback):
             with suppress(OSError):  # may be raised on one process alone, for which the others would wait
                 logger.save()
         if trainer.is_global_zero:
-            summary = self._summary(module, after, len(prompts))
+            summary = self._summary(trainer, module, after, len(prompts))
             run = run_folder(trainer)
             replace_text(run / "summary.json", json.dumps(summary, indent=2, allow_nan=False) + "\n")
             pictures = draw_figures(run)
@@ -108,7 +109,7 @@ class Summary(Callback):
             )
             self.before = {}
 
-    def _summary(self, module: VARGRPO, after: dict[str, float | None], samples: int) -> dict[str, Any]:
+    def _summary(self, trainer: L.Trainer, module: VARGRPO, after: dict[str, float | None], samples: int) -> dict[str, Any]:
         numbers = {}
         for name in MEASURES:
             numbers[f"{name}_before"] = self.before.get(name)
@@ -119,6 +120,7 @@ class Summary(Callback):
             "seed": module.seed,
             "eval_seed": module.eval_seed,
             "eval_samples": samples,
+            "environment": environment(trainer) | {"commit": self._commit},
             "versions": versions(),
         }
 
@@ -184,17 +186,6 @@ def _table(summary: dict[str, Any]) -> Table:
 
 def _cell(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
-
-
-def versions() -> dict[str, str | None]:
-    """Versions of Python and of the packages that the results depend on; None for one that is not installed."""
-    numbers: dict[str, str | None] = {"python": sys.version.split()[0]}
-    for name in _PACKAGES:
-        try:
-            numbers[name] = version(name)
-        except PackageNotFoundError:
-            numbers[name] = None
-    return numbers
 
 
 def seconds_since_process_start() -> float:

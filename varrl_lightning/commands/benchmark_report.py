@@ -11,7 +11,7 @@ from typing import Any
 import lightning as L
 from rich.console import Console
 
-from varrl_lightning.callbacks.summary import versions
+from varrl_lightning.callbacks.environment import versions
 from varrl_lightning.evaluation.evaluate import Evaluation
 from varrl_lightning.evaluation.tables import Results, tables, write_results
 from varrl_lightning.figures.pairs import category_figures, choose_pairs

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from varrl_lightning.callbacks.summary import versions
+from varrl_lightning.callbacks.environment import versions
 from varrl_lightning.comparison.costs import Cost, StageCost
 from varrl_lightning.comparison.spec import Spec
 from varrl_lightning.comparison.training import PARTS, build, train

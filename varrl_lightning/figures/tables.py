@@ -22,13 +22,17 @@ class Curve:
 
 
 class Metrics:
-    """`metrics.csv` by column; a missing file or column is an empty curve."""
+    """`metrics.csv` by column; a missing file or column is an empty curve.
+
+    A last line without an end is left out: it is being written, or a kill has cut it off, and "12" would be read as 1.
+    """
 
     def __init__(self, path: Path) -> None:
-        self.rows: list[dict[str, str]] = []
-        if path.is_file():
-            with path.open(newline="", encoding="utf-8") as file:
-                self.rows = list(csv.DictReader(file))
+        text = path.read_bytes().decode("utf-8") if path.is_file() else ""
+        whole = text[: text.rfind("\n") + 1]
+        self.cut = whole != text
+        """Whether a last line was left out."""
+        self.rows: list[dict[str, str]] = list(csv.DictReader(whole.splitlines()))
 
     def __getitem__(self, name: str) -> Curve:
         return self._curve(name, self.rows)
