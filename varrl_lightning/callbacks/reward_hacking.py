@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import lightning as L
@@ -13,15 +13,14 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
+from varrl_lightning.callbacks.evaluation_prompts import validation_prompts
 from varrl_lightning.callbacks.run_folder import dry
 from varrl_lightning.callbacks.trained_module import vargrpo
-from varrl_lightning.data import PromptDataModule
 from varrl_lightning.evaluation.evaluate import Evaluation
 from varrl_lightning.loggers import log_measured
 from varrl_lightning.metrics.hacking import HackingWatch
 from varrl_lightning.metrics.image_statistics import group_diversity, image_statistics
 from varrl_lightning.module import VARGRPO
-from varrl_lightning.prompts.batches import as_prompts
 from varrl_lightning.types import Prompt
 
 
@@ -116,15 +115,6 @@ class RewardHacking(Callback):
         """Go on as the run did."""
         self.watch.load_state_dict(state_dict["watch"])
         self.alarms = list(state_dict["alarms"])
-
-
-def validation_prompts(trainer: L.Trainer) -> list[Prompt]:
-    """The prompts of a run's validation; none where there is no validation."""
-    datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
-    if isinstance(datamodule, PromptDataModule):
-        return list(datamodule.prompts.get("validation", ()))
-    loaders: Sequence[Any] = trainer.val_dataloaders or []
-    return [prompt for batch in loaders for prompt in as_prompts(batch)]
 
 
 def observed(evaluation: Evaluation) -> dict[str, Tensor]:
