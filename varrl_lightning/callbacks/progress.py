@@ -22,8 +22,8 @@ class RunProgress(ProgressBar):
     """Shows how far a run is, the reward and word accuracy of its last step, the last validation, the time left, and alarms.
 
     On a terminal there are two bars: the run's steps, and under them the part of the present step. That is the rollout (scales,
-    once a chunk of `images_at_once`), the reward (images that are scored) or the update (micro-batches). The last alarm stays below.
-    Alarms are those of any callback with a list `alarms` of texts, as `RewardHacking` and `Monitors` have.
+    once a chunk of `images_at_once`), the reward (images that are scored) or the update (micro-batches). The last alarm stays
+    below. Alarms are those of any callback with a list `alarms` of texts, as `RewardHacking` and `Monitors` have.
 
     In a file or a notebook there is a line for each step, with the seconds of its parts. An alarm is on the first line after it.
 
