@@ -137,7 +137,6 @@ def test_the_key_comes_from_the_environment_or_the_argument(scripted: Callable[.
     [
         ({"url": []}, "url must be an address or a list of addresses, got none"),
         ({"url": "localhost:8000"}, "'localhost:8000' is no address of a service; expected http://host:port"),
-        ({"url": [None]}, "url must be an address, got None; expected http://host:port"),
         ({"url": "ftp://localhost"}, "is no address of a service"),
         ({"url": "http://localhost:x"}, "expected http://host:port"),
         ({"timeout": 0}, "timeout must be > 0"),
