@@ -19,6 +19,7 @@ from tests.tiny import PROMPTS as TINY_PROMPTS
 from tests.tiny import tiny_module
 from varrl_lightning.errors import RewardError
 from varrl_lightning.grpo.rollout import prompt_keys
+from varrl_lightning.rewards.client_arguments import checked_address
 from varrl_lightning.rewards.http import HttpReward
 from varrl_lightning.types import Prompt
 
@@ -150,3 +151,8 @@ def test_the_key_comes_from_the_environment_or_the_argument(scripted: Callable[.
 def test_wrong_options(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         HttpReward(**{"url": "http://localhost:8000"} | options)
+
+
+def test_an_address_that_is_no_text() -> None:
+    with pytest.raises(ValueError, match="url must be an address, got None; expected http://host"):
+        checked_address(None, "/predict", "http://host")

@@ -17,6 +17,7 @@ from transformers.models.siglip.image_processing_pil_siglip import SiglipImagePr
 
 from tests.rewards.photos import photos
 from tests.rewards.tiny_models import LETTERS, write_plain_clip, write_siglip
+from tests.rewards.tiny_models import SIGLIP_END as END
 from tests.rewards.tiny_models import SIGLIP_LENGTH as LENGTH
 from tests.rewards.tiny_models import SIGLIP_SIDE as SIDE
 from varrl_lightning.rewards.clip import normalised, resized
@@ -26,7 +27,7 @@ from varrl_lightning.types import Prompt
 HALF = [0.5, 0.5, 0.5]
 SIZES = [(16, 16), (40, 40), (20, 51), (51, 20), (7, 9)]
 PROMPTS = [Prompt("a cat"), Prompt("the cat, a Cup!"), Prompt("cat cat")]
-A, CAT, THE, END = 4, 30, 31, 1
+A, CAT, THE = 4, 30, 31
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,7 @@ from tests.rewards.photos import photos
 from varrl_lightning.types import Prompt
 
 PARITY = Path(__file__).parents[1] / "parity" / "data"
-SIGLIP_SIDE, SIGLIP_LENGTH = 16, 12
+SIGLIP_SIDE, SIGLIP_LENGTH, SIGLIP_END = 16, 12, 1
 DINO_SIDE = 28
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
@@ -38,7 +38,7 @@ def write_siglip(folder: Path, tokenizer_class: str = "SiglipTokenizer", **setti
     letters = [(letter, -3.0) for letter in LETTERS]
     tokenizer = Tokenizer(models.Unigram([*words, *letters, ("▁cat", -1.5), ("▁the", -1.2), ("C", -3.0)], unk_id=0))
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
-    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", END)])
+    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", SIGLIP_END)])
     PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, eos_token="</s>", unk_token="<unk>", pad_token="</s>", model_max_length=64
     ).save_pretrained(folder)

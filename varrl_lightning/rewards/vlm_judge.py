@@ -34,6 +34,7 @@ from varrl_lightning.rewards.judge_questions import (
 )
 from varrl_lightning.rewards.judge_requests import data_urls, messages, settings
 from varrl_lightning.types import Prompt, Scores
+from varrl_lightning.types.eight_bits import ImageFormat
 
 KEY = "VARRL_JUDGE_API_KEY"
 ADDRESS = "the address of a chat endpoint up to its version, such as http://127.0.0.1:8000/v1"
