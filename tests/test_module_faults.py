@@ -33,9 +33,9 @@ def test_images_without_a_score_leave_their_branch_to_the_others() -> None:
     kept = {}
     original = module.updater.update
 
-    def spy(trained, parallel, rollout, credit, **sizes):
+    def spy(trained, parallel, rollout, credit, *rest, **sizes):
         kept["credit"] = credit
-        return original(trained, parallel, rollout, credit, **sizes)
+        return original(trained, parallel, rollout, credit, *rest, **sizes)
 
     module.updater.update = spy  # type: ignore[method-assign]
     tiny_trainer(max_steps=1).fit(module, tiny_loader())

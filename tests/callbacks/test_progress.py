@@ -74,7 +74,7 @@ def test_a_terminal_gets_bars_with_stage_step_numbers_and_the_last_alarm(tmp_pat
         "prefix .* 0/4",
         "suffix .* 3/4 .* s left",
         "done .* 4/4",
-        r"rollout .* 4/4 .* scales",
+        r"reward .* 0/\d .* images",
         "update .* 2/2 .* micro-batches",
     ):
         assert any(re.search(f"^ *{wanted}", line) for line in shown), wanted
