@@ -22,8 +22,9 @@ typechecking.install("varrl_lightning")
 
 DISTRIBUTED = "tests/distributed"
 DEAREST = (
-    *("test_recipes", "test_choices", "test_cli", "test_drop_in", "test_cache", "test_comparison", "test_serving", "test_memory"),
-    *("test_switti", "test_infinity", "test_var", "test_module", "test_averaging", "test_adapter_runs", "test_gradient_agreement"),
+    *("test_recipes", "test_choices", "test_cli_runs", "test_drop_in", "test_cache", "test_comparison", "test_serving"),
+    *("test_memory", "test_switti", "test_infinity", "test_var", "test_module", "test_averaging", "test_adapter_runs"),
+    "test_gradient_agreement",
 )
 """Files whose tests take longest, the longest first: a worker that begins one of them last would run on alone."""
 

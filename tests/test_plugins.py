@@ -47,7 +47,8 @@ def test_the_plugin_is_two_files() -> None:
     assert kept == {"pyproject.toml", "varrl_brightness.py"}
 
 
-def test_the_example_runs_from_its_folder() -> None:
-    done = subprocess.run([sys.executable, "centred.py"], cwd=EXAMPLE, capture_output=True, text=True, timeout=300, check=True)
+def test_the_example_runs_from_its_folder(fresh: Fresh) -> None:
+    done = fresh(f"import os, runpy; os.chdir({str(EXAMPLE)!r}); runpy.run_path('centred.py', run_name='__main__')", path=EXAMPLE)
+    assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["middle", "1.00", "left", "0.24", "empty", "no", "score"]
     assert "the reward 'Centred' gave no score to some images" in done.stderr

@@ -27,7 +27,7 @@ from varrl_lightning.grpo.grpo import GRPO
 from varrl_lightning.grpo.noise import NoiseOptions
 from varrl_lightning.grpo.objective import KLOptions, Objective
 from varrl_lightning.grpo.rollout import Share, prompt_keys
-from varrl_lightning.grpo.stopwatch import Stopwatch
+from varrl_lightning.grpo.stopwatch import Observer, Stopwatch
 from varrl_lightning.memory import MicroBatchSize, explain_out_of_memory
 from varrl_lightning.policies.averaging import WeightAverage
 from varrl_lightning.policies.base import VARPolicy
@@ -192,6 +192,7 @@ class VARGRPO(AnswersOldArguments, L.LightningModule):
         self.evaluator = Evaluator(self.policy, self.grpo, self.judges, eval_seed, images_at_once, self.average)
         self._step_log, self.observers = StepLog(self.grpo), RolloutObservers()
         self._parallel: Parallel | None = None
+        self.observer: Observer | None = None  # is told how far a training step is
 
     @property
     def reference(self) -> Anchor | None:
@@ -229,13 +230,12 @@ class VARGRPO(AnswersOldArguments, L.LightningModule):
         check_scales(prompts, self.policy)
         share = share_of_branches(len(prompts), stage, self.grpo.mask_source, self.parallel)
         self.micro_batches.choose(prompts, self.trainer, self.parallel)
-        stopwatch = Stopwatch()
+        stopwatch = Stopwatch(self.observer)
         rollout, scores = self._sample(prompts, stage, share, stopwatch)
         credit = self.grpo.assign(rollout, scores)
         self.observers.credited(credit)
-        size = self.micro_batches.number
-        with stopwatch("update"), explain_out_of_memory("micro_batch_size", size):
-            metrics = self.updater.update(self, self.parallel, rollout, credit, real_branches=share.real, micro_batch_size=size)
+        with stopwatch("update"), explain_out_of_memory("micro_batch_size", size := self.micro_batches.number):
+            metrics = self.updater.update(self, self.parallel, rollout, credit, share.real, stopwatch, micro_batch_size=size)
         metrics |= step_metrics(self.grpo, rollout, scores, credit, stopwatch.seconds, self.updater.skipped, self.counters)
         metrics |= self._step_log.variance.metrics(stage, credit, stopwatch.seconds)
         self._step_log.log(self, stage, metrics | self.micro_batches.metrics, len(prompts))

@@ -79,7 +79,8 @@ def test_a_reward_that_is_gamed_trips_the_alarm(tmp_path: Path) -> None:
     ):
         run(tmp_path / "run", watching, Bright())
     written = json.loads((tmp_path / "run" / "alarms.json").read_text())
-    assert written == watching.alarms
+    assert written == watching.records
+    assert watching.alarms == [alarm["text"] for alarm in written]
     assert (written[0]["name"], written[0]["step"]) == ("judges/judge", 8)
     assert written[0]["rise"]["mean"] > 0 > written[0]["fall"]["mean"]
     assert len(written) == 1 + any(alarm["name"] == "diversity" for alarm in written)
@@ -145,7 +146,7 @@ def test_the_way_the_policy_is_used_is_watched_where_training_samples_otherwise(
 def test_alarms_of_steps_that_are_made_again_are_dropped(tmp_path: Path) -> None:
     (tmp_path / "alarms.json").write_text('[{"step": 99}]')
     again = RewardHacking(prompts=12, groups=0)
-    again.alarms = [{"step": 2}]
+    again.records = [{"step": 2}]
     again.on_train_start(trainer(tmp_path, []), tiny_module())
     assert json.loads((tmp_path / "alarms.json").read_text()) == [{"step": 2}]
 

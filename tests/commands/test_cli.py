@@ -2,77 +2,19 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import yaml
-from PIL import Image
 from tiny import tiny_policy
 
+from tests.commands.tiny_config import WriteConfig, named
 from varrl_lightning.__main__ import main
 from varrl_lightning.commands.cli import VarrlCLI
-from varrl_lightning.commands.user_errors import silence_lightning
 from varrl_lightning.configuration.explain import explain, plain
 from varrl_lightning.configuration.files import find_config, resolve_configs, shipped_configs
 from varrl_lightning.errors import ConfigError
-from varrl_lightning.types import Prompt
-
-WriteConfig = Callable[..., str]
-
-
-def _named(class_path: str, **init_args: Any) -> dict[str, Any]:
-    return {"class_path": class_path, "init_args": init_args}
-
-
-TINY: dict[str, Any] = {
-    "model": {
-        "policy": _named("tiny.tiny_policy"),
-        "reward": "tiny.LeftBright",
-        "mask_source": "full",
-        "m": 2,
-        "group_size": 2,
-        "num_continuations": 2,
-    },
-    "data": {"train": "train.jsonl", "validation": "few.jsonl", "test": "some.jsonl", "batch_size": 2},
-    "trainer": {"accelerator": "cpu", "max_steps": 2, "val_check_interval": 1, "enable_progress_bar": False},
-}
-
-
-@pytest.fixture(autouse=True)
-def _environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.delenv("VARRL_DEBUG", raising=False)
-    yield
-    # seed_everything leaves its seed in the environment.
-    monkeypatch.delenv("PL_GLOBAL_SEED", raising=False)
-    monkeypatch.delenv("PL_SEED_WORKERS", raising=False)
-
-
-@pytest.fixture
-def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> WriteConfig:
-    """Makes a folder with prompt files the current one; writes `t.yaml`: TINY with changes by dotted key; returns its name."""
-    monkeypatch.chdir(tmp_path)
-    for name, words in (("train", "STONE RIVER BREAD CLOUD"), ("few", "PLANT HORSE"), ("some", "CHAIR TABLE")):
-        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps({"text": f'"{w}"'}) + "\n" for w in words.split()))
-
-    def write_config(changes: dict[str, Any] | None = None) -> str:
-        tree = json.loads(json.dumps(TINY))
-        for key, value in (changes or {}).items():
-            *path, last = key.split(".")
-            branch = tree
-            for part in path:
-                branch = branch.setdefault(part, {})
-            branch[last] = value
-        (tmp_path / "t.yaml").write_text(yaml.safe_dump(tree))
-        return "t.yaml"
-
-    return write_config
-
-
-# --- the dispatcher -----------------------------------------------------------------------------------------------------------
 
 
 def test_help_lists_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
@@ -84,9 +26,6 @@ def test_help_lists_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
 def test_an_unknown_command_is_refused_with_the_closest(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["predct", "--config", "x"]) == 2
     assert "no command 'predct'. Did you mean 'predict'?" in capsys.readouterr().err
-
-
-# --- which configuration ------------------------------------------------------------------------------------------------------
 
 
 def test_a_shipped_config_is_found_from_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -149,9 +88,6 @@ def test_a_value_of_the_wrong_type_is_explained_in_plain_words(message: str, sai
     assert plain(message).removeprefix(said) in ("", " Did you mean 'trained'?")
 
 
-# --- mistakes -----------------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
@@ -162,9 +98,9 @@ def test_a_value_of_the_wrong_type_is_explained_in_plain_words(message: str, sai
         ({"trainer.max_step": 4}, "trainer has no 'max_step'. Did you mean 'max_steps'?"),
         ({"model.policy.init_args": {"sed": 1}}, "tiny.tiny_policy has no 'sed'. Did you mean 'seed'?"),
         ({"model.policy.class_path": "tiny.tiny_polcy"}, "tiny_polcy"),
-        ({"model.optimizer": _named("torch.optim.AdamW", lrr=1.0)}, "torch.optim.AdamW has no 'lrr'. Did you mean 'lr'?"),
+        ({"model.optimizer": named("torch.optim.AdamW", lrr=1.0)}, "torch.optim.AdamW has no 'lrr'. Did you mean 'lr'?"),
         ({"model.sampling": {"topk": 2}}, "Sampling has no 'topk'. Did you mean 'top_k'?"),
-        ({"model.reward": _named("ocr", detct=False)}, "'ocr' has no init_arg 'detct'. Did you mean 'detect'?"),
+        ({"model.reward": named("ocr", detct=False)}, "'ocr' has no init_arg 'detct'. Did you mean 'detect'?"),
         ({"model.reward": "brightnes"}, "no reward named 'brightnes'."),
         ({"model.mask_source": "boxs"}, "no mask source named 'boxs'. Did you mean 'boxes'?"),
         ({"model.alpha": "high"}, "model.alpha"),
@@ -251,9 +187,6 @@ def test_debug_shows_the_traceback(write: WriteConfig, monkeypatch: pytest.Monke
         main(["fit", "--config", write({"model.eta": 0.0})])
 
 
-# --- checkpoints --------------------------------------------------------------------------------------------------------------
-
-
 def _checkpoint(**changes: Any) -> dict[str, Any]:
     counters = {"rollouts_done": 2, "updates_done": 2, "bad_steps": 0, "bad_steps_in_a_row": 0, "seed": 0, "reference": None}
     state = {f"policy.{name}": value for name, value in tiny_policy().state_dict().items()}
@@ -309,143 +242,3 @@ def test_what_the_user_writes_wins_over_a_checkpoint(write: WriteConfig, monkeyp
     monkeypatch.setattr(VarrlCLI, "_run_subcommand", lambda self, name: None)
     cli = VarrlCLI(["fit", "--config", write(), "--ckpt_path", "x.ckpt", "--model.alpha=0.42"])
     assert cli.model.grpo.credit.alpha == 0.42
-
-
-# --- runs ---------------------------------------------------------------------------------------------------------------------
-
-
-def test_print_config_is_accepted_again(
-    write: WriteConfig, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    optimizer = _named("torch.optim.AdamW", lr=0.001)
-    scheduler = _named("torch.optim.lr_scheduler.LinearLR", total_iters=7)
-    config = write({"model.optimizer": optimizer, "model.lr_scheduler": scheduler, "model.score": "sampler"})
-    with pytest.raises(SystemExit, match="0"):
-        main(["fit", "--config", config, "--model.sampling.top_k=3", "--print_config"])
-    printed = capsys.readouterr().out
-    Path("again.yaml").write_text(printed)
-    with pytest.raises(SystemExit, match="0"):
-        main(["fit", "--config", "again.yaml", "--print_config"])
-    assert capsys.readouterr().out == printed
-    monkeypatch.setattr(VarrlCLI, "_run_subcommand", lambda self, name: None)
-    model = VarrlCLI(["fit", "--config", "again.yaml"]).model
-    assert (model.sampling.top_k, model.grpo.objective.score.kind, model.seed) == (3, "sampler", 0)
-    (built,), (schedule,) = model.configure_optimizers()
-    assert (built.defaults["lr"], schedule.total_iters) == (0.001, 7)
-
-
-def test_one_seed_is_everybodys(write: WriteConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(VarrlCLI, "_run_subcommand", lambda self, name: None)
-    cli = VarrlCLI(["fit", "--config", write(), "--seed_everything=5"])
-    assert (cli.model.seed, cli.datamodule.order_seed) == (5, 5)
-
-
-def test_fit_leaves_a_run_that_the_other_commands_leave_alone(write: WriteConfig, capsys: pytest.CaptureFixture[str]) -> None:
-    config = write()
-    assert main(["fit", "--config", config]) == 0
-    assert "2 x 2 x 2 = 8" in capsys.readouterr().out
-    run = Path("runs/t")
-    for name in ("config.yaml", "metrics.csv", "summary.json", "checkpoints/last.ckpt", "samples", "tensorboard"):
-        assert (run / name).exists()
-    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
-    for command in ("validate", "test"):
-        assert main([command, "--config", str(run / "config.yaml"), "--ckpt_path", str(run / "checkpoints/last.ckpt")]) == 0
-        assert "reward" in capsys.readouterr().out
-    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
-    assert not Path("lightning_logs").exists()
-
-    again = ["fit", "--config", str(run / "config.yaml"), "--ckpt_path", str(run / "checkpoints/last.ckpt")]
-    assert main([*again, "--trainer.max_steps=3"]) == 0
-    assert json.loads((run / "summary.json").read_text())["steps"] == 3
-
-
-class Failing:
-    """A reward that works for the first rollout."""
-
-    calls = 0
-
-    def __call__(self, images: torch.Tensor, prompts: Sequence[Prompt]) -> torch.Tensor:
-        Failing.calls += 1
-        if len(images) == 8 and Failing.calls > 4:
-            raise RuntimeError("no connection")
-        return images.mean(dim=(1, 2, 3))
-
-
-def test_a_reward_that_fails_in_training_ends_with_a_message_and_a_checkpoint(
-    write: WriteConfig, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(["fit", "--config", write({"model.reward": "test_cli.Failing", "trainer.max_steps": 20})]) == 1
-    error = capsys.readouterr().err
-    line = Failing.__call__.__code__.co_firstlineno + 3
-    where = f'(File "{__file__}", line {line}, in __call__)'
-    assert f"varrl: the reward 'Failing' raised RuntimeError: no connection {where}\n" in error
-    assert "Traceback" not in error
-    assert Path("runs/t/checkpoints/last.ckpt").is_file()
-
-
-def test_predict_draws_the_prompts_of_the_command_line(write: WriteConfig, capsys: pytest.CaptureFixture[str]) -> None:
-    twice = ["--prompt", '"HELLO"', "--prompt", '"HELLO"', "--data.eval_batch_size=1", "--output", "out/words"]
-    assert main(["predict", "--config", write(), *twice]) == 0
-    assert "2 pictures in out/words" in capsys.readouterr().out
-    assert not Path("out/words/best_of.json").exists()
-    first, second = Path("out/words/0001_HELLO.png"), Path("out/words/0002_HELLO.png")
-    with Image.open(first) as picture:
-        assert picture.size == (16, 16)
-    assert first.read_bytes() != second.read_bytes()
-    assert Path("out/words/grid.png").is_file()
-
-
-def test_predict_draws_the_prompts_of_a_file(write: WriteConfig, capsys: pytest.CaptureFixture[str]) -> None:
-    best = ["--best_of", "2", "--best_by", "sharpness", "--prune_at", "2"]
-    assert main(["predict", "--config", write(), "--data.predict", "few.jsonl", *best, "--output", "best"]) == 0
-    assert "Best of 2 by sharpness of drafts of 2 scales: " in capsys.readouterr().out
-    assert len(json.loads(Path("best/best_of.json").read_text())["prompts"]) == 2
-    assert main(["predict", "--config", write(), "--data.predict", "few.jsonl"]) == 0
-    assert sorted(path.name for path in Path("pictures").iterdir()) == ["0001_PLANT.png", "0002_HORSE.png", "grid.png"]
-
-
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
-        ([], "set data.predict to a JSONL file, or give --prompt 'TEXT'"),
-        (["--prompt", "HELLO"], "got no word in quotes from text 'HELLO'; expected, for example, 'a red wooden sign"),
-        (["--prompt", '"ELEPHANT"'], "one to three words of 3-5 letters A-Z, got words ['ELEPHANT'] from text"),
-        (["--prompt", ""], "one to three words"),
-    ],
-)
-def test_predict_says_what_it_cannot_draw(
-    write: WriteConfig, capsys: pytest.CaptureFixture[str], arguments: list[str], said: str
-) -> None:
-    assert main(["predict", "--config", write(), *arguments]) == 1
-    assert said in capsys.readouterr().err
-    assert not Path("pictures").exists()
-
-
-def test_the_traceback_is_shown_only_when_debugging_is_on(write: WriteConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("VARRL_DEBUG", "0")
-    assert main(["fit", "--config", write({"model.alpha": "high"})]) == 2
-
-
-def test_a_test_of_some_batches_reports_the_images_that_it_scored(write: WriteConfig, capsys: pytest.CaptureFixture[str]) -> None:
-    config = write({"data.eval_batch_size": 1})
-    assert main(["test", "--config", config, "--trainer.limit_test_batches", "1"]) == 0
-    report = json.loads(Path("test/test.json").read_text())
-    assert report["about"]["images"] == 1
-    assert "Measured, 1 images" in capsys.readouterr().out
-    assert main(["test", "--config", config, "--trainer.limit_test_batches", "0"]) == 1
-    assert "limit_test_batches is 0, so that nothing would be tested" in capsys.readouterr().err
-
-
-def test_predict_writes_the_pictures_that_it_sampled(write: WriteConfig) -> None:
-    config = write({"data.eval_batch_size": 1})
-    assert main(["predict", "--config", config, "--data.predict", "few.jsonl", "--trainer.limit_predict_batches", "1"]) == 0
-    assert sorted(path.name for path in Path("pictures").iterdir()) == ["0001_PLANT.png", "grid.png"]
-
-
-def test_a_summary_of_ones_own_keeps_its_place_among_the_callbacks(write: WriteConfig) -> None:
-    options = ["--trainer.callbacks+=Summary", "--trainer.callbacks.max_prompts=0", "--trainer.max_steps=1"]
-    silence_lightning()
-    cli = VarrlCLI(["fit", "--config", write(), *options])
-    names = [type(callback).__name__ for callback in cli.trainer.callbacks]
-    assert names.index("SafeStop") < names.index("Summary") < names.index("Checkpoints")
-    assert json.loads((Path(cli.trainer.default_root_dir) / "summary.json").read_text())["eval_samples"] == 0

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import difflib
 import random
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -121,53 +118,3 @@ def test_the_nearest_word_by_choice() -> None:
         default.update([wanted], [lines])
     assert nearest.compute().item() == pytest.approx(float(np.mean(values)), abs=1e-6)
     assert nearest.compute() > default.compute()
-
-
-_RANK = """
-import sys
-import torch.distributed as dist
-from test_cvtg import cases, cvtg_words
-from varrl_lightning.metrics.text import NormalizedEditDistance, WordAccuracy
-from varrl_lightning.metrics.scores import CategoryMean, MeanScore
-import torch
-rank = int(sys.argv[1])
-dist.init_process_group("gloo", init_method="file://" + sys.argv[2], rank=rank, world_size=2)
-part = list(enumerate(cases(200)))[:70] if rank == 0 else list(enumerate(cases(200)))[70:]
-found = []
-for metric in (WordAccuracy(), NormalizedEditDistance()):
-    metric.update([cvtg_words(p) for _, (p, _) in part], [lines for _, (_, lines) in part])
-    found.append(metric.compute().item())
-values = torch.tensor([float(i % 7) for i, _ in part])
-mean, by = MeanScore(), CategoryMean(["even", "odd"])
-mean.update(values)
-by.update(values, ["odd" if i % 2 else "even" for i, _ in part])
-found += [mean.compute().item(), *(v.item() for v in by.compute().values())]
-print(*found, flush=True)
-dist.barrier()
-dist.destroy_process_group()  # a rank that leaves while its threads still talk is aborted
-"""
-
-
-def test_two_processes_give_what_one_gives(tmp_path: Path) -> None:
-    """Torchmetrics' own reduction, on a real process group."""
-    environment = {"PYTHONPATH": str(Path(__file__).parent), "OMP_NUM_THREADS": "1", "PATH": ""}
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, "-c", _RANK, str(rank), str(tmp_path / "meet")],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=environment,
-        )
-        for rank in range(2)
-    ]
-    output = [rank.communicate(timeout=200) for rank in ranks]
-    assert [rank.returncode for rank in ranks] == [0, 0], output
-    accuracy, ned = WordAccuracy(), NormalizedEditDistance()
-    for metric in (accuracy, ned):
-        metric.update([cvtg_words(p) for p, _ in cases(200)], [lines for _, lines in cases(200)])
-    values = [i % 7 for i in range(200)]
-    expected = [accuracy.compute().item(), ned.compute().item(), np.mean(values), np.mean(values)]
-    expected += [np.mean(values[0::2]), np.mean(values[1::2])]
-    for printed, _ in output:
-        assert list(map(float, printed.split())) == pytest.approx(expected, rel=1e-6)

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import math
-import pickle
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from text_encoders.tiny_encoders import write_clip
-from torch import nn
 from transformers import CLIPModel, CLIPTokenizer
 
 from tests.rewards.photos import photos, pillow_pixels
+from tests.rewards.tiny_models import write_plain_clip
 from varrl_lightning.rewards.base import score_images
 from varrl_lightning.rewards.clip import STD, clip_pixels
 from varrl_lightning.rewards.clip_score import CLIPScore
-from varrl_lightning.rewards.weighted import WeightedRewards
 from varrl_lightning.types import Prompt
 
 PROMPTS = [Prompt("a cat"), Prompt("the word 'TEA' on a cup"), Prompt("a cat", id="again"), Prompt("cat " * 200)]
@@ -26,7 +23,7 @@ PROMPTS = [Prompt("a cat"), Prompt("the word 'TEA' on a cup"), Prompt("a cat", i
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_clip(tmp_path_factory.mktemp("clip"), width=16, seed=10, pad="<|endoftext|>", merged=True)
+    return write_plain_clip(tmp_path_factory.mktemp("clip"))
 
 
 @pytest.fixture(scope="module")
@@ -85,30 +82,6 @@ def test_prefix_and_scale(folder: Path) -> None:
     torch.testing.assert_close(other(images, [Prompt("tea")]).values, cosine.clamp(min=0))
 
 
-def test_rows_do_not_depend_on_their_batch(reward: CLIPScore) -> None:
-    images = photos(4, 24, 24)
-    whole = reward.cosine(images, [p.text for p in PROMPTS])
-    single = torch.cat([reward.cosine(images[i : i + 1], [PROMPTS[i].text]) for i in range(4)])
-    torch.testing.assert_close(whole, single)
-    assert len(reward(images[:0], []).values) == 0
-
-
-def test_it_never_trains_and_is_in_nobodys_state(reward: CLIPScore) -> None:
-    class Holder(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.rewards = WeightedRewards.from_spec(reward)
-
-    holder = Holder()
-    assert not list(holder.parameters())
-    assert not holder.state_dict()
-    images = photos(2, 16, 16).requires_grad_()
-    scores = reward(images, PROMPTS[:2])
-    assert not scores.values.requires_grad
-    assert not any(p.requires_grad for p in reward.model.parameters())
-    assert not reward.model.training
-
-
 def test_the_differentiable_score_is_the_same_and_has_the_right_gradient(reward: CLIPScore) -> None:
     images = photos(2, 8, 8).requires_grad_()
     prompts = [Prompt("a cat"), Prompt("tea")]
@@ -137,33 +110,11 @@ def test_an_image_that_is_not_finite_has_no_score(reward: CLIPScore) -> None:
     assert scores.usable.tolist() == [True, False, True]
 
 
-def test_autocast_changes_nothing(reward: CLIPScore) -> None:
-    images = photos(2, 16, 16)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        inside = reward(images, PROMPTS[:2]).values
-    torch.testing.assert_close(inside, reward(images, PROMPTS[:2]).values, rtol=0, atol=0)
-
-
-def test_half_precision_images_and_models(folder: Path, reward: CLIPScore) -> None:
-    images = photos(2, 16, 16)
-    half = CLIPScore(folder, dtype="bfloat16")(images.bfloat16(), PROMPTS[:2]).values
-    assert half.dtype == torch.float32
-    torch.testing.assert_close(half, reward(images, PROMPTS[:2]).values, rtol=0, atol=0.05)
-
-
-def test_it_travels_to_another_process(reward: CLIPScore) -> None:
-    images = photos(2, 16, 16)
-    copy = pickle.loads(pickle.dumps(reward))
-    torch.testing.assert_close(copy(images, PROMPTS[:2]).values, reward(images, PROMPTS[:2]).values)
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ({"scale": 0.0}, "scale must be > 0 and finite, got 0.0"),
         ({"scale": math.inf}, "scale must be > 0 and finite, got inf"),
-        ({"images_at_once": 0}, "images_at_once must be at least 1, got 0"),
-        ({"dtype": "int8"}, "int8"),
     ],
 )
 def test_wrong_arguments(folder: Path, arguments: dict[str, Any], message: str) -> None:

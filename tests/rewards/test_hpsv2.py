@@ -11,13 +11,11 @@ from typing import Any
 import pytest
 import torch
 from parity.rules import TRANSFORMER, weights
-from text_encoders.tiny_encoders import write_clip
-from torch import Tensor, nn
+from torch import Tensor
 
-from varrl_lightning.registry import REWARDS, build
+from tests.rewards.tiny_models import write_hpsv2
 from varrl_lightning.rewards.clip import MEAN, STD, normalised
 from varrl_lightning.rewards.hpsv2 import HPSv2, padded, plain
-from varrl_lightning.rewards.weighted import WeightedRewards
 from varrl_lightning.types import Prompt
 
 DATA: dict[str, Any] = torch.load(Path(__file__).parents[1] / "parity" / "data" / "hpsv2.pt")
@@ -28,11 +26,7 @@ LAYER = "transformer.resblocks.1.mlp.c_fc.bias"
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tokenizer in a folder of its own, and the weights as they are published: a state dict beside other things."""
-    path = tmp_path_factory.mktemp("hps")
-    write_clip(path / "tokenizer", width=16, seed=10, pad="<|endoftext|>", merged=True)
-    torch.save({"epoch": 1, "name": "hps", "state_dict": weights(DATA["layout"], TRANSFORMER)}, path / "hps.pt")
-    return path
+    return write_hpsv2(tmp_path_factory.mktemp("hps"))
 
 
 def make(folder: Path, file: str = "hps.pt", **options: Any) -> HPSv2:
@@ -73,39 +67,6 @@ def test_quotation_marks_and_entities_are_read_as_plain_ones(reward: HPSv2) -> N
     assert plain("a sign “OPEN”, ‘it’s’ tea &amp;amp; cake") == "a sign \"OPEN\", 'it's' tea & cake"
     curly = reward(IMAGES[0], [Prompt("the word ‘TEA’ on a cup")])
     torch.testing.assert_close(curly, DATA["scores"][0, 1:2], rtol=0, atol=1e-5)
-
-
-def test_rows_do_not_depend_on_their_batch(folder: Path, reward: HPSv2) -> None:
-    images = torch.cat([IMAGES[0].flip(-1), IMAGES[0], IMAGES[0].flip(-2)])
-    whole = make(folder, images_at_once=2)(images, PROMPTS)
-    single = torch.cat([reward(images[i : i + 1], PROMPTS[i : i + 1]) for i in range(3)])
-    torch.testing.assert_close(whole, single, rtol=0, atol=1e-6)
-    assert reward(images[:0], []).shape == (0,)
-
-
-def test_it_has_a_gradient_to_its_own_image(reward: HPSv2) -> None:
-    images = IMAGES[2].repeat(2, 1, 1, 1).requires_grad_()
-    (gradient,) = torch.autograd.grad(reward(images, PROMPTS[:2])[0], images)
-    assert gradient[0].abs().sum() > 0
-    assert not gradient[1].any()
-
-
-def test_autocast_and_a_module_that_holds_it_change_nothing(reward: HPSv2) -> None:
-    plain = reward(IMAGES[0], PROMPTS[:1])
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        torch.testing.assert_close(reward(IMAGES[0], PROMPTS[:1]), plain, rtol=0, atol=0)
-    holder = nn.Module()
-    holder.reward = WeightedRewards.from_spec(reward)
-    assert not list(holder.parameters())
-    assert not holder.state_dict()
-    assert not any(p.requires_grad for p in reward.model.parameters())
-    assert not reward.model.training
-
-
-def test_half_precision_weights(folder: Path, reward: HPSv2) -> None:
-    half = make(folder, dtype="bfloat16")(IMAGES[0], PROMPTS[:1])
-    assert half.dtype == torch.float32
-    torch.testing.assert_close(half, reward(IMAGES[0], PROMPTS[:1]), rtol=0, atol=0.02)
 
 
 def test_the_heads_count(folder: Path, reward: HPSv2) -> None:
@@ -150,7 +111,6 @@ def test_a_clip_of_transformers_is_no_such_file(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"images_at_once": 0}, ValueError, "images_at_once must be at least 1, got 0"),
         ({"dtype": "int8"}, ValueError, "dtype must be one of float32, bfloat16, float16, got 'int8'"),
         ({"vision_heads": 7}, ValueError, "the width 160 of its vision_model is no multiple of 7 heads; give the number of heads"),
         ({"tokenizer": "./nowhere"}, FileNotFoundError, r"no such file or folder: \./nowhere"),
@@ -181,8 +141,3 @@ def test_without_a_connection_it_says_what_to_do(folder: Path, tmp_path: Path, m
         HPSv2()
     with pytest.raises(FileNotFoundError, match=r"`hf download xswu/HPSv2 HPS_v2\.1_compressed\.pt --local-dir FOLDER`"):
         HPSv2(tokenizer=folder / "tokenizer")
-
-
-def test_it_has_a_name(folder: Path) -> None:
-    arguments = {"path": str(folder / "hps.pt"), "tokenizer": str(folder / "tokenizer")}
-    assert isinstance(build(REWARDS, {"class_path": "hpsv2", "init_args": arguments}), HPSv2)

@@ -5,21 +5,17 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from parity.rules import TRANSFORMER, weights
-from text_encoders.tiny_encoders import write_clip
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-from torch import Tensor, nn
+from torch import Tensor
 
-from varrl_lightning.registry import REWARDS, build
+from tests.rewards.tiny_models import write_bert, write_image_reward, write_plain_clip
 from varrl_lightning.rewards.clip import MEAN, STD, clip_pixels
 from varrl_lightning.rewards.image_reward import ImageReward
-from varrl_lightning.rewards.weighted import WeightedRewards
 from varrl_lightning.types import Prompt
 
 DATA: dict[str, Any] = torch.load(Path(__file__).parents[1] / "parity" / "data" / "image_reward.pt")
@@ -31,26 +27,9 @@ TALL = 3
 QUERY = "blip.text_encoder.encoder.layer.1.crossattention.self.query.bias"
 
 
-def write_bert(folder: Path, vocabulary: list[str]) -> Path:
-    """A tokenizer as that of uncased BERT is published: its settings name no padding."""
-    tokenizer = Tokenizer(models.WordPiece({name: i for i, name in enumerate(vocabulary)}, unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
-    tokenizer.add_special_tokens(["[PAD]", "[UNK]", "[CLS]", "[SEP]"])
-    folder.mkdir()
-    tokenizer.save(str(folder / "tokenizer.json"))
-    (folder / "tokenizer_config.json").write_text(json.dumps({"do_lower_case": True, "model_max_length": 512}))
-    return folder
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tokenizer in a folder of its own, and the weights as they are published: tensors alone."""
-    path = tmp_path_factory.mktemp("imagereward")
-    write_bert(path / "tokenizer", DATA["vocabulary"])
-    torch.save(weights(DATA["layout"], TRANSFORMER), path / "ImageReward.pt")
-    return path
+    return write_image_reward(tmp_path_factory.mktemp("imagereward"))
 
 
 def make(folder: Path, file: str = "ImageReward.pt", **options: Any) -> ImageReward:
@@ -93,40 +72,6 @@ def test_the_score_is_the_authors(reward: ImageReward, row: int) -> None:
     torch.testing.assert_close(reward(IMAGES[row].expand(3, -1, -1, -1), PROMPTS), DATA["scores"][row], rtol=0, atol=0.02)
 
 
-def test_rows_do_not_depend_on_their_batch(folder: Path, reward: ImageReward) -> None:
-    images = torch.cat([IMAGES[0].flip(-1), IMAGES[0], IMAGES[0].flip(-2)])
-    whole = make(folder, images_at_once=2)(images, PROMPTS)
-    single = torch.cat([reward(images[i : i + 1], PROMPTS[i : i + 1]) for i in range(3)])
-    torch.testing.assert_close(whole, single, rtol=1e-5, atol=1e-5)
-    assert reward(images[:0], []).shape == (0,)
-
-
-def test_it_has_a_gradient_to_its_own_image(reward: ImageReward) -> None:
-    images = IMAGES[2].repeat(2, 1, 1, 1).requires_grad_()
-    (gradient,) = torch.autograd.grad(reward(images, PROMPTS[:2])[0], images)
-    assert gradient[0].abs().sum() > 0
-    assert not gradient[1].any()
-
-
-def test_autocast_and_a_module_that_holds_it_change_nothing(reward: ImageReward) -> None:
-    plain = reward(IMAGES[0], PROMPTS[:1])
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        torch.testing.assert_close(reward(IMAGES[0], PROMPTS[:1]), plain, rtol=0, atol=0)
-    holder = nn.Module()
-    holder.reward = WeightedRewards.from_spec(reward)
-    assert not list(holder.parameters())
-    assert not holder.state_dict()
-    assert not any(p.requires_grad for part in (reward.vision, reward.text) for p in part.parameters())
-    assert not reward.vision.training
-    assert not reward.text.training
-
-
-def test_half_precision_weights(folder: Path, reward: ImageReward) -> None:
-    half = make(folder, dtype="bfloat16")(IMAGES[0], PROMPTS[:1])
-    assert half.dtype == torch.float32
-    torch.testing.assert_close(half, reward(IMAGES[0], PROMPTS[:1]), rtol=0, atol=0.2)
-
-
 def test_prompts_that_are_cut_are_said(reward: ImageReward) -> None:
     reward.check_prompts(PROMPTS[:2])
     with pytest.warns(UserWarning, match=r"ImageReward \(35 tokens\) cuts off 1 of 3 texts"):
@@ -160,7 +105,7 @@ def test_a_file_that_does_not_fit_is_refused(
 
 
 def test_another_head_or_model_is_no_such_file(folder: Path, tmp_path: Path) -> None:
-    write_clip(tmp_path / "clip", width=16, seed=10, pad="<|endoftext|>", merged=True)
+    write_plain_clip(tmp_path / "clip")
     with pytest.raises(ValueError, match=r"is no file of ImageReward: missing .*; unexpected .*and \d+ more\. Give the file"):
         ImageReward(tmp_path / "clip" / "model.safetensors", tokenizer=folder / "tokenizer")
     with pytest.raises(ValueError, match=r"clip does not begin with \[PAD\], as BERT's does: give that of uncased BERT"):
@@ -173,7 +118,6 @@ def test_another_head_or_model_is_no_such_file(folder: Path, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"images_at_once": 0}, ValueError, "images_at_once must be at least 1, got 0"),
         ({"dtype": "int8"}, ValueError, "dtype must be one of float32, bfloat16, float16, got 'int8'"),
         ({"tokenizer": "./nowhere"}, FileNotFoundError, r"no such file or folder: \./nowhere"),
         ({"file": "nowhere.pt"}, FileNotFoundError, r"no such file or folder: .*nowhere\.pt"),
@@ -197,8 +141,3 @@ def test_without_a_connection_it_says_what_to_do(folder: Path, tmp_path: Path, m
         ImageReward()
     with pytest.raises(FileNotFoundError, match=r"`hf download THUDM/ImageReward ImageReward\.pt --local-dir FOLDER`"):
         ImageReward(tokenizer=folder / "tokenizer")
-
-
-def test_it_has_a_name(folder: Path) -> None:
-    arguments = {"path": str(folder / "ImageReward.pt"), "tokenizer": str(folder / "tokenizer")}
-    assert isinstance(build(REWARDS, {"class_path": "imagereward", "init_args": arguments}), ImageReward)

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from text_encoders.tiny_encoders import write_clip
 from torch import Tensor, nn
 from transformers import CLIPModel, CLIPTokenizer
 
 from tests.rewards.photos import photos
-from varrl_lightning.registry import REWARDS, build
+from tests.rewards.tiny_models import ImprovedPredictor, write_head, write_plain_clip
 from varrl_lightning.rewards.aesthetic import Aesthetic
 from varrl_lightning.rewards.clip import clip_pixels
 from varrl_lightning.rewards.pick_score import PickScore
@@ -26,7 +24,7 @@ SIZES = [(24, 24), (13, 31), (7, 5)]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_clip(tmp_path_factory.mktemp("clip"), width=16, seed=10, pad="<|endoftext|>", merged=True)
+    return write_plain_clip(tmp_path_factory.mktemp("clip"))
 
 
 def whole_model(folder: Path, image: Tensor, text: str) -> tuple[float, np.ndarray]:
@@ -54,45 +52,7 @@ def test_pick_score_is_the_logit_of_the_whole_model(folder: Path, size: tuple[in
     torch.testing.assert_close(scores.values, scale * scores.components["cosine"])
 
 
-def test_pick_score_of_a_batch_is_that_of_single_images(folder: Path) -> None:
-    images = photos(3, 24, 24)
-    reward = PickScore(folder, images_at_once=2)
-    single = torch.cat([reward(images[i : i + 1], PROMPTS[i : i + 1]).values for i in range(3)])
-    torch.testing.assert_close(reward(images, PROMPTS).values, single, rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.parametrize("kind", ["pickscore", "aesthetic"])
-def test_each_has_a_gradient_to_its_own_image(folder: Path, tmp_path: Path, kind: str) -> None:
-    reward = PickScore(folder) if kind == "pickscore" else Aesthetic(head(tmp_path, 8), path=folder)
-    images = photos(2, 12, 12).requires_grad_()
-    values = (getattr(reward, "differentiable", None) or reward)(images, PROMPTS[:2])
-    (gradient,) = torch.autograd.grad(values[0], images)
-    assert gradient[0].abs().sum() > 0
-    assert not gradient[1].any()
-
-
 # --- the aesthetic predictors --------------------------------------------------------------------------------------------------
-
-
-class ImprovedPredictor(nn.Module):
-    """The layers of the improved predictor as its source has them: linear, with dropout between, numbered in one sequence."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        sizes = (width, 32, 16, 8, 4, 1)
-        linear = [nn.Linear(a, b) for a, b in itertools.pairwise(sizes)]
-        dropped = [x for layer in linear[:3] for x in (layer, nn.Dropout(0.2))]
-        self.layers = nn.Sequential(*dropped, *linear[3:])
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.layers(x)
-
-
-def head(tmp_path: Path, width: int, linear: bool = False) -> Path:
-    torch.manual_seed(3)
-    module = nn.Linear(width, 1) if linear else ImprovedPredictor(width)
-    torch.save(module.state_dict(), tmp_path / "head.pth")
-    return tmp_path / "head.pth"
 
 
 @pytest.mark.parametrize("linear", [True, False], ids=["linear", "improved"])
@@ -100,7 +60,7 @@ def head(tmp_path: Path, width: int, linear: bool = False) -> Path:
 def test_the_rating_is_the_heads_of_features_of_unit_length(
     folder: Path, tmp_path: Path, linear: bool, size: tuple[int, int]
 ) -> None:
-    images, path = photos(3, *size), head(tmp_path, 8, linear)
+    images, path = photos(3, *size), write_head(tmp_path, 8, linear)
     torch.manual_seed(3)
     predictor = (nn.Linear(8, 1) if linear else ImprovedPredictor(8)).eval().double()
     features = np.stack([whole_model(folder, image, "x")[1] for image in images])
@@ -114,7 +74,7 @@ def test_the_rating_is_the_heads_of_features_of_unit_length(
 
 def test_a_head_of_another_model_is_refused(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"takes 12 features, and the CLIP model .* gives 8: give the model"):
-        Aesthetic(head(tmp_path, 12), path=folder)
+        Aesthetic(write_head(tmp_path, 12), path=folder)
 
 
 @pytest.mark.parametrize(
@@ -136,9 +96,3 @@ def test_missing_files_are_named(folder: Path, tmp_path: Path) -> None:
         Aesthetic(tmp_path / "nowhere.pth", path=folder)
     with pytest.raises(FileNotFoundError, match="no such file or folder"):
         PickScore(tmp_path / "nowhere")
-
-
-def test_they_have_names(folder: Path, tmp_path: Path) -> None:
-    assert isinstance(build(REWARDS, {"class_path": "pickscore", "init_args": {"path": str(folder)}}), PickScore)
-    arguments = {"head": str(head(tmp_path, 8)), "path": str(folder)}
-    assert isinstance(build(REWARDS, {"class_path": "aesthetic", "init_args": arguments}), Aesthetic)

@@ -17,23 +17,25 @@ from varrl_lightning.types import Prompt, Sampling
 
 def evaluation_prompts(trainer: L.Trainer) -> list[Prompt]:
     """The datamodule's test prompts, else the validation prompts; empty when there are neither."""
-    datamodule: L.LightningDataModule | None = trainer.datamodule  # type: ignore[attr-defined]
-    if datamodule is not None:
-        for stage, loader in (("test", "test_dataloader"), ("validate", "val_dataloader")):
-            prompts = _from_datamodule(datamodule, stage, loader)
-            if prompts:
-                return prompts
-    return _prompts_in(trainer.val_dataloaders or [])
-
-
-def _from_datamodule(datamodule: L.LightningDataModule, stage: str, loader: str) -> list[Prompt]:
-    if not is_overridden(loader, datamodule):
-        return []
-    datamodule.setup(stage)
+    datamodule = _datamodule_with("test_dataloader", trainer)
+    if datamodule is None:
+        return validation_prompts(trainer)
+    datamodule.setup("test")
     try:
-        return _prompts_in(getattr(datamodule, loader)())
-    except PromptFileError:  # PromptDataModule was given none for this stage
-        return []
+        return _prompts_in(datamodule.test_dataloader()) or validation_prompts(trainer)
+    except PromptFileError:  # PromptDataModule was given none
+        return validation_prompts(trainer)
+
+
+def validation_prompts(trainer: L.Trainer) -> list[Prompt]:
+    """The prompts of a fit's validation, on each process all of them where there is a datamodule; empty without a validation."""
+    datamodule = _datamodule_with("val_dataloader", trainer)
+    return _prompts_in((trainer.val_dataloaders or []) if datamodule is None else datamodule.val_dataloader())
+
+
+def _datamodule_with(loader: str, trainer: L.Trainer) -> L.LightningDataModule | None:
+    datamodule: L.LightningDataModule | None = trainer.datamodule  # type: ignore[attr-defined]
+    return datamodule if datamodule is not None and is_overridden(loader, datamodule) else None
 
 
 def _prompts_in(batches: Iterable[Any]) -> list[Prompt]:

@@ -65,7 +65,10 @@ MONITORS = (
 
 
 class Monitors(Callback):
-    """Warns once when a bad sign has lasted for `patience` training steps in a row, or as many as it needs itself."""
+    """Warns once when a bad sign has lasted for `patience` training steps in a row, or as many as it needs itself.
+
+    Its `alarms` are the warnings so far.
+    """
 
     def __init__(self, patience: int = 10) -> None:
         if patience < 1:
@@ -73,6 +76,7 @@ class Monitors(Callback):
         self.patience = patience
         self._lasted = [0] * len(MONITORS)
         self._given: set[int] = set()
+        self.alarms: list[str] = []
 
     def on_train_batch_end(
         self,
@@ -84,6 +88,7 @@ class Monitors(Callback):
     ) -> None:
         """Warn about the signs that have lasted long enough with this step."""
         for advice in self.look({name: float(value) for name, value in trainer.callback_metrics.items()}):
+            self.alarms.append(advice)
             warnings.warn(advice, stacklevel=2)
 
     def look(self, metrics: Mapping[str, float]) -> list[str]:

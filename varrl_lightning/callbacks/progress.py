@@ -1,39 +1,47 @@
-"""Shows the progress of a run: a bar on a terminal, a line now and then in a file."""
+"""Shows the progress of a run: bars on a terminal, a line a step elsewhere."""
 
 from __future__ import annotations
 
 import sys
-import time
 from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import ProgressBar
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from varrl_lightning.callbacks.alarms import Alarms
+from varrl_lightning.callbacks.bars import Bars
+from varrl_lightning.callbacks.lines import Lines
+from varrl_lightning.callbacks.pace import Pace, steps_of_run
 from varrl_lightning.callbacks.run_folder import say
 from varrl_lightning.callbacks.trained_module import vargrpo
 from varrl_lightning.module import VARGRPO
 
-_SHOWN = {"reward": "reward", "word_accuracy": "word accuracy", "val/word_accuracy": "validation", "val/reward": "validation"}
-
 
 class RunProgress(ProgressBar):
-    """Shows the stage, the step, reward and word accuracy of the last rollout, and those of the last validation.
+    """Shows how far a run is, the reward and word accuracy of its last step, the last validation, the time left, and alarms.
+
+    On a terminal there are two bars: the run's steps, and under them the part of the present step. That is the rollout (scales,
+    once a chunk of `images_at_once`), the reward (images that are scored) or the update (micro-batches). The last alarm stays
+    below. Alarms are those of any callback with a list `alarms` of texts, as `RewardHacking` and `Monitors` have.
+
+    In a file or a notebook there is a line for each step, with the seconds of its parts. An alarm is on the first line after it.
 
     Args:
-        lines: where the output is no terminal, about this many lines for the complete run.
+        lines: without a terminal, about this many lines for the complete run, >= 1; None for one a step.
+
+    Raises:
+        ValueError: on a value out of its range.
     """
 
-    def __init__(self, lines: int = 40) -> None:
+    def __init__(self, lines: int | None = None) -> None:
         super().__init__()
-        if lines < 1:
-            raise ValueError(f"lines must be at least 1, got {lines}")
+        if lines is not None and lines < 1:
+            raise ValueError(f"lines must be at least 1, or None for a line a step, got {lines}")
         self.lines = lines
         self._enabled = True
-        self._bar: Progress | None = None
-        self._task = TaskID(0)
-        self._began: tuple[float, int] | None = None
+        self._display: Bars | Lines | None = None
+        self._pace, self._alarms = Pace(), Alarms()
 
     def disable(self) -> None:
         """Stop showing progress: Lightning calls this on all ranks but the first."""
@@ -44,26 +52,36 @@ class RunProgress(ProgressBar):
         self._enabled = True
 
     def print(self, *args: Any, **kwargs: Any) -> None:
-        """Print a line above the bar."""
+        """Print a line above the bars."""
         say(" ".join(map(str, args)))
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Start the bar."""
+        """Start the bars, with the last alarm of the run that this one goes on with."""
         super().on_train_start(trainer, pl_module)
-        self._began = None
-        console = Console(file=sys.stdout)
-        if self._enabled and console.is_terminal:
-            module = vargrpo(pl_module)
-            self._bar = _bar(console)
-            self._bar.start()
-            self._task = self._bar.add_task("", total=_steps(trainer, module), numbers="", completed=module.rollouts_done)
+        self._pace, self._alarms = Pace(), Alarms()
+        earlier = self._alarms.new(_callbacks(trainer))
+        if not self._enabled:
+            return
+        self._display = self._new_display(trainer, module := vargrpo(pl_module))
+        if isinstance(self._display, Bars):
+            module.observer = self._display.part
+            for alarm in earlier[-1:]:
+                self._display.alarm(alarm)
+
+    def _new_display(self, trainer: L.Trainer, module: VARGRPO) -> Bars | Lines:
+        console, total = Console(file=sys.stdout), steps_of_run(trainer, module)
+        if console.is_terminal and not console.is_dumb_terminal:
+            return Bars(console, module.rollouts_done, total, lambda: self._pace.left(total))
+        return Lines(total, self.lines, lambda: self._pace.left(total))
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int) -> None:
         """Name the stage."""
         module = vargrpo(pl_module)
         # Not at the start of training: other callbacks evaluate there.
-        self._began = self._began or (time.monotonic(), module.rollouts_done)
-        self._show(description=module.grpo.stage(module.rollouts_done).name)
+        self._pace.begin(module.rollouts_done)
+        self._show_alarms(trainer, module)
+        if isinstance(self._display, Bars):
+            self._display.stage(module.grpo.stage(module.rollouts_done).name)
 
     def on_train_batch_end(
         self,
@@ -74,77 +92,42 @@ class RunProgress(ProgressBar):
         batch_idx: int,
     ) -> None:
         """Show the step's numbers."""
-        module = vargrpo(pl_module)
-        done, total = module.rollouts_done, _steps(trainer, module)
-        numbers = _numbers(trainer)
-        self._show(completed=done, numbers=numbers)
-        every = max((total or 1000) // self.lines, 1)
-        if self._enabled and self._bar is None and (done % every == 0 or done == total):
-            stage = module.cycle[(done - 1) % len(module.cycle)].name
-            of = f"/{total}" if total else ""
-            say(f"step {done}{of}  {stage:<8} {numbers}  {self._pace(done, total)}")
-
-    def _pace(self, done: int, total: int | None) -> str:
-        began, first = self._began or (time.monotonic(), done)
-        seconds = (time.monotonic() - began) / max(done - first, 1)
-        left = f", {_minutes((total - done) * seconds)} left" if total and total > done else ""
-        return f"{seconds:.2f} s/step{left}"
+        done = vargrpo(pl_module).rollouts_done
+        self._pace.end(done)
+        if self._display is not None:
+            stage = vargrpo(pl_module).grpo.stage(done - 1).name
+            self._display.step(done, stage, {name: float(value) for name, value in trainer.callback_metrics.items()})
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Show that a validation runs, since it may take long."""
         super().on_validation_start(trainer, pl_module)
-        self._show(description="validating")
+        if isinstance(self._display, Bars):
+            self._display.between_steps("validating")
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Stop the bar and leave it on the terminal."""
-        self._show(description="done")
-        self._stop()
+        """Stop the bars and leave them on the terminal."""
+        self._show_alarms(trainer, vargrpo(pl_module))
+        if isinstance(self._display, Bars):
+            self._display.between_steps("done")
+        self._stop(pl_module)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Leave the console to the error's message."""
-        self._stop()
+        self._stop(pl_module)
 
-    def _show(self, **fields: Any) -> None:
-        if self._bar is not None:
-            # Refresh when the stage changes: its step may be over before the next regular refresh.
-            self._bar.update(self._task, refresh="description" in fields, **fields)
+    def _show_alarms(self, trainer: L.Trainer, module: VARGRPO) -> None:
+        """Show what callbacks behind this one have found since the last step."""
+        for alarm in self._alarms.new(_callbacks(trainer)):
+            if self._display is not None:
+                self._display.alarm(f"after step {module.rollouts_done}: {alarm}")
 
-    def _stop(self) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-            self._bar = None
-
-
-def _bar(console: Console) -> Progress:
-    return Progress(
-        TextColumn("{task.description:>10}"),
-        BarColumn(bar_width=24),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[numbers]}"),
-        console=console,
-    )
+    def _stop(self, pl_module: L.LightningModule) -> None:
+        if isinstance(self._display, Bars):
+            vargrpo(pl_module).observer = None
+        if self._display is not None:
+            self._display.stop()
+            self._display = None
 
 
-def _steps(trainer: L.Trainer, module: VARGRPO) -> int | None:
-    """Training steps of the complete run; None when it has no end."""
-    epochs = trainer.max_epochs or -1
-    batches = [epochs * trainer.num_training_batches] if epochs > 0 else []
-    if trainer.max_steps > 0:
-        batches.append(trainer.max_steps // module.updater.updates_per_rollout)  # max_steps counts optimizer steps
-    finite = [int(b) for b in batches if b != float("inf")]
-    return min(finite) if finite else None
-
-
-def _numbers(trainer: L.Trainer) -> str:
-    metrics = trainer.callback_metrics
-    numbers: dict[str, str] = {}
-    for name, label in _SHOWN.items():
-        if name in metrics:
-            numbers.setdefault(label, f"{label} {float(metrics[name]):.3f}")
-    return "  ".join(numbers.values())
-
-
-def _minutes(seconds: float) -> str:
-    return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
+def _callbacks(trainer: L.Trainer) -> list[Any]:
+    return trainer.callbacks  # type: ignore[attr-defined,no-any-return]

@@ -6,22 +6,20 @@ import json
 import math
 import time
 import warnings
-from collections.abc import Sequence
 from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
+from varrl_lightning.callbacks.evaluation_prompts import validation_prompts
 from varrl_lightning.callbacks.observation import observe, samplers
 from varrl_lightning.callbacks.run_folder import begin_run, dry, run_folder
 from varrl_lightning.callbacks.trained_module import vargrpo
 from varrl_lightning.configuration.atomic_write import replace_text
-from varrl_lightning.data import PromptDataModule
 from varrl_lightning.loggers import log_measured
 from varrl_lightning.metrics.hacking import HackingWatch
 from varrl_lightning.module import VARGRPO
-from varrl_lightning.prompts.batches import as_prompts
 from varrl_lightning.types import Prompt
 
 ALARMS = "alarms.json"
@@ -76,7 +74,12 @@ class RewardHacking(Callback):
         self.prompts, self.groups, self.group_size = prompts, groups, group_size
         self.stop, self.needs_judge = stop, needs_judge
         self.watch = HackingWatch(patience)
-        self.alarms: list[dict[str, Any]] = []
+        self.records: list[dict[str, Any]] = []
+
+    @property
+    def alarms(self) -> list[str]:
+        """The sentences of all alarms so far."""
+        return [record["text"] for record in self.records]
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Make the first check, of a run that begins."""
@@ -84,7 +87,7 @@ class RewardHacking(Callback):
         if dry(trainer):
             return
         begin_run(trainer, trainer.ckpt_path)
-        if self.alarms or (run_folder(trainer) / ALARMS).exists():
+        if self.records or (run_folder(trainer) / ALARMS).exists():
             self._write(trainer)  # without those of steps that are made again
         if not self.watch.first and module.rollouts_done == 0:
             self._check(trainer, module)
@@ -111,8 +114,8 @@ class RewardHacking(Callback):
         alarms = self.watch.check(module.rollouts_done, reward, watched)
         for name, change in self.watch.changes.items():
             metrics |= {f"hacking/{name}/change": change.mean, f"hacking/{name}/change_standard_error": change.standard_error}
-        self.alarms += [alarm.as_json() for alarm in alarms]
-        metrics |= {"hacking/alarms": float(len(self.alarms)), "hacking/seconds": time.monotonic() - began}
+        self.records += [alarm.as_json() for alarm in alarms]
+        metrics |= {"hacking/alarms": float(len(self.records)), "hacking/seconds": time.monotonic() - began}
         log_measured(trainer, {name: value for name, value in metrics.items() if not math.isnan(value)})
         if alarms and trainer.is_global_zero:
             self._write(trainer)
@@ -124,7 +127,7 @@ class RewardHacking(Callback):
     def _write(self, trainer: L.Trainer) -> None:
         """All alarms so far, those of an interrupted run among them, for the report."""
         if trainer.is_global_zero:
-            replace_text(run_folder(trainer) / ALARMS, json.dumps(self.alarms, indent=2) + "\n")
+            replace_text(run_folder(trainer) / ALARMS, json.dumps(self.records, indent=2) + "\n")
 
     def _prompts(self, trainer: L.Trainer) -> list[Prompt]:
         """The first validation prompts, of the size of the very first."""
@@ -133,18 +136,9 @@ class RewardHacking(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """The first check and the alarms, for a resumed run."""
-        return {"watch": self.watch.state_dict(), "alarms": self.alarms}
+        return {"watch": self.watch.state_dict(), "alarms": self.records}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on as the run did."""
         self.watch.load_state_dict(state_dict["watch"])
-        self.alarms = list(state_dict["alarms"])
-
-
-def validation_prompts(trainer: L.Trainer) -> list[Prompt]:
-    """The prompts of a run's validation; none where there is no validation."""
-    datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
-    if isinstance(datamodule, PromptDataModule):
-        return list(datamodule.prompts.get("validation", ()))
-    loaders: Sequence[Any] = trainer.val_dataloaders or []
-    return [prompt for batch in loaders for prompt in as_prompts(batch)]
+        self.records = list(state_dict["alarms"])

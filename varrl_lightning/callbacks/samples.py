@@ -23,6 +23,7 @@ from varrl_lightning.figures.samples import Sample, remove_samples, save_samples
 from varrl_lightning.loggers import log_picture, log_table
 from varrl_lightning.module import VARGRPO
 from varrl_lightning.types import Prompt
+from varrl_lightning.types.eight_bits import eight_bit_pixels
 from varrl_lightning.types.normal_form import normal_words
 
 
@@ -98,7 +99,7 @@ class SampleGrids(Callback):
 
 def as_samples(evaluation: Evaluation) -> list[Sample]:
     """One `Sample` per image; read correctly means a word accuracy of 1."""
-    images = (evaluation.images.permute(0, 2, 3, 1) * 255).round().byte().cpu().numpy()
+    images = eight_bit_pixels(evaluation.images)
     samples = []
     for i, (image, prompt) in enumerate(zip(images, evaluation.prompts, strict=True)):
         read = None if evaluation.texts is None else tuple(evaluation.texts[i])

@@ -12,6 +12,7 @@ from torch.nn.functional import avg_pool2d
 from varrl_lightning.evaluation.evaluate import Evaluation
 from varrl_lightning.prompts.benchmarks import categories_of
 from varrl_lightning.types import Prompt
+from varrl_lightning.types.eight_bits import eight_bit_pixels
 
 PER_CATEGORY = 2
 _SIDE = 1.5
@@ -95,5 +96,4 @@ def _grid(rows: int, per_category: int, aspect: float) -> tuple[Figure, np.ndarr
 def _pixels(evaluation: Evaluation, place: int) -> np.ndarray:
     image = evaluation.images[place].detach().float().cpu()
     image = avg_pool2d(image, max(1, -(-max(image.shape[-2:]) // _PIXELS)))
-    pixels: np.ndarray = (image.permute(1, 2, 0) * 255).round().byte().numpy()
-    return pixels
+    return eight_bit_pixels(image)

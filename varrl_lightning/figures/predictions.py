@@ -7,7 +7,6 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
@@ -15,6 +14,7 @@ from torch import Tensor
 from varrl_lightning.figures.pictures import sample_grid, save_figure
 from varrl_lightning.figures.samples import Sample
 from varrl_lightning.types import Prompt
+from varrl_lightning.types.eight_bits import eight_bit_pixels
 
 GRID = "grid.png"
 
@@ -26,7 +26,7 @@ def save_images(batches: Sequence[Float[Tensor, "_n 3 _h _w"]], prompts: Sequenc
         batches: RGB in [0, 1], in the order of the prompts.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    pixels = [image for batch in batches for image in _pixels(batch)]
+    pixels = [image for batch in batches for image in eight_bit_pixels(batch)]
     paths = [folder / f"{number:04d}_{_slug(prompt.text)}.png" for number, prompt in enumerate(prompts, start=1)]
     for path, image in zip(paths, pixels, strict=True):
         Image.fromarray(image).save(path)
@@ -37,10 +37,6 @@ def save_images(batches: Sequence[Float[Tensor, "_n 3 _h _w"]], prompts: Sequenc
     ]
     save_figure(sample_grid(alike, f"{len(alike)} pictures"), folder / GRID)
     return paths, folder / GRID
-
-
-def _pixels(images: Float[Tensor, "N 3 H W"]) -> list[np.ndarray]:
-    return list((images.permute(0, 2, 3, 1) * 255).round().byte().cpu().numpy())
 
 
 def _slug(text: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -182,23 +183,23 @@ class GRPO:
                     policy, prompts, stage, self.sampling, keys, images_at_once, scoring.add, branches, stopwatch, self.noise
                 )
             with stopwatch("reward"):
-                scores = scoring.partial_result()
+                scores = scoring.partial_result(partial(stopwatch.tell, "reward"))
         stopwatch.seconds["scoring"] = scoring.seconds
         if drafts := rollout.of_drafts:
             with stopwatch("drafts"):
-                scores = replace(scores, drafts=self._score_again(drafts, images_at_once))
+                scores = replace(scores, drafts=self._score_again(drafts, images_at_once, stopwatch))
             seconds = stopwatch.seconds.pop("drafts")
             for part in ("reward", "scoring"):  # nothing is sampled meanwhile
                 stopwatch.seconds[part] += seconds
         return rollout, scores
 
-    def _score_again(self, rollout: Rollout, images_at_once: int | None) -> PartialScores:
+    def _score_again(self, rollout: Rollout, images_at_once: int | None, stopwatch: Stopwatch) -> PartialScores:
         """The scores of images that exist already: of drafts, for which the rewards have time when the whole images are scored."""
         prompts, step = rollout.image_prompts, images_at_once or len(rollout.images)
         with BackgroundScoring(self.rewards, whole_groups(rollout.branches, rollout.stage)) as scoring:
             for first in range(0, len(prompts), step):
                 scoring.add(rollout.images[first : first + step], prompts[first : first + step])
-            return scoring.partial_result()
+            return scoring.partial_result(partial(stopwatch.tell, "reward"))
 
     def scores_by_branch(
         self, policy: VARPolicy, rollout: Rollout, scores: PartialScores, seen: Seen | None = None

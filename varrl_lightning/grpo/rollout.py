@@ -52,6 +52,18 @@ class Share:
         return cls(tuple(min(i, n - 1) for i in numbers), min(max(n - rank * each, 0), each))
 
 
+class _Scales:
+    """Tells a stopwatch how many scales of a rollout are sampled; each counts once for each chunk."""
+
+    def __init__(self, stopwatch: Stopwatch, of: int) -> None:
+        self.stopwatch, self._done, self._of = stopwatch, 0, of
+        stopwatch.tell("rollout", 0, of)
+
+    def count(self) -> None:
+        self._done += 1
+        self.stopwatch.tell("rollout", self._done, self._of)
+
+
 @torch.no_grad()
 def sample_tree(
     policy: VARPolicy,
@@ -77,7 +89,8 @@ def sample_tree(
         images_at_once: most images that are sampled and decoded at one time, at least those of one branch; None for all.
         on_images: called with the images of each such chunk, and a prompt for each image, before the next chunk is sampled.
         branches: which of the P * A to sample; all when None.
-        stopwatch: measures `tail`: the continuations and the decoding of their images.
+        stopwatch: measures `tail`: the continuations and the decoding of their images. It is told how many scales are done, those
+            of all chunks together.
         noise: what the branches and continuations of a group share of their noise.
 
     Raises:
@@ -94,14 +107,16 @@ def sample_tree(
     each = stage.images_per_branch
     step = len(branches) if images_at_once is None else max(1, images_at_once // each)
     parts = []
+    stopwatch = stopwatch or Stopwatch()
+    scales = _Scales(stopwatch, -(-len(branches) // step) * (stage.stop if stage.scores_drafts else len(cond.schedule)))
     for first in range(0, len(branches), step):
         chunk = branches[first : first + step]
         places = [(prompt_rows.index(branch // stage.branches), branch % stage.branches) for branch in chunk]
         shared = None
         if noise.continuations == "common" and isinstance(their_keys, Tensor):
             shared = common(their_keys[[prompt for prompt, _ in places]])
-        forks = _forks(policy, cond, their_keys, sampling, stage, places, noise)
-        parts.append(_grow(policy, forks, stage, len(cond.schedule), shared, stopwatch or Stopwatch()))
+        forks = _forks(policy, cond, their_keys, sampling, stage, places, noise, scales)
+        parts.append(_grow(policy, forks, stage, len(cond.schedule), shared, scales))
         del forks  # its cache must not be there while the next chunk's is made
         if on_images is not None:
             owners = [prompts[branch // stage.branches] for branch in chunk]
@@ -129,6 +144,7 @@ def _forks(
     stage: Stage,
     places: Sequence[tuple[int, int]],
     noise: NoiseOptions,
+    scales: _Scales,
 ) -> State:
     """States s_a of some branches, each given as (row of its prompt, its number in the group).
 
@@ -140,7 +156,7 @@ def _forks(
     index = torch.tensor(needed, device=policy.device)
     root = policy.begin(cond.at(index), sampling, keys if isinstance(keys, torch.Generator) else keys[index])
     roots = root.children([needed.index(prompt) for prompt, _ in families], [start for _, start in families])
-    starts = policy.sample(roots, stage.start)
+    starts = policy.sample(roots, stage.start, after_scale=scales.count)
     return starts.children(
         [families.index((prompt, branch // each)) for prompt, branch in places],
         [branch % each for _, branch in places],
@@ -160,23 +176,21 @@ class _Part:
     drafts: Float[Tensor, "R 3 H W"] | None
 
 
-def _grow(
-    policy: VARPolicy, forks: State, stage: Stage, depth: int, shared: Int[Tensor, " R"] | None, stopwatch: Stopwatch
-) -> _Part:
+def _grow(policy: VARPolicy, forks: State, stage: Stage, depth: int, shared: Int[Tensor, " R"] | None, scales: _Scales) -> _Part:
     """Branches from s_a to b, their leaves at T, and the images of these; a branch without continuations is its own leaf.
 
     Args:
         shared: of each branch, the key that its leaves' noise derives from; its own where None.
     """
-    branches = policy.sample(forks, stage.stop, final=stage.scores_drafts)
+    branches = policy.sample(forks, stage.stop, final=stage.scores_drafts, after_scale=scales.count)
     if stage.scores_drafts:
         leaves = branches = branches.finished()
         images = _decoded(policy, leaves)
     else:
         # Fork while the branches still have their cache, and release it before the leaves grow.
         leaves, branches = branches.fork(stage.continuations, shared), branches.finished()
-        with stopwatch("tail"):
-            leaves = policy.sample(leaves, depth).finished()
+        with scales.stopwatch("tail"):
+            leaves = policy.sample(leaves, depth, after_scale=scales.count).finished()
             images = _decoded(policy, leaves)
     drafts = _decoded(policy, branches) if stage.with_drafts else None
     keys = leaves.keys if isinstance(leaves.keys, Tensor) else None

@@ -40,14 +40,14 @@ def image_statistics(images: Float[Tensor, "N 3 H W"]) -> dict[str, Float[Tensor
         ([1.0, 0.5], [0.0, 1.0])
     """
     images = images.float()
-    luma = (images * images.new_tensor(LUMA)[:, None, None]).sum(dim=1)
-    across, down = luma.diff(dim=-1).abs(), luma.diff(dim=-2).abs()
+    grey = luma(images)
+    across, down = grey.diff(dim=-1).abs(), grey.diff(dim=-2).abs()
     return {
-        "dark": (luma < DARK).float().mean(dim=(1, 2)),
+        "dark": (grey < DARK).float().mean(dim=(1, 2)),
         "edges": (across.mean(dim=(1, 2)) + down.mean(dim=(1, 2))) / 2,
         "colours": _colour_entropy(images),
-        "sharpness": _laplacian(luma).flatten(1).var(dim=1, correction=0),
-        "contrast": luma.flatten(1).std(dim=1, correction=0),
+        "sharpness": laplacian_variance(grey),
+        "contrast": grey.flatten(1).std(dim=1, correction=0),
     }
 
 
@@ -84,9 +84,18 @@ def text_area(regions: Sequence[Sequence[Box]], height: int, width: int) -> Floa
     return covered.mean(dim=(1, 2))
 
 
-def _laplacian(luma: Float[Tensor, "N H W"]) -> Float[Tensor, "N h w"]:
-    kernel = luma.new_tensor([[0.0, -1.0, 0.0], [-1.0, 4.0, -1.0], [0.0, -1.0, 0.0]])
-    return F.conv2d(luma[:, None], kernel[None, None])[:, 0]
+def luma(images: Float[Tensor, "N 3 H W"]) -> Float[Tensor, "N H W"]:
+    """The brightness of each pixel, .299 r + .587 g + .114 b (ITU-R BT.601)."""
+    return (images * images.new_tensor(LUMA)[:, None, None]).sum(dim=1)
+
+
+def laplacian_variance(grey: Float[Tensor, "N H W"]) -> Float[Tensor, " N"]:
+    """The variance of the Laplacian over the inner pixels.
+
+    L = 4 y(i, j) - y(i-1, j) - y(i+1, j) - y(i, j-1) - y(i, j+1)
+    """
+    kernel = grey.new_tensor([[0.0, -1.0, 0.0], [-1.0, 4.0, -1.0], [0.0, -1.0, 0.0]])
+    return F.conv2d(grey[:, None], kernel[None, None]).flatten(1).var(dim=1, correction=0)
 
 
 def _colour_entropy(images: Float[Tensor, "N 3 H W"]) -> Float[Tensor, " N"]:

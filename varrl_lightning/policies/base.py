@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, Literal
@@ -192,16 +192,19 @@ class VARPolicy(nn.Module, ABC):
         return State(cond, sampling, keys, latent, self.start_cache(inputs, cond.schedule))
 
     @torch.no_grad()
-    def sample(self, state: State, until: int, *, final: bool = False) -> State:
+    def sample(self, state: State, until: int, *, final: bool = False, after_scale: Callable[[], None] | None = None) -> State:
         """Sample scales up to, not including, `until`.
 
         Args:
             final: whether no scale will be sampled after these, so that the cache need not hold the last of them.
+            after_scale: called after each scale.
         """
         inputs = state.cond.halves(state.halves == 2)
         read = until - 1 if final or until == len(state.cond.schedule) else until
         while state.scale < until:
             state = self._sample_scale(state, inputs, read)
+            if after_scale is not None:
+                after_scale()
         return state
 
     def _sample_scale(self, state: State, inputs: dict[str, Tensor], read: int) -> State:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
@@ -60,9 +61,12 @@ class Aesthetic(CLIPReward):
 
     def __call__(self, images: Float[Tensor, "N 3 H W"], prompts: Sequence[Prompt]) -> Float[Tensor, " N"]:
         """The rating of each image."""
+        if not len(images):
+            return images.new_zeros(0, dtype=torch.float32)
         values = self.image_features(images)
-        for weight, bias in self.layers:
-            values = F.linear(values, weight.to(values.device), bias.to(values.device))
+        with torch.autocast(images.device.type, enabled=False):
+            for weight, bias in self.layers:
+                values = F.linear(values, weight.to(values.device), bias.to(values.device))
         return values.squeeze(-1)
 
 

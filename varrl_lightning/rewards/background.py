@@ -17,6 +17,8 @@ from varrl_lightning.rewards.weighted import WeightedRewards
 from varrl_lightning.types import Prompt, Scores
 
 Task = Callable[[], None]
+Tell = Callable[[int, int], None]
+"""Is told how many images are scored, and of how many."""
 
 
 class BackgroundScoring:
@@ -44,6 +46,7 @@ class BackgroundScoring:
         self._started: list[Future[None]] = []
         self._next: list[Task] = []
         self._added = 0
+        self._scored = self._to_score = 0
         self._open: list[tuple[int, Tensor, Sequence[Prompt]]] = []
         """Parts that a group may need which is not complete, each with the number of its first image."""
         self._parts: list[dict[str, Scores]] = []
@@ -64,6 +67,8 @@ class BackgroundScoring:
         self._next.append(partial(self._score_part, images, prompts))
         if self.rewards.whole_groups:
             self._open.append((self._added, images, prompts))
+        else:
+            self._to_score += len(images)
         self._added += len(images)
         self._next += self._complete_groups()
 
@@ -84,18 +89,23 @@ class BackgroundScoring:
             for name in self.rewards.terms
         }
 
-    def partial_result(self) -> PartialScores:
+    def partial_result(self, tell: Tell | None = None) -> PartialScores:
         """What each reward says: of all images, or of the whole groups alone where it compares their images.
+
+        Args:
+            tell: is told how far the rewards are, in the caller's thread; whole groups count where a reward compares images.
 
         Raises:
             RewardError: see `score_images`.
         """
         if not self._added:
             raise RuntimeError("no images were added")
-        for future in self._started:
-            future.result()
-        for task in self._next:
-            task()
+        work: list[Task] = [*(future.result for future in self._started), *self._next]
+        for do in (None, *work):
+            if do is not None:
+                do()
+            if tell is not None:
+                tell(self._scored, self._to_score)
         self._started, self._next = [], []
         apart = {name: Scores.join([part[name] for part in self._parts]) for name in self._parts[0]}
         return PartialScores(apart, self._groups)
@@ -105,6 +115,7 @@ class BackgroundScoring:
         tasks: list[Task] = []
         while self._waiting and self._waiting[0][1].stop <= self._added:
             number, group = self._waiting.pop(0)
+            self._to_score += len(group)
             pieces = []
             for first, images, prompts in self._open:
                 rows = slice(max(group.start - first, 0), max(group.stop - first, 0))
@@ -121,6 +132,7 @@ class BackgroundScoring:
             scores = self.rewards.score_part(images, prompts, whole_group=False)
         else:
             scores = self.rewards.score_all(images, prompts)
+            self._scored += len(images)
         self._parts.append(scores)
         self.seconds += time.perf_counter() - start
 
@@ -129,4 +141,5 @@ class BackgroundScoring:
         images = pieces[0][0] if len(pieces) == 1 else torch.cat([images for images, _ in pieces])
         prompts = [prompt for _, of_piece in pieces for prompt in of_piece]
         self._groups[number] = self.rewards.score_part(images, prompts, whole_group=True)
+        self._scored += len(images)
         self.seconds += time.perf_counter() - start

@@ -26,20 +26,6 @@ LONGEST_PAUSE = 10.0
 LARGEST_ANSWER = 64 * 2**20
 
 
-def checked_key(key: str | None, variable: str) -> str | None:
-    """A key as it can be sent in a header, without blanks around it; None where there is none.
-
-    Raises:
-        ValueError: for one that cannot be sent; it is not shown.
-    """
-    key = (key or "").strip()
-    if not (key.isascii() and key.isprintable()):
-        raise ValueError(
-            f"the key, of api_key or the environment's {variable}, holds a character that no header can (it is not shown)"
-        )
-    return key or None
-
-
 class ServiceGoneError(RewardError):
     """No server that a reward needs answered within `patience` seconds."""
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 import os
 import time
 import warnings
@@ -11,14 +10,13 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import groupby
-from typing import Any
-from urllib.parse import urlsplit
 
 from jaxtyping import Float
 from torch import Tensor
 
 from varrl_lightning.algorithms.ocr_score import ocr_score
 from varrl_lightning.rewards.base import BaseReward, Reading
+from varrl_lightning.rewards.client_arguments import check_numbers, checked_address, checked_key
 from varrl_lightning.rewards.exchange import (
     BUSY,
     LONGEST_PAUSE,
@@ -28,7 +26,6 @@ from varrl_lightning.rewards.exchange import (
     FailedError,
     RefusedError,
     ServiceGoneError,
-    checked_key,
     exchange,
 )
 from varrl_lightning.rewards.http_answer import Row, read_answer, read_rows, scores_of
@@ -36,6 +33,7 @@ from varrl_lightning.rewards.http_request import HEALTH, INFO, KEY_HEADER, PATH,
 from varrl_lightning.types import Prompt, Scores
 
 KEY = "VARRL_API_KEY"
+ADDRESS = "http://host:port or https://host:port"
 
 
 class _MalformedError(FailedError):
@@ -83,16 +81,11 @@ class HttpReward(BaseReward):
         parallel: int = 8,
         whole_groups: bool = False,
     ) -> None:
-        self.urls = [_address(u) for u in ([url] if isinstance(url, str) else url)]
+        self.urls = [checked_address(u, PATH, ADDRESS) for u in ([url] if isinstance(url, str) else url)]
         if not self.urls:
             raise ValueError("url must be an address or a list of addresses, got none")
         self.api_key = checked_key(api_key if api_key is not None else os.environ.get(KEY), KEY)
-        for name, value, least in (("retries", retries, 0), ("parallel", parallel, 1), ("patience", patience, 0)):
-            if not value >= least:
-                raise ValueError(f"{name} must be at least {least}, got {value}")
-        for name, value in (("timeout", timeout), ("backoff", backoff)):
-            if not (value > 0 and math.isfinite(value)):
-                raise ValueError(f"{name} must be > 0 and finite, in seconds, got {value}")
+        check_numbers(retries=retries, parallel=parallel, patience=patience, timeout=timeout, backoff=backoff)
         self.timeout, self.retries, self.backoff = timeout, retries, backoff
         self.patience, self.parallel, self.whole_groups = patience, parallel, whole_groups
         self._sends_extra = True
@@ -263,20 +256,6 @@ class HttpReward(BaseReward):
 
 class TooLargeError(RefusedError):
     """A request is larger than the service takes: it is sent again in halves; of one image, it fails."""
-
-
-def _address(url: Any) -> str:
-    expected = "expected http://host:port or https://host:port"
-    if not isinstance(url, str):
-        raise ValueError(f"url must be an address or a list of addresses, got {url!r}; {expected}")
-    try:
-        parts = urlsplit(url)
-        valid = parts.scheme in ("http", "https") and parts.hostname and (parts.port is None or parts.port > 0)
-    except ValueError as error:
-        raise ValueError(f"url {url!r}: {error}; {expected}") from error
-    if not valid or parts.query or parts.fragment or parts.username:
-        raise ValueError(f"url {url!r} is no address of a service; {expected}")
-    return url.rstrip("/").removesuffix(PATH)
 
 
 def _warn_about(rows: Sequence[Row]) -> None:

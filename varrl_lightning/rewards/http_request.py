@@ -18,6 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from varrl_lightning.types import Box, Prompt
+from varrl_lightning.types.eight_bits import eight_bit_pixels, image_file
 
 PROTOCOL = 1
 KEY_HEADER = "X-API-Key"
@@ -69,15 +70,8 @@ def encode_request(images: Float[Tensor, "N 3 H W"], prompts: Sequence[Prompt]) 
         images: RGB in [0, 1], all finite.
         prompts: one per image.
     """
-    pixels = (images.detach().float().clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
-    request = {"images": [_png(p) for p in pixels], "prompts": [_as_object(prompt) for prompt in prompts]}
-    return json.dumps(request).encode("ascii")
-
-
-def _png(pixels: Any) -> str:
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "PNG", compress_level=1)
-    return base64.b64encode(file.getvalue()).decode("ascii")
+    files = [base64.b64encode(image_file(picture, "png")).decode("ascii") for picture in eight_bit_pixels(images)]
+    return json.dumps({"images": files, "prompts": [_as_object(prompt) for prompt in prompts]}).encode("ascii")
 
 
 def _as_object(prompt: Prompt) -> dict[str, Any]:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import fields
-from urllib.parse import urlsplit
 
 from varrl_lightning.rewards.judge_answers import AnswerReader
 from varrl_lightning.rewards.judge_client import Usage
@@ -61,30 +59,3 @@ def check_modes(
         )
     if opponents is not None and not (pairwise and opponents >= 1):
         raise ValueError(f"opponents must be at least 1, and needs pairwise: true, got {opponents}")
-
-
-def check_numbers(**numbers: float) -> None:
-    """Check numbers that have a least value: of repetitions, requests and seconds.
-
-    Raises:
-        ValueError: on one below it.
-    """
-    for name, value in numbers.items():
-        least = {"retries": 0, "patience": 0, "parallel": 1}.get(name)
-        if least is None and not (value > 0 and math.isfinite(value)):
-            raise ValueError(f"{name} must be > 0 and finite, in seconds, got {value}")
-        if least is not None and not value >= least:
-            raise ValueError(f"{name} must be at least {least}, got {value}")
-
-
-def endpoint(url: str) -> str:
-    """The address without the page; checked."""
-    expected = "expected the address of a chat endpoint up to its version, such as http://127.0.0.1:8000/v1"
-    try:
-        parts = urlsplit(url)
-        valid = parts.scheme in ("http", "https") and parts.hostname and (parts.port is None or parts.port > 0)
-    except (ValueError, AttributeError, TypeError) as error:
-        raise ValueError(f"url {url!r}: {error}; {expected}") from error
-    if not valid or parts.query or parts.fragment or parts.username:
-        raise ValueError(f"url {url!r} is no such address; {expected}")
-    return url.rstrip("/").removesuffix("/chat/completions")

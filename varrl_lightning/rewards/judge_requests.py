@@ -3,33 +3,22 @@
 from __future__ import annotations
 
 import base64
-import io
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 from jaxtyping import Float
-from PIL import Image
 from torch import Tensor
 
-ImageFormat: TypeAlias = Literal["png", "jpeg"]
-JPEG_QUALITY = 95
+from varrl_lightning.types.eight_bits import ImageFormat, eight_bit_pixels, image_file
+
 TOP_LOG_PROBS = 20
 """Likeliest tokens for which log-probabilities are asked: the most that the protocol allows."""
 
 
 def data_urls(images: Float[Tensor, "N 3 H W"], image_format: ImageFormat) -> list[str]:
     """Each image as a file in a URL; pixels are rounded to 8 bits."""
-    pixels = (images.detach().float().clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
-    return [f"data:image/{image_format};base64,{_file(Image.fromarray(picture), image_format)}" for picture in pixels]
-
-
-def _file(picture: Image.Image, image_format: ImageFormat) -> str:
-    file = io.BytesIO()
-    if image_format == "png":
-        picture.save(file, "PNG", compress_level=1)
-    else:
-        picture.save(file, "JPEG", quality=JPEG_QUALITY)
-    return base64.b64encode(file.getvalue()).decode("ascii")
+    files = (base64.b64encode(image_file(picture, image_format)).decode("ascii") for picture in eight_bit_pixels(images))
+    return [f"data:image/{image_format};base64,{file}" for file in files]
 
 
 def messages(question: str, urls: Sequence[str], system: str | None) -> list[dict[str, Any]]:

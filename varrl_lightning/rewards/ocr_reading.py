@@ -12,6 +12,7 @@ from torch import Tensor
 from varrl_lightning.rewards.ocr_engines import OCREngine, Word
 from varrl_lightning.rewards.ocr_lines import Picture
 from varrl_lightning.types import Box, Prompt
+from varrl_lightning.types.eight_bits import eight_bit_pixels
 
 
 def read_words(engine: OCREngine, images: Float[Tensor, "N 3 H W"], prompts: Sequence[Prompt]) -> list[list[Word] | None]:
@@ -20,7 +21,7 @@ def read_words(engine: OCREngine, images: Float[Tensor, "N 3 H W"], prompts: Seq
     Raises:
         Exception: the engine's own, when it fails on everything.
     """
-    pictures = (images.detach().float().clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+    pictures = eight_bit_pixels(images)
     finite = images.isfinite().flatten(1).all(dim=1).tolist()
     pieces: list[tuple[int, int, int, Picture]] = []  # row, x, y, pixels
     for row, (picture, prompt) in enumerate(zip(pictures, prompts, strict=True)):

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
-from PIL import Image
 from torch import Tensor
 
+from varrl_lightning.metrics.image_statistics import laplacian_variance, luma
 from varrl_lightning.rewards.base import BaseReward
 from varrl_lightning.types import Prompt
+from varrl_lightning.types.eight_bits import eight_bit_pixels, image_file
 
 
 class JpegSize(BaseReward):
@@ -38,16 +36,10 @@ class JpegSize(BaseReward):
 
     def __call__(self, images: Float[Tensor, "N 3 H W"], prompts: Sequence[Prompt]) -> Float[Tensor, " N"]:
         """Kilobytes of each image."""
-        pixels = (images.float().nan_to_num().clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
         with ThreadPoolExecutor(torch.get_num_threads()) as pool:  # libjpeg lets other threads run
-            sizes = list(pool.map(self._bytes, pixels))
+            sizes = list(pool.map(lambda pixels: len(image_file(pixels, "jpeg", self.quality)), eight_bit_pixels(images)))
         kilobytes = torch.tensor(sizes, device=images.device, dtype=torch.float32) / 1024
         return kilobytes.masked_fill(~images.isfinite().flatten(1).all(dim=1), torch.nan)
-
-    def _bytes(self, pixels: Any) -> int:
-        file = io.BytesIO()
-        Image.fromarray(pixels).save(file, "JPEG", quality=self.quality)
-        return file.tell()
 
 
 class Sharpness(BaseReward):
@@ -66,7 +58,4 @@ class Sharpness(BaseReward):
         """The variance of each image."""
         if min(images.shape[-2:]) < 3:
             raise ValueError(f"sharpness needs images of at least 3 x 3 pixels, got {tuple(images.shape[-2:])}")
-        images = images.float()
-        grey = (images * images.new_tensor([0.299, 0.587, 0.114])[:, None, None]).sum(dim=1, keepdim=True)
-        kernel = images.new_tensor([[0.0, -1.0, 0.0], [-1.0, 4.0, -1.0], [0.0, -1.0, 0.0]])[None, None]
-        return F.conv2d(grey, kernel).flatten(1).var(dim=1, correction=0)
+        return laplacian_variance(luma(images.float()))

@@ -19,9 +19,10 @@ from varrl_lightning.errors import RewardError
 from varrl_lightning.rewards.answer_cache import AnswerCache
 from varrl_lightning.rewards.base import BaseReward
 from varrl_lightning.rewards.chat import Chat
-from varrl_lightning.rewards.exchange import AwayError, FailedError, checked_key
+from varrl_lightning.rewards.client_arguments import check_numbers, checked_address, checked_key
+from varrl_lightning.rewards.exchange import AwayError, FailedError
 from varrl_lightning.rewards.judge_answers import AnswerReader
-from varrl_lightning.rewards.judge_arguments import check_modes, check_numbers, endpoint, named_questions
+from varrl_lightning.rewards.judge_arguments import check_modes, named_questions
 from varrl_lightning.rewards.judge_client import JudgeClient, Numbers, Outcome, Price, Request
 from varrl_lightning.rewards.judge_presets import preset_named
 from varrl_lightning.rewards.judge_questions import (
@@ -31,10 +32,12 @@ from varrl_lightning.rewards.judge_questions import (
     listed_questions,
     share_of_yes,
 )
-from varrl_lightning.rewards.judge_requests import ImageFormat, data_urls, messages, settings
+from varrl_lightning.rewards.judge_requests import data_urls, messages, settings
 from varrl_lightning.types import Prompt, Scores
+from varrl_lightning.types.eight_bits import ImageFormat
 
 KEY = "VARRL_JUDGE_API_KEY"
+ADDRESS = "the address of a chat endpoint up to its version, such as http://127.0.0.1:8000/v1"
 MAX_TOKENS = 64
 """Length of an answer where no preset says another."""
 TRIALS = 3
@@ -139,7 +142,8 @@ class VLMJudge(BaseReward):
         read = read or AnswerReader()
         check_modes(self.questions, read, question_column, pairwise, opponents)
         check_numbers(retries=retries, parallel=parallel, patience=patience, timeout=timeout, backoff=backoff)
-        self.chat = Chat(endpoint(url), checked_key(api_key or os.environ.get(KEY), KEY), timeout, retries, backoff, patience)
+        address = checked_address(url, "/chat/completions", ADDRESS)
+        self.chat = Chat(address, checked_key(api_key or os.environ.get(KEY), KEY), timeout, retries, backoff, patience)
         self.client = JudgeClient(self.chat, read, AnswerCache(cache), parallel, price or Price(), max_cost)
         self.settings = settings(max_tokens or MAX_TOKENS, temperature, read.wants_log_probs, request or {})
         self._model, self._was_tried = model, False

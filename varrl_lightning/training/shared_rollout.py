@@ -142,11 +142,11 @@ def _with_split_groups(
     images_per_prompt = rollout.stage.images_per_prompt
 
     def scored() -> tuple[None, dict[int, dict[str, Scores]]]:
+        found = {}
         with explained():
-            found = {
-                prompt: grpo.rewards.score_part(images, [rollout.prompts[prompt]] * images_per_prompt, whole_group=True)
-                for prompt, images in gathered.items()
-            }
+            for prompt, images in gathered.items():
+                stopwatch.tell("reward", len(found) * images_per_prompt, len(gathered) * images_per_prompt)
+                found[prompt] = grpo.rewards.score_part(images, [rollout.prompts[prompt]] * images_per_prompt, whole_group=True)
         return None, found
 
     with stopwatch("groups"):

@@ -17,6 +17,7 @@ from varrl_lightning.errors import RunStoppedError
 from varrl_lightning.grpo.credit import Credit
 from varrl_lightning.grpo.diagnostics import TokenMeter
 from varrl_lightning.grpo.grpo import GRPO
+from varrl_lightning.grpo.stopwatch import Stopwatch
 from varrl_lightning.policies.averaging import WeightAverage
 from varrl_lightning.policies.base import VARPolicy
 from varrl_lightning.policies.state import Anchor
@@ -89,8 +90,9 @@ class Updater:
         parallel: Parallel,
         rollout: Rollout,
         credit: Credit,
-        *,
         real_branches: int,
+        stopwatch: Stopwatch,
+        *,
         micro_batch_size: int | None,
     ) -> dict[str, float]:
         """Make all optimizer steps on one rollout, or none; the metrics of its tokens are those of the last step.
@@ -101,6 +103,7 @@ class Updater:
         Args:
             module: the module whose Trainer has the optimizer and the schedules.
             real_branches: number of the rollout's first branches that count; the others only fill up.
+            stopwatch: is told how many micro-batches of all these steps are done.
             micro_batch_size: branches of a micro-batch; None for all.
         """
         optimizer = module.optimizers()
@@ -114,7 +117,8 @@ class Updater:
         if self.skipped:
             metrics = self._skip(module.trainer, judged)
         else:
-            metrics = self._steps(module, optimizer, parallel, rollout, credit, real_branches, micro_batch_size)
+            size = micro_batch_size or len(rollout.branches)
+            metrics = self._steps(module, optimizer, parallel, rollout, credit, real_branches, stopwatch, size)
         for scheduler in _as_list(module.lr_schedulers()):
             scheduler.step()
         return metrics | {"lr": lr}
@@ -154,10 +158,12 @@ class Updater:
         rollout: Rollout,
         credit: Credit,
         real_branches: int,
-        micro_batch_size: int | None,
+        stopwatch: Stopwatch,
+        size: int,
     ) -> dict[str, float]:
         old: dict[int, LogProbs] = {}
-        size = micro_batch_size or len(rollout.branches)
+        each = -(-len(rollout.branches) // size)
+        stopwatch.tell("update", 0, self.updates_per_rollout * each)
         for number in range(self.updates_per_rollout):
             last = number == self.updates_per_rollout - 1
             stage = rollout.stage
@@ -170,6 +176,7 @@ class Updater:
                     meter.add(name, values[: max(real_branches - first, 0)])
                 parallel.backward(module, loss, last=first + size >= len(rollout.branches))
                 total = total + loss.detach()
+                stopwatch.tell("update", number * each + first // size + 1, self.updates_per_rollout * each)
             total = parallel.sum(total)
             self._loss_is_finite = bool(torch.isfinite(total))
             optimizer.step()  # Lightning calls VARGRPO.on_before_optimizer_step, which clips or drops the gradient
