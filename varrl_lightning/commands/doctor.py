@@ -120,7 +120,7 @@ def _report(findings: Iterator[Finding], as_json: bool) -> int:
     for finding in findings:
         reported.append(finding)
         if not as_json:
-            print(f"{finding.level}  {finding.check:<9} {finding.figure}", flush=True)
+            print(f"{finding.level}  {finding.check:<8} {finding.figure}", flush=True)
             if finding.advice:
                 print("\n".join(f"      {line}" for line in finding.advice.splitlines()), flush=True)
     if as_json:

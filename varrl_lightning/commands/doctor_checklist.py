@@ -63,10 +63,7 @@ def checklist(
     yield "rewards", lambda: rewards_score(model.rewards, model.judges, patient.rollouts[0])
     yield "variance", lambda: groups_vary(patient.trials, model.rewards)
     yield "gradients", lambda: gradients_reach_all(model, lambda: patient.gradients, patient.prompts)
-    yield (
-        "duration",
-        lambda: run_takes(model, patient.trials, patient.gradients, data.batch_size, patient.length, patient.elsewhere),
-    )
+    yield "duration", lambda: run_takes(model, patient.trials, patient.gradients, data.batch_size, **patient.plan)
     for stage in draft_stages(model.cycle):
         options = (train, stage, model.seed, model.images_at_once)
         yield "draft", lambda o=options: drafts_rank_branches(policy, grpo, *o, seconds=max(left(), LEAST))

@@ -142,8 +142,8 @@ def _faults(found: StageGradients) -> Iterator[str]:
         yield f"The loss {of_stage} is not finite: every step would be dropped."
     if found.unweighted:
         yield (
-            f"Scale {found.unweighted[0] + 1} {of_stage} has a gradient of 0, since its tokens have no weight: take a smaller alpha, "
-            "or a mask that leaves them some (mask.outside)."
+            f"Scale {found.unweighted[0] + 1} {of_stage} has a gradient of 0, since its tokens have no weight: take a smaller "
+            "alpha, or a mask that leaves them some (mask.outside)."
         )
     zero = [scale + 1 for scale, norm in found.norms.items() if norm == 0 and scale not in found.unweighted]
     if zero:

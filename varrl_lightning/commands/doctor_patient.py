@@ -12,6 +12,7 @@ import torch
 from varrl_lightning.checkpoints.checking import load_checkpoint
 from varrl_lightning.commands.doctor_checks import sample_stages
 from varrl_lightning.commands.doctor_gradients import StageGradients, stage_gradients
+from varrl_lightning.commands.doctor_memory import processes_of
 from varrl_lightning.commands.doctor_run import RunLength
 from varrl_lightning.commands.doctor_trials import Trial, tried
 from varrl_lightning.commands.fit_config import ParsedConfig
@@ -101,6 +102,11 @@ class Patient:
         asked, here = str(self.config.get("trainer.accelerator")), self.model.policy.device.type
         own = {"cpu": "cpu", "cuda": "gpu"}.get(here, here)
         return "" if asked in ("auto", own, here) else f"trainer.accelerator is {asked}, and this is {here}"
+
+    @property
+    def plan(self) -> dict[str, Any]:
+        """How long the run is, and where: arguments of `run_takes`."""
+        return {"length": self.length, "elsewhere": self.elsewhere, "processes": processes_of(self.config.get("trainer"))}
 
     def begins_apart(self) -> str:
         """Why policy and base may differ before the first step, in words; empty where they must not."""

@@ -41,8 +41,8 @@ def rewards_score(rewards: WeightedRewards, judges: Mapping[str, Reward], rollou
         elif _differ(first, second):
             remarks.append(
                 f"The {what} is not deterministic: the same images have other scores when it is asked again, up to "
-                f"{_differ(first, second):.2g} apart. That is noise in every advantage: fix its seed, switch its dropout off, or ask "
-                "a judge at temperature 0."
+                f"{_differ(first, second):.2g} apart. That is noise in every advantage: fix its seed, switch its dropout off, "
+                "or ask a judge at temperature 0."
             )
     return Finding("rewards", not wrong, "\n      ".join(figures), "\n".join([*wrong, *remarks]))
 
