@@ -14,7 +14,7 @@ from varrl_lightning.module import VARGRPO
 from varrl_lightning.types import Stage
 
 PARTS = ("rollout", "reward", "update")
-WAITS, LEAST_HOURS = 0.8, 1.0
+WAITS, LEAST_HOURS = 0.7, 1.0
 """Of a step's time the share that waits for the rewards, and hours of the run that do, from which on is warned."""
 
 
