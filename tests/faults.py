@@ -1,4 +1,4 @@
-"""Policies, rewards and optimizers with one fault each, by class path, and what the doctor finds in a configuration with them."""
+"""Policies, rewards and optimizers with one fault each, and what the doctor finds in a run that is clean but for one of them."""
 
 from __future__ import annotations
 
@@ -11,71 +11,76 @@ from typing import Any
 
 import torch
 import yaml
+from jsonargparse import Namespace
 from torch import Tensor
 
-from tests.tiny import PROMPTS, LeftBright, TinyPolicy, TinyTransformer, tiny_policy
+from tests.tiny import PROMPTS, LeftBright, TinyPolicy, TinyTransformer, tiny_module, tiny_policy
 from varrl_lightning.commands.doctor import examine
 from varrl_lightning.commands.doctor_checklist import checklist, made
 from varrl_lightning.commands.doctor_checks import Finding
 from varrl_lightning.commands.doctor_patient import Patient
 from varrl_lightning.commands.doctor_prompts import prompts_are_fit
 from varrl_lightning.commands.fit_config import ParsedConfig
+from varrl_lightning.data import PromptDataModule
 from varrl_lightning.policies.lettering import LetteringPolicy
 from varrl_lightning.policies.lora import add_lora
 from varrl_lightning.rewards.base import BaseReward, Reading
-from varrl_lightning.types import Prompt
+from varrl_lightning.types import Prompt, Score
 
 HERE = "tests.faults"
+TRAINER = {"accelerator": "cpu", "devices": "auto", "num_nodes": 1, "max_steps": 100, "max_epochs": None, "max_time": None}
+TRAINER |= dict.fromkeys(("callbacks", "val_check_interval", "limit_train_batches", "limit_val_batches"))
 
 
-def written(folder: Path, **model: Any) -> dict[str, Any]:
-    """A clean configuration of the tiny policy, with a KL, whose files are in a folder.
-
-    Args:
-        model: arguments in place of its own; `data` and `trainer` change those parts.
-    """
+def files(folder: Path) -> dict[str, Any]:
+    """Arguments of the data of a clean configuration, whose files are written."""
     rows = [json.dumps({"text": prompt.text}) + "\n" for prompt in PROMPTS]
     (folder / "train.jsonl").write_text("".join(rows[:4]))
     (folder / "validation.jsonl").write_text("".join(rows[4:]))
-    data = {"train": str(folder / "train.jsonl"), "validation": str(folder / "validation.jsonl"), "batch_size": 2}
-    trainer = {"accelerator": "cpu", "max_steps": 100, "default_root_dir": str(folder / "runs")}
-    data, trainer = data | model.pop("data", {}), trainer | model.pop("trainer", {})
-    own = {"policy": {"class_path": "tests.tiny.tiny_policy"}, "reward": "tests.tiny.LeftBright", "mask_source": "full"}
-    own |= {"m": 2, "group_size": 4, "num_continuations": 1, "kl_coef": 0.01, "score": "sampler"}
-    return {"model": own | model, "data": data, "trainer": trainer}
+    return {"train": str(folder / "train.jsonl"), "validation": str(folder / "validation.jsonl"), "batch_size": 2}
 
 
-def parsed(folder: Path, **model: Any) -> ParsedConfig:
+def patient(folder: Path, *, data: dict[str, Any] | None = None, trainer: dict[str, Any] | None = None, **model: Any) -> Patient:
+    """The tiny policy with a KL and clean prompts, but for what is given."""
+    made = tiny_module(**({"kl_coef": 0.01, "score": Score("sampler"), "num_continuations": 1} | model))
+    of_run = Namespace(**(TRAINER | {"default_root_dir": str(folder / "runs")} | (trainer or {})))
+    return Patient(made, PromptDataModule(**(files(folder) | (data or {}))), of_run)
+
+
+def findings(of: Patient, *names: str) -> dict[str, Finding]:
+    """Those of some checks that need the model, each made alone; of all where none is named."""
+    found = {}
+    if not names or "prompts" in names:
+        found["prompts"] = made("prompts", lambda: prompts_are_fit(of.model, of.data))
+    else:
+        of.data.setup("fit")
+    for name, check in checklist(of, None, lambda: 0.0) if set(names) != {"prompts"} else ():
+        if not names or name in names:
+            with torch.no_grad():
+                found[name] = made(name, check)
+    return found
+
+
+def finding(folder: Path, name: str, **changes: Any) -> Finding:
+    """That of one check, of the clean patient but for these changes."""
+    return findings(patient(folder, **changes), name)[name]
+
+
+def written(folder: Path, **model: Any) -> Path:
+    """The same as a configuration file; `data` and `trainer` change those parts."""
+    data, trainer = files(folder) | model.pop("data", {}), model.pop("trainer", {})
+    own = {"policy": {"class_path": "tests.tiny.tiny_policy"}, "reward": f"{HERE}.ReadsWords", "mask_source": "full", "m": 2}
+    own |= {"group_size": 4, "num_continuations": 1, "kl_coef": 0.01, "score": "sampler", "evaluate_with": "tests.tiny.LeftBright"}
+    own |= {"sampling": {"top_k": 8}}
+    trainer = {"accelerator": "cpu", "max_steps": 100, "default_root_dir": str(folder / "runs")} | trainer
     path = folder / "x.yaml"
-    path.write_text(yaml.safe_dump(written(folder, **model)))
-    return ParsedConfig(["fit", "--config", str(path)])
+    path.write_text(yaml.safe_dump({"model": own | model, "data": data, "trainer": trainer}))
+    return path
 
 
 def examined(folder: Path, **model: Any) -> dict[str, Finding]:
-    """All findings, by name."""
-    return {finding.check: finding for finding in examine(parsed(folder, **model))}
-
-
-def first_finding(folder: Path, name: str, **model: Any) -> Finding:
-    """That of a check which comes before the model's, and so costs little."""
-    return next(finding for finding in examine(parsed(folder, **model)) if finding.check == name)
-
-
-def finding(folder: Path, name: str, **model: Any) -> Finding:
-    """That of one check of the model's, made alone."""
-    patient = Patient(parsed(folder, **model))
-    prompts_are_fit(patient.model, patient.data)
-    checks = dict(checklist(patient, None, lambda: 0.0))
-    with torch.no_grad():
-        return made(name, checks[name])
-
-
-def policy(name: str) -> dict[str, Any]:
-    return {"policy": {"class_path": f"{HERE}.{name}"}}
-
-
-def reward(name: str) -> dict[str, Any]:
-    return {"reward": f"{HERE}.{name}"}
+    """All findings of a configuration, by name, as the command makes them."""
+    return {found.check: found for found in examine(ParsedConfig(["fit", "--config", str(written(folder, **model))]))}
 
 
 # --- policies -----------------------------------------------------------------------------------------------------------------
@@ -102,14 +107,6 @@ class SignedPixels(LetteringPolicy):
 
     def decode_latent(self, latent: Tensor) -> Tensor:
         return 2 * super().decode_latent(latent) - 1
-
-
-def bgr() -> LetteringPolicy:
-    return Bgr.from_pretrained()
-
-
-def signed_pixels() -> LetteringPolicy:
-    return SignedPixels.from_pretrained()
 
 
 class _Listening(torch.nn.Dropout):
@@ -173,26 +170,6 @@ class Restless(TinyPolicy):
         with torch.no_grad():
             self.transformer.blocks[0].mlp[0].bias += 1e-4
         return super().logits(features)
-
-
-def batch_statistics() -> TinyPolicy:
-    return tiny_policy(kind=BatchStatistics)
-
-
-def shifted() -> TinyPolicy:
-    return tiny_policy(kind=Shifted)
-
-
-def nan_at_a_scale() -> TinyPolicy:
-    return tiny_policy(kind=NanAtAScale)
-
-
-def disconnected() -> TinyPolicy:
-    return tiny_policy(kind=Disconnected)
-
-
-def restless() -> TinyPolicy:
-    return tiny_policy(kind=Restless)
 
 
 def frozen_parameter() -> TinyPolicy:

@@ -71,12 +71,12 @@ def examine(config: ParsedConfig, picture: KnownPicture | None = None) -> Iterat
         yield from map(not_checked, CHECKS[2:])
         return
     begun = time.monotonic()
-    patient = Patient(config)
+    patient = Patient.of(config)
     yield made("prompts", lambda: prompts_are_fit(patient.model, patient.data))
     if not patient.has_batches:
         yield from map(not_checked, CHECKS[3:])
         return
-    patient.load_checkpoint()
+    patient.load_checkpoint(config)
     failed: set[str] = set()
     for name, check in checklist(patient, picture, lambda: WITHIN - (time.monotonic() - begun)):
         with torch.no_grad():

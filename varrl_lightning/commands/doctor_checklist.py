@@ -24,7 +24,7 @@ from varrl_lightning.commands.doctor_optimizer import optimizer_trains
 from varrl_lightning.commands.doctor_patient import Patient
 from varrl_lightning.commands.doctor_reference import adapter_is_neutral, reference_is_policy
 from varrl_lightning.commands.doctor_rewards import groups_vary, rewards_score
-from varrl_lightning.commands.doctor_tokens import loads_weights, tokens_are_predicted
+from varrl_lightning.commands.doctor_tokens import tokens_are_predicted
 from varrl_lightning.policies.known_picture import KnownPicture
 
 CHECKS = (
@@ -47,17 +47,16 @@ def checklist(
     """
     model, data = patient.model, patient.data
     policy, grpo, train = model.policy, model.grpo, data.prompts["train"]
-    known, trained = picture or policy.known_picture, loads_weights(patient.config.get("model.policy"))
-    trainer = patient.config.get("trainer")
-    yield "disk", lambda: disk_has_room(model, trainer, patient.length, bool(data.evaluated))
+    known = picture or policy.known_picture
+    yield "disk", lambda: disk_has_room(model, patient.trainer, patient.length, bool(data.evaluated))
     yield "optimizer", lambda: optimizer_trains(model, patient.length.steps)
-    yield "tokens", lambda: tokens_are_predicted(policy, known, patient.prompts, trained)
+    yield "tokens", lambda: tokens_are_predicted(policy, known, patient.prompts, patient.trained)
     yield "channels", lambda: channels_are_kept(policy, known)
     yield "ratio", lambda: ratio_is_one(policy, grpo, patient.rollouts, model.micro_batches.number)
     yield "sampler", lambda: sampler_is_teacher_forcing(policy, grpo, patient.rollouts)
     yield "dropout", lambda: dropout_is_off(policy, grpo, patient.rollouts[0])
-    yield "reference", lambda: reference_is_policy(model, patient.rollouts, patient.begins_apart())
-    yield "adapter", lambda: adapter_is_neutral(model, patient.rollouts[0], patient.begins_apart())
+    yield "reference", lambda: reference_is_policy(model, patient.rollouts, patient.apart)
+    yield "adapter", lambda: adapter_is_neutral(model, patient.rollouts[0], patient.apart)
     yield "reader", lambda: reader_reads(model.rewards, model.judges, train, model.guards)
     yield "reward", lambda: reward_runs(model.rewards, patient.rollouts[0])
     yield "rewards", lambda: rewards_score(model.rewards, model.judges, patient.rollouts[0])

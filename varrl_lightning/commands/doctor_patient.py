@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from contextlib import suppress
 from functools import cached_property
 from typing import Any
 
 import torch
+from jsonargparse import Namespace
 
 from varrl_lightning.checkpoints.checking import load_checkpoint
 from varrl_lightning.commands.doctor_checks import sample_stages
 from varrl_lightning.commands.doctor_gradients import StageGradients, stage_gradients
 from varrl_lightning.commands.doctor_memory import processes_of
 from varrl_lightning.commands.doctor_run import RunLength
+from varrl_lightning.commands.doctor_tokens import loads_weights
 from varrl_lightning.commands.doctor_trials import Trial, tried
 from varrl_lightning.commands.fit_config import ParsedConfig
 from varrl_lightning.commands.one_process import device_of
 from varrl_lightning.commands.user_errors import reraise_as
+from varrl_lightning.data import PromptDataModule
 from varrl_lightning.errors import RewardError, StartError
 from varrl_lightning.grpo.credit import Credit
+from varrl_lightning.module import VARGRPO
 from varrl_lightning.policies.base import VARPolicy
 from varrl_lightning.types import Prompt, Rollout, Stage
 
@@ -28,35 +31,47 @@ PROMPTS = 2
 
 
 class Patient:
-    """A configuration's model and data, on the run's device.
+    """A model and its data, and what its run is to be.
 
     Args:
-        config: the command line of `fit`.
+        model: on the device of the checks.
+        data: with its prompts read, before anything else is asked for.
+        trainer: arguments of the run's Trainer.
+        trained: whether the policy is loaded from weights.
+        apart: why policy and base may differ before the first step, in words; empty where they must not.
     """
 
-    def __init__(self, config: ParsedConfig) -> None:
-        self.config = config
-        self.model, self.data = config.build()
-        self.model.to(device_of(None, config.get("trainer.accelerator")))
-        if isinstance(self.model.reference, VARPolicy):
-            self.model.reference.to(self.model.policy.device)
-        self.checkpoint: str | None = None
+    def __init__(
+        self, model: VARGRPO, data: PromptDataModule, trainer: Namespace, *, trained: bool = False, apart: str = ""
+    ) -> None:
+        self.model, self.data, self.trainer, self.trained, self.apart = model, data, trainer, trained, apart
+
+    @classmethod
+    def of(cls, config: ParsedConfig) -> Patient:
+        """What a configuration would train, on the device that its run would have."""
+        model, data = config.build()
+        trainer, policy = config.get("trainer"), config.get("model.policy")
+        model.to(device_of(None, trainer.accelerator))
+        if isinstance(model.reference, VARPolicy):
+            model.reference.to(model.policy.device)
+        apart = "where the adapter begins from a trained one" if _has_adapter_folder(policy) else ""
+        return cls(model, data, trainer, trained=loads_weights(policy), apart=apart)
 
     @property
     def has_batches(self) -> bool:
         """Whether the training prompts could be read, and make a batch."""
-        return len(self.data.prompts.get("train", ())) > 0 and bool(self.data.state_dict())
+        return bool(self.data.state_dict())
 
-    def load_checkpoint(self) -> None:
-        """Load the checkpoint that was given, if one was.
+    def load_checkpoint(self, config: ParsedConfig) -> None:
+        """Load the checkpoint that a configuration was given with, if there is one.
 
         Raises:
             StartError: when there is none of that name, or it does not fit.
         """
         with reraise_as(StartError, ValueError, OSError):
-            if checkpoint := self.config.checkpoint():
+            if checkpoint := config.checkpoint():
                 load_checkpoint(checkpoint, self.model, self.model.saved_tensors())
-                self.checkpoint = checkpoint
+                self.apart = f"at the checkpoint {checkpoint}"
 
     @cached_property
     def prompts(self) -> list[Prompt]:
@@ -68,7 +83,7 @@ class Patient:
         """How long the run is."""
         batches = len(self.data.train_dataloader())
         updates, validates = self.model.updater.updates_per_rollout, bool(self.data.prompts.get("validation"))
-        return RunLength.of(self.config.get("trainer"), batches, updates, validates)
+        return RunLength.of(self.trainer, batches, updates, validates)
 
     @cached_property
     def rollouts(self) -> list[Rollout]:
@@ -99,28 +114,18 @@ class Patient:
     @property
     def elsewhere(self) -> str:
         """In what the run's devices differ from the one of the checks; empty where they do not."""
-        asked, here = str(self.config.get("trainer.accelerator")), self.model.policy.device.type
+        asked, here = str(self.trainer.accelerator), self.model.policy.device.type
         own = {"cpu": "cpu", "cuda": "gpu"}.get(here, here)
         return "" if asked in ("auto", own, here) else f"trainer.accelerator is {asked}, and this is {here}"
 
     @property
     def plan(self) -> dict[str, Any]:
         """How long the run is, and where: arguments of `run_takes`."""
-        return {"length": self.length, "elsewhere": self.elsewhere, "processes": processes_of(self.config.get("trainer"))}
-
-    def begins_apart(self) -> str:
-        """Why policy and base may differ before the first step, in words; empty where they must not."""
-        if self.checkpoint is not None:
-            return f"at the checkpoint {self.checkpoint}"
-        return "where the adapter begins from a trained one" if _has_adapter_folder(self.config.get("model.policy")) else ""
+        return {"length": self.length, "elsewhere": self.elsewhere, "processes": processes_of(self.trainer)}
 
 
 def _has_adapter_folder(spec: Any) -> bool:
     arguments = vars(spec).get("init_args") if hasattr(spec, "class_path") else None
     if arguments is None:
         return False
-    return vars(arguments).get("adapter") is not None or any(map(_has_adapter_folder, _values(arguments)))
-
-
-def _values(arguments: Any) -> Iterator[Any]:
-    yield from vars(arguments).values()
+    return vars(arguments).get("adapter") is not None or any(map(_has_adapter_folder, vars(arguments).values()))

@@ -27,10 +27,12 @@ MOST_CONSTANT = 0.5
 def rewards_score(rewards: WeightedRewards, judges: Mapping[str, Reward], rollout: Rollout) -> Finding:
     """Check that each reward and each judge scores a few images, and alike when it is asked again; measure its time."""
     figures, wrong, remarks = [], [], []
-    named = {f"reward {name!r}": (term.reward, term.weight != 0) for name, term in rewards.terms.items()}
-    for what, (reward, needed) in (named | {f"judge {name!r}": (judge, False) for name, judge in judges.items()}).items():
+    asked = [("reward", name, term.reward, term.weight != 0) for name, term in rewards.terms.items()]
+    asked += [("judge", name, judge, False) for name, judge in judges.items()]
+    for kind, name, reward, needed in asked:
+        what = f"{kind} {name!r}"
         try:
-            seconds, first, second = _asked_twice(reward, rollout, what)
+            seconds, first, second = _asked_twice(reward, rollout, name)
         except (RewardError, RuntimeError) as error:
             figures.append(f"the {what} failed")
             wrong.append(str(error))
@@ -47,17 +49,17 @@ def rewards_score(rewards: WeightedRewards, judges: Mapping[str, Reward], rollou
     return Finding("rewards", not wrong, "\n      ".join(figures), "\n".join([*wrong, *remarks]))
 
 
-def _asked_twice(reward: Reward, rollout: Rollout, what: str) -> tuple[float, Scores, Scores]:
+def _asked_twice(reward: Reward, rollout: Rollout, name: str) -> tuple[float, Scores, Scores]:
     """Seconds an image, and the scores of the same images from two calls."""
     count = rollout.stage.images_per_prompt if reward.whole_groups else min(IMAGES, len(rollout.images))
     images, prompts = rollout.images[:count], rollout.image_prompts[:count]
     reward.prepare()
     if not reward.whole_groups:
-        score_images(reward, images[:1], prompts[:1], what)  # engines load on the first call
+        score_images(reward, images[:1], prompts[:1], name)  # engines load on the first call
     start = time.perf_counter()
-    first = score_images(reward, images, prompts, what)
+    first = score_images(reward, images, prompts, name)
     seconds = (time.perf_counter() - start) / count
-    return seconds, first, score_images(reward, images, prompts, what)
+    return seconds, first, score_images(reward, images, prompts, name)
 
 
 def _said(scores: Scores) -> str:
