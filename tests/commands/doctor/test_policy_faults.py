@@ -3,7 +3,7 @@
 Here: wrong VAE, swapped channels, pixels in [-1, 1], dropout on, batch statistics, sampler unlike teacher forcing, NaN at one
 scale, zero gradient at one scale, disconnected parameter, frozen parameter, all frozen, weights that change as they are read, a
 tensor missing in the weights, reference of another model, adapter not reset, adapter merged, base weights that train.
-`test_reward_faults` and `test_run_faults` have the others. It takes about 6 s.
+`test_reward_faults` and `test_run_faults` have the others. It takes about 12 s.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Faults planted in rewards: each is found by the check that is for it, which a clean configuration passes.
 
 Here: a reward that is dead, gives NaN, is constant, is constant in most groups, is decided by chance, is too slow; a reader that is
-broken; a dead judge; a plugin that is not installed. It takes about 6 s.
+broken; a dead judge; a plugin that is not installed. It takes about 10 s.
 """
 
 from __future__ import annotations
