@@ -31,8 +31,8 @@ class StageGradients:
         prompts: of the rollout.
         stand_in: whether advantages of +1 and -1 by turns stood in for the rewards', which gave nothing to learn from.
         loss: of all branches.
-        norms: of each scale's share of the loss, in the first micro-batch with weights; by scale, from 0.
-        unweighted: scales whose tokens have no weight.
+        norms: of each scale's share of the loss, in the first micro-batch where it has one; by scale, from 0.
+        unweighted: scales whose tokens have no weight in any branch with an advantage.
         reached: names of parameters that the loss depends on.
         seconds: of the forward and backward passes of all branches.
     """
@@ -57,7 +57,7 @@ def stage_gradients(model: VARGRPO, rollout: Rollout, credit: Credit | None) -> 
     learns = credit is not None and bool(credit.policy_weights.any())
     rows = credit.rows(rollout.branches, branches) if credit is not None and learns else _stand_in(rollout)
     found, stopwatch = StageGradients(stage, len(rollout.prompts), not learns), Stopwatch()
-    lengths = rollout.schedule.lengths[stage.start : stage.stop]
+    scales, lengths = range(stage.start, stage.stop), rollout.schedule.lengths[stage.start : stage.stop]
     trained = {name: p for name, p in model.policy.named_parameters() if p.requires_grad}
     passes = model.grpo.log_probs(model.policy, rollout, model.micro_batches.number or branches, model.reference)
     while True:
@@ -66,17 +66,15 @@ def stage_gradients(model: VARGRPO, rollout: Rollout, credit: Credit | None) -> 
             if part is None or new is None:
                 break
             loss = _loss(model, new, rollout, part, rows[part])
-            weighted = bool(rows[part].policy_weights.any()) and not found.norms
-            gradients = torch.autograd.grad(loss, list(trained.values()), retain_graph=weighted, allow_unused=True)
+            only = {t: only_scale(rows[part], t - stage.start, lengths) for t in scales if t not in found.norms}
+            asked = {scale: of_scale for scale, of_scale in only.items() if _teaches(of_scale)}
+            gradients = torch.autograd.grad(loss, list(trained.values()), retain_graph=bool(asked), allow_unused=True)
         found.loss += float(loss.detach())
         found.reached |= {name for name, gradient in zip(trained, gradients, strict=True) if gradient is not None}
-        for scale in range(stage.start, stage.stop) if weighted else ():
-            only = only_scale(rows[part], scale - stage.start, lengths)
-            if not only.policy_weights.any():
-                found.unweighted.append(scale)
+        for scale, of_scale in asked.items():
             with torch.enable_grad():
-                found.norms[scale] = _norm(_loss(model, new, rollout, part, only), list(trained.values()))
-    found.seconds = stopwatch.seconds["update"]
+                found.norms[scale] = _norm(_loss(model, new, rollout, part, of_scale), list(trained.values()))
+    found.seconds, found.unweighted = stopwatch.seconds["update"], [t for t in scales if t not in found.norms]
     return found
 
 
@@ -84,6 +82,11 @@ def _loss(model: VARGRPO, new: LogProbs, rollout: Rollout, part: slice, rows: Ro
     lengths = rollout.schedule.lengths[rollout.stage.start : rollout.stage.stop]
     loss, _ = model.grpo.objective(new, detached(new), flat(rollout.log_probs)[part], rows, lengths)
     return loss
+
+
+def _teaches(rows: Rows) -> bool:
+    """Whether some branch has both an advantage and a token with a weight."""
+    return bool(((rows.advantages != 0)[:, None] & (rows.policy_weights != 0)).any())
 
 
 def _norm(loss: Tensor, parameters: Sequence[nn.Parameter]) -> float:

@@ -29,7 +29,7 @@ def prompts_are_fit(model: VARGRPO, data: PromptDataModule) -> Finding:
             _tried(lambda: model.rewards.check_training_prompts(data.prompts["train"]), wrong)
         elif not wrong:
             wrong.append("There are no training prompts: set data.train to a file of prompts.")
-    remarks = list(dict.fromkeys(str(warning.message) for warning in told))
+    remarks = list(dict.fromkeys(str(x.message) for x in told if issubclass(x.category, UserWarning)))
     train = data.prompts.get("train", [])
     again = Counter(_asked(prompt) for prompt in train)
     repeated = [asked[0] for asked, count in again.items() if count > 1]
