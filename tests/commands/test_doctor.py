@@ -15,6 +15,7 @@ from tiny import PROMPTS, LeftBright, TinyPolicy, TinyTransformer, tiny_module, 
 from torch import Tensor, nn
 
 from varrl_lightning.__main__ import main
+from varrl_lightning.commands.doctor_checklist import CHECKS
 from varrl_lightning.commands.doctor_checks import (
     dropout_is_off,
     plugins_load,
@@ -27,8 +28,8 @@ from varrl_lightning.commands.doctor_checks import (
 from varrl_lightning.module import VARGRPO
 from varrl_lightning.types import Prompt, Rollout, Score
 
-NAMES = ["plugins", "weights", "tokens", "ratio", "sampler", "dropout", "reader", "reward", "continuations"]
-"""Of a stage with several continuations; the last is left out for others, and where the reward fails."""
+NAMES = [*CHECKS, "continuations"]
+"""Of a stage with several continuations; the last is left out for others."""
 
 
 class Restless(TinyPolicy):

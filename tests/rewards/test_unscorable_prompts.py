@@ -129,5 +129,5 @@ def test_a_run_does_not_begin(
     arguments += ["--trainer.val_check_interval", "1"]
     assert main([command, *arguments]) != 0
     said = "no reward that trains (OfLabels) can score images of 1 of 3 training prompts: '\"CLOUD\"'"
-    assert said in capsys.readouterr().err
+    assert said in "".join(capsys.readouterr())  # a finding of doctor's
     assert sorted(path.name for path in tmp_path.iterdir()) == ["train.jsonl", "validation.jsonl"]

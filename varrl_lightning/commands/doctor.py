@@ -4,58 +4,57 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 
 import torch
 
-from varrl_lightning.checkpoints.checking import load_checkpoint
-from varrl_lightning.commands.doctor_checks import (
-    Finding,
-    dropout_is_off,
-    plugins_load,
-    ratio_is_one,
-    reader_reads,
-    reward_runs,
-    sample_stages,
-    sampler_is_teacher_forcing,
-    weights_are_strict,
-)
-from varrl_lightning.commands.doctor_continuations import continuations_pay, stages_with_continuations
-from varrl_lightning.commands.doctor_drafts import draft_stages, drafts_rank_branches
+from varrl_lightning.commands.doctor_checklist import CHECKS, NEED, WITHIN, checklist, made, not_checked
+from varrl_lightning.commands.doctor_checks import Finding, plugins_load, weights_are_strict
 from varrl_lightning.commands.doctor_memory import report_memory
-from varrl_lightning.commands.doctor_tokens import loads_weights, tokens_are_predicted
+from varrl_lightning.commands.doctor_patient import Patient
+from varrl_lightning.commands.doctor_prompts import prompts_are_fit
 from varrl_lightning.commands.early_checks import check_devices
 from varrl_lightning.commands.fit_config import ParsedConfig
 from varrl_lightning.commands.fit_options import options_parser, run_with_config
 from varrl_lightning.commands.user_errors import BUILD_ERRORS, reraise_as
-from varrl_lightning.errors import FAILED, ConfigError, StartError
+from varrl_lightning.errors import FAILED, ConfigError
 from varrl_lightning.policies.known_picture import KnownPicture
 from varrl_lightning.types import Prompt
 
-CHECKS = ("plugins", "weights", "tokens", "ratio", "sampler", "dropout", "reader", "reward")
-PROMPTS = 2
 HELP = """usage: varrl doctor --config FILE [--json] [--ckpt_path FILE] [--picture FILE --caption TEXT]
                     [--memory [--memory-limit GIB]] [--model.ARGUMENT VALUE ...]
 
-Checks what 'varrl fit' with the same arguments would train, without training:
-  plugins  rewards and mask source load
-  weights  every tensor of the policy comes from a file
-  tokens   the policy predicts the tokens of a known picture, as it would not with another VAE than it was trained with
-  ratio    before the first step the probability ratio is 1
-  sampler  the sampler and teacher forcing agree, scale by scale
-  dropout  the policy computes nothing at random
-  reader   a reward that reads text reads words of the training prompts, drawn plainly
-  reward   the reward scores a real rollout, and how long it takes
-  draft    with num_continuations 0: drafts rank the branches of a prompt as whole images do
+Checks what 'varrl fit' with the same arguments would train, without training, on a GPU where the run would have one:
+  plugins    rewards and mask source load
+  weights    every tensor of the policy comes from a file
+  prompts    policy and rewards can do with all prompts, none is there twice, and training shares none with validation and test
+  disk       the run folder can be written to, and its disk has room for checkpoints, pictures and logs
+  optimizer  the learning rate is not 0, and the optimizer holds every trained parameter
+  tokens     the policy predicts the tokens of a known picture, as it would not with another VAE than it was trained with
+  channels   the decoder gives that picture back with its channels in order
+  ratio      before the first step the probability ratio is 1
+  sampler    the sampler and teacher forcing agree, scale by scale
+  dropout    the policy computes nothing at random
+  reference  before the first step the reference of the KL is the policy
+  adapter    an adapter begins as zero, is off when it is off, and trains alone
+  reader     a reward that reads text reads words of the training prompts, drawn plainly
+  reward     the reward scores a real rollout, and how long it takes
+  rewards    each reward and judge by itself: its time, its range, and whether it scores an image alike twice
+  variance   the branches of a group differ in their reward
+  gradients  in each stage the gradient is finite at every scale and not 0, and reaches every trained parameter
+  duration   seconds of a step by stage, and hours to the end of the run
+  draft      with num_continuations 0: drafts rank the branches of a prompt as whole images do
   continuations  with several continuations of a branch: whether they are worth their cost; never a failure
+It takes at most about two minutes beside loading the weights: few prompts are sampled, and the last two checks take what is left.
 The known picture is a photograph of a cat, for the embedded model a sign. Where your model knows no such picture, give one that it
 knows by --picture and --caption (for VAR the name of a class).
+With --json, each check has its name, its level (pass, warn or FAIL), figure, advice and the seconds that it took.
 With --memory, it predicts instead how much of a device's memory each phase of a training step needs, without a GPU and, for public
 models, without their weights; and names the setting to change if it does not fit this machine's GPU, or --memory-limit GiB.
-The exit status is 0 when all checks pass, 1 when one fails, 2 when the configuration is wrong."""
+The exit status is 0 when all checks pass, warnings or not, 1 when one fails, 2 when the configuration is wrong."""
 
 
 def examine(config: ParsedConfig, picture: KnownPicture | None = None) -> Iterator[Finding]:
@@ -66,41 +65,24 @@ def examine(config: ParsedConfig, picture: KnownPicture | None = None) -> Iterat
     Args:
         picture: one that the policy should know; that of its family when None.
     """
-    yield (plugins := _finding("plugins", lambda: plugins_load(config.get("model.reward"), config.get("model.mask_source"))))
-    yield (weights := _finding("weights", lambda: weights_are_strict(config.build_policy)))
+    yield (plugins := made("plugins", lambda: plugins_load(config.get("model.reward"), config.get("model.mask_source"))))
+    yield (weights := made("weights", lambda: weights_are_strict(config.build_policy)))
     if not plugins.passed or weights.figure == "it failed":
-        yield from (Finding(name, False, "not checked", "Mend what is above first.") for name in CHECKS[2:])
+        yield from map(not_checked, CHECKS[2:])
         return
-    model, data = config.build()
-    with reraise_as(StartError, ValueError, OSError):
-        data.setup("fit")
-        prompts = next(iter(data.train_dataloader()))[:PROMPTS]
-        model.check_prompts([prompt for of_file in data.prompts.values() for prompt in of_file], data.evaluated)
-        model.rewards.check_training_prompts(data.prompts["train"])
-        if checkpoint := config.checkpoint():
-            load_checkpoint(checkpoint, model, model.saved_tensors())
-    with torch.no_grad():
-        known, trained = picture or model.policy.known_picture, loads_weights(config.get("model.policy"))
-        yield _finding("tokens", lambda: tokens_are_predicted(model.policy, known, prompts, trained))
-        rollouts = sample_stages(model.policy, model.grpo, prompts, model.seed, model.images_at_once)
-        yield ratio_is_one(model.policy, model.grpo, rollouts, model.micro_batches.number)
-        yield sampler_is_teacher_forcing(model.policy, model.grpo, rollouts)
-        yield dropout_is_off(model.policy, model.grpo, rollouts[0])
-        yield _finding("reader", lambda: reader_reads(model.rewards, model.judges, data.prompts["train"], model.guards))
-        yield (reward := reward_runs(model.rewards, rollouts[0]))
-        for stage in draft_stages(model.cycle):
-            options = (data.prompts["train"], stage, model.seed, model.images_at_once)
-            yield _finding("draft", partial(drafts_rank_branches, model.policy, model.grpo, *options))
-        for stage in stages_with_continuations(model.cycle) if reward.passed else ():
-            yield _finding("continuations", partial(continuations_pay, model, stage, data.prompts["train"]))
-
-
-def _finding(name: str, check: Callable[[], Finding]) -> Finding:
-    """The finding of a check; a failed one for any error, since a user's code may raise anything."""
-    try:
-        return check()
-    except Exception as error:
-        return Finding(name, False, "it failed", f"{type(error).__name__}: {error}")
+    begun = time.monotonic()
+    patient = Patient.of(config)
+    yield made("prompts", lambda: prompts_are_fit(patient.model, patient.data))
+    if not patient.has_batches:
+        yield from map(not_checked, CHECKS[3:])
+        return
+    patient.load_checkpoint(config)
+    failed: set[str] = set()
+    for name, check in checklist(patient, picture, lambda: WITHIN - (time.monotonic() - begun)):
+        with torch.no_grad():
+            finding = not_checked(name) if failed & NEED.get(name, set()) else made(name, check)
+        failed |= set() if finding.passed else {name}
+        yield finding
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -133,19 +115,14 @@ def _given_picture(path: str | None, caption: str | None) -> KnownPicture | None
     return picture
 
 
-def _level(finding: Finding) -> str:
-    """`pass`, `FAIL`, or `warn` for a check that passed with advice."""
-    return ("warn" if finding.advice else "pass") if finding.passed else "FAIL"
-
-
 def _report(findings: Iterator[Finding], as_json: bool) -> int:
     reported = []
     for finding in findings:
         reported.append(finding)
         if not as_json:
-            print(f"{_level(finding)}  {finding.check:<8} {finding.figure}", flush=True)
+            print(f"{finding.level}  {finding.check:<8} {finding.figure}", flush=True)
             if finding.advice:
                 print("\n".join(f"      {line}" for line in finding.advice.splitlines()), flush=True)
     if as_json:
-        print(json.dumps([asdict(finding) for finding in reported], indent=2))
+        print(json.dumps([asdict(finding) | {"level": finding.level} for finding in reported], indent=2))
     return 0 if all(finding.passed for finding in reported) else FAILED

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 
+from varrl_lightning.commands.doctor_gaps import TWO_PATHS, Gaps, compare, log_probs, same_path, within_bound
 from varrl_lightning.errors import RewardError
 from varrl_lightning.grpo.grpo import GRPO
 from varrl_lightning.grpo.rollout import prompt_keys, sample_tree
@@ -23,15 +23,6 @@ from varrl_lightning.training.guards import Guards
 from varrl_lightning.training.reader_guard import advice, checked_readers, stops
 from varrl_lightning.types import Prompt, Rollout, Score, Scores
 from varrl_lightning.weights.fingerprint import checksums
-
-SAME_PATH = 1e-5
-"""Nats per token by which two passes of teacher forcing may differ in fp32."""
-TWO_PATHS = 1e-4
-"""The same for sampler and teacher forcing: with logits of 25, fp32 causes up to 3e-5, a wrong position or cache .01 or more."""
-RARE = 1e-3
-"""Share of tokens that may differ by more: of two nearly equal codes at the edge of top-k, rounding decides which is kept."""
-Gaps = dict[int, list[Tensor]]
-
 
 _NO_SPREAD = 1e-6
 _LEAST_WITHIN = 0.05
@@ -51,12 +42,19 @@ class Finding:
         passed: whether the check passed; False also when it could not be made.
         figure: the measurement, in words.
         advice: what to do; empty when nothing is to be done. A check that passed with advice is a warning.
+        seconds: that the check took.
     """
 
     check: str
     passed: bool
     figure: str
     advice: str = ""
+    seconds: float = 0.0
+
+    @property
+    def level(self) -> str:
+        """`pass`, `FAIL`, or `warn` for a check that passed with advice."""
+        return ("warn" if self.advice else "pass") if self.passed else "FAIL"
 
 
 def plugins_load(reward: Any, mask_source: Any) -> Finding:
@@ -104,49 +102,22 @@ def ratio_is_one(policy: VARPolicy, grpo: GRPO, rollouts: Sequence[Rollout], mic
     """Check that before the first step the ratio of new to old probability is 1, however branches are cut into micro-batches."""
     gaps: Gaps = {}
     for rollout in rollouts:
-        uncut = _log_probs(policy, rollout, grpo.objective.score)
+        uncut = log_probs(policy, rollout, grpo.objective.score)
         rows = len(rollout.prompts) * rollout.stage.branches
         with torch.enable_grad():  # the path of training: logits are recomputed
-            parts = _log_probs(policy, rollout, grpo.objective.score, micro_batch_size or max(rows // 2, 1))
-        _compare(gaps, rollout, uncut, parts)
+            parts = log_probs(policy, rollout, grpo.objective.score, micro_batch_size or max(rows // 2, 1))
+        compare(gaps, rollout, uncut, parts)
     advice = "Two passes over the same tokens disagree. Look for dropout, batch statistics, or less than fp32 in the policy."
-    return _within_bound("ratio", "|log ratio| of sampled tokens", gaps, SAME_PATH, advice)
+    return Finding("ratio", *within_bound("|log ratio| of sampled tokens", gaps, same_path(policy.device), advice))
 
 
 def sampler_is_teacher_forcing(policy: VARPolicy, grpo: GRPO, rollouts: Sequence[Rollout]) -> Finding:
     """Check that teacher forcing gives each token the probability with which it was sampled, scale by scale."""
     gaps: Gaps = {}
     for rollout in rollouts:
-        _compare(gaps, rollout, rollout.log_probs, _log_probs(policy, rollout, Score("sampler", grpo.sampling)))
+        compare(gaps, rollout, rollout.log_probs, log_probs(policy, rollout, Score("sampler", grpo.sampling)))
     advice = "It begins at scale {}. Compare what scale_features gives there for one scale and for all: cache, positions, latent."
-    return _within_bound("sampler", "difference to teacher forcing", gaps, TWO_PATHS, advice)
-
-
-def _compare(gaps: Gaps, rollout: Rollout, one: Sequence[Tensor], other: Sequence[Tensor]) -> None:
-    for scale, (a, b) in enumerate(zip(one, other, strict=True), start=rollout.stage.start):
-        gaps.setdefault(scale, []).append((a - b).abs().flatten())
-
-
-def _within_bound(check: str, what: str, gaps: Gaps, bound: float, advice: str) -> Finding:
-    """The finding whether differences in nats are within bounds on every scale; `{}` in the advice is the first scale outside."""
-    by_scale = {scale + 1: torch.cat(parts) for scale, parts in sorted(gaps.items())}
-    wrong = [scale for scale, gap in by_scale.items() if float((gap <= bound).float().mean()) < 1 - RARE]
-    largest = ", ".join(f"{scale}: {float(gap.max()):.1e}" for scale, gap in by_scale.items())
-    figure = f"largest {what} by scale: {largest} (bound {bound:.0e})"
-    return Finding(check, not wrong, figure, advice.format(wrong[0]) if wrong else "")
-
-
-def _log_probs(policy: VARPolicy, rollout: Rollout, score: Score, rows_at_once: int | None = None) -> list[Tensor]:
-    stage = rollout.stage
-    cond = policy.encode_prompts(rollout.prompts).repeat(stage.branches)
-    step = rows_at_once or len(cond)
-    parts = []
-    for first in range(0, len(cond), step):
-        rows = slice(first, first + step)
-        tokens = [t[rows] for t in rollout.tokens]
-        scored = policy(tokens, cond.rows(rows), stage.start, stage.stop, score=score)
-        parts.append([x.detach() for x in scored.log_prob])
-    return [torch.cat(scales) for scales in zip(*parts, strict=True)]
+    return Finding("sampler", *within_bound("difference to teacher forcing", gaps, TWO_PATHS, advice))
 
 
 def dropout_is_off(policy: VARPolicy, grpo: GRPO, rollout: Rollout) -> Finding:
@@ -154,7 +125,7 @@ def dropout_is_off(policy: VARPolicy, grpo: GRPO, rollout: Rollout) -> Finding:
     policy.train()
     training = [name or "the policy itself" for name, module in policy.named_modules() if module.training]
     score = grpo.objective.score
-    passes = zip(_log_probs(policy, rollout, score), _log_probs(policy, rollout, score), strict=True)
+    passes = zip(log_probs(policy, rollout, score), log_probs(policy, rollout, score), strict=True)
     same = all(torch.equal(a, b) for a, b in passes)
     return Finding(
         "dropout",

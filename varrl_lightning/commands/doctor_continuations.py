@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+import time
 from collections.abc import Sequence
 
 from varrl_lightning.algorithms.variance_components import (
@@ -30,21 +31,26 @@ def stages_with_continuations(cycle: Sequence[Stage]) -> list[Stage]:
     return [stage for stage in dict.fromkeys(cycle) if stage.continuations >= 2]
 
 
-def continuations_pay(model: VARGRPO, stage: Stage, prompts: Sequence[Prompt]) -> Finding:
+def continuations_pay(model: VARGRPO, stage: Stage, prompts: Sequence[Prompt], seconds: float = math.inf) -> Finding:
     """Say whether the continuations of a stage are worth their cost; no failure, whatever comes out.
 
     Args:
         prompts: training prompts, of which `PROMPTS` are drawn.
+        seconds: after which no other batch of them is begun.
     """
     sample = random.Random(model.seed).sample(list(prompts), min(PROMPTS, len(prompts)))
     meter = return_meter(model, stage, model.seed)
+    begun, groups = time.monotonic(), 0
     for batch in EvaluationBatches(sample, AT_ONCE):
+        if groups and time.monotonic() - begun > seconds:
+            break
         meter.add(batch)
+        groups += len(batch)
     components, costs = meter.sums.components(), meter.costs
     said = verdict(components, costs, stage.continuations)
     shares = ", ".join(f"{components.signal(K):.2f}" for K in (1, 2, 4))
     star = implied_continuations(components, costs)
-    detail = f"share of signal of V from 1, 2, 4 continuations: {shares}; K* = {star:.2f}; {len(sample)} groups of {stage.branches}"
+    detail = f"share of signal of V from 1, 2, 4 continuations: {shares}; K* = {star:.2f}; {groups} groups of {stage.branches}"
     where = f" (m = {stage.stop}: {detail})" if math.isfinite(star) else ""
     return Finding("continuations", True, said + where)
 

@@ -23,7 +23,7 @@ GROUPS, MOST = 16, 64
 BRANCHES = 8
 """Most branches of such a group; each gives one draft and two whole images."""
 SECONDS = 120.0
-"""Time after which no other group is begun."""
+"""Time after which no other group is begun, unless another is given."""
 
 
 def draft_stages(cycle: Sequence[Stage]) -> list[Stage]:
@@ -38,6 +38,7 @@ def drafts_rank_branches(
     stage: Stage,
     seed: int,
     images_at_once: int | None,
+    seconds: float = SECONDS,
     clock: Callable[[], float] = time.monotonic,
 ) -> Finding:
     """Check that drafts rank the branches of a group as whole images do: `TRUSTED` of the ceiling, by the whole interval.
@@ -46,6 +47,7 @@ def drafts_rank_branches(
         prompts: those of training; some are drawn.
         stage: a calibration, see `draft_stages`.
         seed: of the prompts and of all noise.
+        seconds: after which no other group is begun.
         clock: tells seconds.
     """
     if stage.starts == 1:
@@ -58,7 +60,7 @@ def drafts_rank_branches(
         _, scores = grpo.sample(policy, [prompt], stage, keys, images_at_once=images_at_once)
         taus.append(grpo.draft_taus(scores, stage)[1])
         told = len(taus) >= GROUPS and DraftAgreement.of(torch.cat(taus)).verdict != "cannot be told"
-        if told or clock() - begun > SECONDS:
+        if told or clock() - begun > seconds:
             break
     return _judged(torch.cat(taus), stage)
 

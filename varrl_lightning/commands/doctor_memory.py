@@ -45,7 +45,7 @@ def forecast_of(config: VarrlCLI) -> Forecast:
     fit = config.config.fit
     policy = published(fit.model.policy) or _loaded(fit.model.policy)
     model = _sketched(fit.model, policy)
-    accelerator, world_size = str(fit.trainer.accelerator), _world_size(fit.trainer)
+    accelerator, world_size = str(fit.trainer.accelerator), processes_of(fit.trainer)
     on_gpu = accelerator in ("gpu", "cuda") or (accelerator == "auto" and torch.cuda.is_available())
     device = torch.device("cuda", 0) if on_gpu and torch.cuda.is_available() else torch.device("cpu")
     kind, options = configured_kind(fit.trainer.strategy, world_size)
@@ -119,7 +119,8 @@ def _longest(fit: Namespace) -> Prompt:
     return max(data.prompts["train"], key=lambda prompt: len(prompt.text))
 
 
-def _world_size(trainer: Namespace) -> int:
+def processes_of(trainer: Namespace) -> int:
+    """Processes that a Trainer starts."""
     devices = trainer.devices
     if isinstance(devices, str) and re.fullmatch(r"\d+", devices):
         devices = int(devices)

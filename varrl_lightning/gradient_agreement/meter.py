@@ -204,7 +204,7 @@ class AgreementMeter:
             for part, new in grpo.log_probs(self.policy, rollout, size, reference):
                 terms = [(v, rows[part], scale) for v, rows in alike for scale in (self._scales(v)[1:] or [None])]
                 for left, (v, rows, scale) in zip(reversed(range(len(terms))), terms, strict=True):
-                    counted = rows if scale is None else _only(rows, scale - v.stage.start, lengths)
+                    counted = rows if scale is None else only_scale(rows, scale - v.stage.start, lengths)
                     loss = _loss(v.grpo.objective, new, sampled[part], counted, lengths)
                     gradients = torch.autograd.grad(loss, self._parameters, retain_graph=left > 0, allow_unused=True)
                     yield (v.name, scale), _as_vector(gradients, self._parameters)
@@ -323,7 +323,7 @@ def _first_continuations(rollout: Rollout, scores: Mapping[str, Scores], stage: 
     return part, {name: of_reward.rows(kept) for name, of_reward in scores.items()}
 
 
-def _only(rows: Rows, scale: int, lengths: Sequence[int]) -> Rows:
+def only_scale(rows: Rows, scale: int, lengths: Sequence[int]) -> Rows:
     """The same credit with weight on one scale of the stage alone: the losses of all scales add up to the loss."""
     on = torch.zeros(sum(lengths), device=rows.mask.device)
     on[sum(lengths[:scale]) : sum(lengths[: scale + 1])] = 1.0
