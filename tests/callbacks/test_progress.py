@@ -200,10 +200,10 @@ def test_the_time_left_runs_down_within_a_step_and_counts_a_resumed_run_from_its
 
 def test_alarms_are_those_of_any_callback_and_each_is_new_once() -> None:
     hacking, monitors, alarms = RewardHacking(), Monitors(patience=1), Alarms()
-    hacking.load_state_dict({"watch": hacking.watch.state_dict(), "alarms": ["of the run before"]})
+    hacking.load_state_dict({"watch": hacking.watch.state_dict(), "alarms": [{"text": "of the run before"}]})
     callbacks = [RunProgress(), hacking, monitors]
     assert alarms.new(callbacks) == ["of the run before"]
-    hacking.alarms.append("it cheats")
+    hacking.records.append({"text": "it cheats"})
     assert alarms.new(callbacks) == ["it cheats"]
     assert alarms.new(callbacks) == []
 
