@@ -142,7 +142,7 @@ def _with_split_groups(
     images_per_prompt = rollout.stage.images_per_prompt
 
     def scored() -> tuple[None, dict[int, dict[str, Scores]]]:
-        found = {}
+        found: dict[int, dict[str, Scores]] = {}
         with explained():
             for prompt, images in gathered.items():
                 stopwatch.tell("reward", len(found) * images_per_prompt, len(gathered) * images_per_prompt)
