@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 
 from varrl_lightning.commands.doctor_channels import channels_are_kept
 from varrl_lightning.commands.doctor_checks import (
@@ -26,6 +27,7 @@ from varrl_lightning.commands.doctor_reference import adapter_is_neutral, refere
 from varrl_lightning.commands.doctor_rewards import groups_vary, rewards_score
 from varrl_lightning.commands.doctor_tokens import tokens_are_predicted
 from varrl_lightning.policies.known_picture import KnownPicture
+from varrl_lightning.types import Stage
 
 CHECKS = (
     *("plugins", "weights", "prompts", "disk", "optimizer", "tokens", "channels", "ratio", "sampler", "dropout", "reference"),
@@ -64,10 +66,19 @@ def checklist(
     yield "gradients", lambda: gradients_reach_all(model, lambda: patient.gradients, patient.prompts)
     yield "duration", lambda: run_takes(model, patient.trials, patient.gradients, data.batch_size, **patient.plan)
     for stage in draft_stages(model.cycle):
-        options = (train, stage, model.seed, model.images_at_once)
-        yield "draft", lambda o=options: drafts_rank_branches(policy, grpo, *o, seconds=max(left(), LEAST))
+        yield "draft", partial(_drafts, patient, stage, left)
     for stage in stages_with_continuations(model.cycle):
-        yield "continuations", lambda s=stage: continuations_pay(model, s, train, max(left(), LEAST))
+        yield "continuations", partial(_continuations, patient, stage, left)
+
+
+def _drafts(patient: Patient, stage: Stage, left: Callable[[], float]) -> Finding:
+    model, train = patient.model, patient.data.prompts["train"]
+    seconds = max(left(), LEAST)
+    return drafts_rank_branches(model.policy, model.grpo, train, stage, model.seed, model.images_at_once, seconds)
+
+
+def _continuations(patient: Patient, stage: Stage, left: Callable[[], float]) -> Finding:
+    return continuations_pay(patient.model, stage, patient.data.prompts["train"], max(left(), LEAST))
 
 
 def made(name: str, check: Callable[[], Finding]) -> Finding:

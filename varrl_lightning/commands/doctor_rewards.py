@@ -26,7 +26,9 @@ MOST_CONSTANT = 0.5
 
 def rewards_score(rewards: WeightedRewards, judges: Mapping[str, Reward], rollout: Rollout) -> Finding:
     """Check that each reward and each judge scores a few images, and alike when it is asked again; measure its time."""
-    figures, wrong, remarks = [], [], []
+    figures: list[str] = []
+    wrong: list[str] = []
+    remarks: list[str] = []
     asked = [("reward", name, term.reward, term.weight != 0) for name, term in rewards.terms.items()]
     asked += [("judge", name, judge, False) for name, judge in judges.items()]
     for kind, name, reward, needed in asked:
