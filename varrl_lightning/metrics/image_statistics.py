@@ -85,7 +85,12 @@ def text_area(regions: Sequence[Sequence[Box]], height: int, width: int) -> Floa
 
 
 def luma(images: Float[Tensor, "N 3 H W"]) -> Float[Tensor, "N H W"]:
-    """The brightness of each pixel, .299 r + .587 g + .114 b (ITU-R BT.601)."""
+    """The brightness of each pixel, .299 r + .587 g + .114 b (ITU-R BT.601).
+
+    Examples:
+        >>> luma(torch.tensor([1.0, 0.0, 0.0]).view(1, 3, 1, 1))
+        tensor([[[0.2990]]])
+    """
     return (images * images.new_tensor(LUMA)[:, None, None]).sum(dim=1)
 
 
@@ -93,6 +98,13 @@ def laplacian_variance(grey: Float[Tensor, "N H W"]) -> Float[Tensor, " N"]:
     """The variance of the Laplacian over the inner pixels.
 
     L = 4 y(i, j) - y(i-1, j) - y(i+1, j) - y(i, j-1) - y(i, j+1)
+
+    Examples:
+        Columns that rise by one have a Laplacian of 0 everywhere; columns that alternate have 2 and -2:
+
+        >>> ramp, stripes = torch.arange(5.0).repeat(5, 1), torch.tensor([0.0, 1.0, 0.0, 1.0]).repeat(4, 1)
+        >>> laplacian_variance(ramp[None]).tolist(), laplacian_variance(stripes[None]).tolist()
+        ([0.0], [4.0])
     """
     kernel = grey.new_tensor([[0.0, -1.0, 0.0], [-1.0, 4.0, -1.0], [0.0, -1.0, 0.0]])
     return F.conv2d(grey[:, None], kernel[None, None]).flatten(1).var(dim=1, correction=0)
