@@ -112,18 +112,19 @@ def test_headings_sort_by_keyboard(browser: Any, address: str) -> None:
 def test_filters_hide_rows_and_say_how_many_are_left(browser: Any, address: str) -> None:
     page = opened(browser, address, [])
     rows, shown = "[...document.querySelectorAll('#sample-table tbody tr')].filter(r => !r.hidden)", page.locator("#shown")
+    form = page.locator("#filters")
     count = page.evaluate(f"{rows}.length")
-    page.get_by_label("stage").select_option("prefix")
+    form.get_by_label("stage").select_option("prefix")
     assert page.evaluate(f"{rows}.every(r => r.dataset.stage === 'prefix')")
     left = page.evaluate(f"{rows}.length")
     assert 0 < left < count
     assert shown.inner_text() == f"{left} of {count} samples"
-    page.get_by_label("number").select_option("step")
-    page.get_by_label("at least").fill("2")
+    form.get_by_label("number").select_option("step")
+    form.get_by_label("at least").fill("2")
     assert 0 < page.evaluate(f"{rows}.length") < left
-    page.get_by_role("button", name="Show all").press("Enter")
+    form.get_by_role("button", name="Show all").press("Enter")
     page.wait_for_function(f"document.getElementById('shown').textContent === '{count} of {count} samples'")
-    page.get_by_label("prompt, words or read text has").fill("no such word")
+    form.get_by_label("prompt, words or read text has").fill("no such word")
     assert shown.inner_text() == f"0 of {count} samples"
 
 

@@ -46,7 +46,8 @@ def _layers(one: Series, index: int, y: Spec) -> list[Spec]:
     tint = colour(index)
     layers = []
     if one.low:
-        band = {"type": "area", "color": tint, "opacity": 0.2}
+        band = {"type": "area", "opacity": 0.2} if one.joined else {"type": "rule", "strokeWidth": 2}
+        band["color"] = tint
         layers.append({"mark": band, "encoding": {"x": _x(), "y": _y("low", y), "y2": {"field": "high"}}})
     if one.raw:
         pale = {"type": "line", "color": tint, "opacity": 0.3, "strokeWidth": 1}
