@@ -238,21 +238,21 @@ def test_single_words_of_different_prompts_are_warned_of_once(tmp_path: Path) ->
         "test": write(tmp_path / "new.jsonl", [Prompt('"Ozone, now"')])
     }
     said = r"words: train and validation share 2 \(abate, abbot\); train and test share 1 \(ozone\)\. What"
-    data = PromptDataModule(**alone)
+    data = PromptDataModule(**alone, batch_size=2)
     with pytest.warns(UserWarning, match=said) as caught:
         data.setup("fit")
     assert len(caught) == 1
     data.setup("test")  # another warning would be an error
-    PromptDataModule(**alone, overlap="ignore").setup("fit")
+    PromptDataModule(**alone, batch_size=2, overlap="ignore").setup("fit")
     with pytest.warns(
         UserWarning, match=r"train and test share 1 \(ozone\); validation and test share 1 \(abate\)\. What"
     ) as caught:
-        PromptDataModule(**files, overlap="warn").setup("fit")
+        PromptDataModule(**files, batch_size=2, overlap="warn").setup("fit")
     assert [str(one.message).split(":")[0] for one in caught] == [
         "train and test share 1 prompts",
         "different prompts ask for the same single words",
     ]
-    without = PromptDataModule(**alone)
+    without = PromptDataModule(**alone, batch_size=2)
     without.compare_words = False
     without.setup("fit")
 

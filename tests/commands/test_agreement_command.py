@@ -164,7 +164,7 @@ def test_a_measurement_is_resumed_and_no_other_is(capsys: pytest.CaptureFixture[
     assert resumed["measured_batches"] == 4
 
     other = {"policy": {"class_path": "tiny.tiny_policy", "init_args": {"seed": 1}}}
-    Path("other.jsonl").write_text(Path("words.jsonl").read_text().replace("sign", "sigil", 1))
+    Path("other.jsonl").write_text(Path("words.jsonl").read_text().replace('"text": "', '"text": "a red ', 1))
     for more, adam_batches, model, says in (
         (["--seed=1"], 1, {}, "its seed is 0, now is 1; give the same arguments"),
         ([], 2, {}, "its adam_batches is 1, now is 2"),
