@@ -230,6 +230,33 @@ def test_overlap_with_evaluation(files: dict[str, str], tmp_path: Path) -> None:
     PromptDataModule(**files, test=shared, overlap="ignore").setup("fit")
 
 
+def test_single_words_of_different_prompts_are_warned_of_once(tmp_path: Path) -> None:
+    """What is learnt of a word in one prompt is known in all; the whole prompts and their words all differ."""
+    asked = {"train": ("ABATE", "OZONE", "ABBOT"), "validation": ("ABATE ABBOT",), "test": ("ABATE", "OZONE LAYER")}
+    files = {name: write(tmp_path / f"{name}.jsonl", [Prompt(f'a "{words}"') for words in of]) for name, of in asked.items()}
+    alone = {name: files[name] for name in ("train", "validation")} | {
+        "test": write(tmp_path / "new.jsonl", [Prompt('"Ozone, now"')])
+    }
+    said = r"words: train and validation share 2 \(abate, abbot\); train and test share 1 \(ozone\)\. What"
+    data = PromptDataModule(**alone, batch_size=2)
+    with pytest.warns(UserWarning, match=said) as caught:
+        data.setup("fit")
+    assert len(caught) == 1
+    data.setup("test")  # another warning would be an error
+    PromptDataModule(**alone, batch_size=2, overlap="ignore").setup("fit")
+    with pytest.warns(
+        UserWarning, match=r"train and test share 1 \(ozone\); validation and test share 1 \(abate\)\. What"
+    ) as caught:
+        PromptDataModule(**files, batch_size=2, overlap="warn").setup("fit")
+    assert [str(one.message).split(":")[0] for one in caught] == [
+        "train and test share 1 prompts",
+        "different prompts ask for the same single words",
+    ]
+    without = PromptDataModule(**alone, batch_size=2)
+    without.compare_words = False
+    without.setup("fit")
+
+
 class Reads:
     reads_words = True
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import math
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +17,7 @@ from torch import Tensor
 from tests.tabular_policy import TabularPolicy
 from tests.tiny import PROMPTS, LeftBright, M, tiny_loader, tiny_module, tiny_policy, tiny_trainer, weights
 from varrl_lightning.evaluation.evaluate import Evaluation
+from varrl_lightning.grpo.arguments import NUM_CONTINUATIONS
 from varrl_lightning.module import VARGRPO
 from varrl_lightning.prompts.batches import as_prompts
 from varrl_lightning.schedule import Schedule
@@ -99,6 +103,9 @@ def test_groups_without_variance_only_feel_the_kl() -> None:
     assert not torch.equal(fitted(**sgd, kl_coef=1.0, reference=tiny_policy(seed=1)), start)
 
 
+BESIDE: dict[str, Any] = {"stages": [Stage(0, 4, 4)]}
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -108,6 +115,18 @@ def test_groups_without_variance_only_feel_the_kl() -> None:
         ({"group_size": 1}, "group_size must be at least 2.*got 1"),
         ({"num_continuations": -1}, "num_continuations .* at least 0, which scores drafts, got -1"),
         ({"num_continuations": 0, "alternation": ["suffix"]}, "num_continuations = 0 scores the drafts .* has no prefix"),
+        (
+            BESIDE | {"num_continuations": 0},
+            "num_continuations = 0, which scores drafts, says nothing beside stages,.* 1:",
+        ),
+        (
+            BESIDE | {"num_continuations": 4},
+            "num_continuations = 4 says nothing .* at its default 2, or give",
+        ),
+        (BESIDE | {"group_size": 8}, "group_size = 8 says nothing beside stages, which have branches 4: leave group_size"),
+        (BESIDE | {"suffix_starts": 2}, "suffix_starts = 2 says nothing beside stages, which have starts 1"),
+        (BESIDE | {"first_scale": "shared"}, "first_scale = shared says nothing .* give that stage start 1 and starts 1"),
+        (BESIDE | {"first_scale": "per_branch"}, "first_scale = per_branch says .* give that stage start 1 and starts 4"),
         ({"stages": [Stage(2, 4, 4, 0)]}, "ends with the last scale, where continuations is 1"),
         ({"eta": 0.0}, "eta must be > 0 and finite, got 0.0"),
         ({"eta": -1.0}, "eta must be > 0 and finite, got -1.0"),
@@ -140,6 +159,16 @@ def test_groups_without_variance_only_feel_the_kl() -> None:
 def test_values_out_of_range_fail_before_anything_runs(options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         tiny_module(**options)
+
+
+def test_beside_stages_stand_their_own_sizes_and_what_a_base_configuration_has() -> None:
+    """As in `comparison_base.yaml`, where m and alternation are those of recipes that do not spell their stages out."""
+    one, drafts = Stage(1, 4, 4), Stage(0, 2, 4, continuations=0)
+    shared: dict[str, Any] = {"first_scale": "shared", "num_continuations": 1, "alternation": ["prefix"]}
+    assert tiny_module(stages=[one], **shared).cycle == (one,)
+    assert tiny_module(stages=[replace(one, starts=4)], first_scale="per_branch").cycle[0].starts == 4
+    assert tiny_module(stages=[one, drafts], num_continuations=0).cycle == (one, drafts)
+    assert inspect.signature(VARGRPO).parameters["num_continuations"].default == NUM_CONTINUATIONS
 
 
 def test_an_unknown_choice_lists_the_known_ones(fresh: Fresh) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import warnings
 from collections import defaultdict
@@ -14,6 +15,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 from varrl_lightning.prompts.benchmarks import load_benchmark
 from varrl_lightning.prompts.files import OverlapError, PromptFileError, check_disjoint, load_prompts
+from varrl_lightning.prompts.sets import listed, shared_words
 from varrl_lightning.rewards.weighted import WeightedRewards
 from varrl_lightning.types import Prompt
 
@@ -144,7 +146,8 @@ class PromptDataModule(LightningDataModule):
         seed: seed of the training order.
         shuffle: whether to shuffle the training prompts; otherwise they keep the order of the file.
         overlap: what to do when training shares prompts with validation or test: `error`, `warn` or `ignore`. Prompts are the same
-            that ask for the same words where a reward reads them, elsewhere those of the same text.
+            that ask for the same words where a reward reads them, elsewhere those of the same text. Single words that different
+            prompts of two of the files share are warned of, once, unless it is `ignore`.
     """
 
     compare_words: bool = True
@@ -173,6 +176,7 @@ class PromptDataModule(LightningDataModule):
         self.order_seed = seed if shuffle else None
         self.prompts: dict[str, list[Prompt]] = {}
         self._training: TrainingBatches | None = None
+        self._said_words = False
 
     def setup(self, stage: str) -> None:
         """Read and check every file that is given, so that a mistake in the last one shows before training."""
@@ -180,6 +184,8 @@ class PromptDataModule(LightningDataModule):
         for name in ("validation", "test"):
             if "train" in self.prompts and name in self.prompts and self.overlap != "ignore":
                 self._check_overlap(name)
+        if self.overlap != "ignore":
+            self._warn_of_words()
         if "train" in self.prompts and self._training is None:
             self._training = TrainingBatches(self.prompts["train"], self.batch_size, self.order_seed, self._processed)
 
@@ -195,6 +201,22 @@ class PromptDataModule(LightningDataModule):
             if self.overlap == "error":
                 raise
             warnings.warn(str(error), stacklevel=3)
+
+    def _warn_of_words(self) -> None:
+        """Warn once of single words that different prompts of two files ask for, where a reward reads them."""
+        if self._said_words or not self._rewards_read_words():
+            return
+        pairs = itertools.combinations([name for name in ("train", "validation", "test") if name in self.prompts], 2)
+        shared = {pair: shared_words(*(self.prompts[name] for name in pair)) for pair in pairs}
+        said = [f"{' and '.join(pair)} share {len(words)} ({listed(words)})" for pair, words in shared.items() if words]
+        if said:
+            self._said_words = True
+            warnings.warn(
+                f"different prompts ask for the same single words: {'; '.join(said)}. What training learns of a word in one prompt "
+                "it knows in all, so these words do not measure the model on words that it has not seen. Where they are more than "
+                "common ones such as 'the', remove their prompts from one of the two files; data.overlap: ignore says nothing",
+                stacklevel=3,
+            )
 
     def _rewards_read_words(self) -> bool:
         module = None if self.trainer is None else self.trainer.lightning_module

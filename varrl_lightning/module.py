@@ -21,7 +21,7 @@ from varrl_lightning.configuration.specs import Specified, built
 from varrl_lightning.data import EvaluationBatches
 from varrl_lightning.evaluation.evaluate import Evaluation
 from varrl_lightning.evaluation.evaluator import Evaluator
-from varrl_lightning.grpo.arguments import built_credit, built_cycle, built_objective, built_sampling, built_score
+from varrl_lightning.grpo.arguments import built_credit, built_cycle, built_noise, built_objective, built_sampling, built_score
 from varrl_lightning.grpo.credit import BranchScores, Combine, CreditOptions, MaskOptions, NormaliseOptions
 from varrl_lightning.grpo.grpo import GRPO
 from varrl_lightning.grpo.noise import NoiseOptions
@@ -37,7 +37,7 @@ from varrl_lightning.registry import MASK_SOURCES, build
 from varrl_lightning.rewards.weighted import WeightedRewards
 from varrl_lightning.strategies import Parallel, parallel_of
 from varrl_lightning.strategies.consistency import RankConsistency
-from varrl_lightning.training.argument_checks import check_judged, check_prompts, check_scales, check_sizes
+from varrl_lightning.training.argument_checks import check_arguments, check_judged, check_prompts, check_scales
 from varrl_lightning.training.counters import RunCounters
 from varrl_lightning.training.guards import Guards
 from varrl_lightning.training.judge_and_reference import built_judges, built_reference
@@ -77,13 +77,13 @@ class VARGRPO(AnswersOldArguments, L.LightningModule):
         images_per_prompt: in place of group_size: A = images / max(K, 1) in a prefix, A = images in any other stage.
         num_continuations: K, continuations of a branch in the prefix stage; with 0, a branch's reward is its draft's, the first m
             scales decoded at full size: an exact gradient of E[R(draft)], a biased one of E[R].
-        calibrate_every: with K = 0, every n-th prefix update scores drafts and whole images, and trains on these; None for never.
+        calibrate_every: with K = 0, every n-th prefix update scores A drafts and 2 A images, and trains on these; None for never.
         eta: temperature of the middle return (Eq. 10), > 0.
         alpha: decay exponent of k_t = 1 / (h_t w_t)^alpha (Eq. 9).
         alternation: the cycle of stages, by name; `prefix*300` repeats.
         suffix_starts: different s_m per prompt in the suffix stage; divides its branches.
         first_scale: r_1 is `trained`, or not: sampled once per prompt and `shared`, or sampled `per_branch`.
-        stages: all stages of the cycle spelled out, in place of m and alternation.
+        stages: all stages of the cycle spelled out, in place of m and alternation; sizes given beside must be those of one of them.
         combine: several rewards: `weighted_sum` (V of the sum), `standardised_sum` (of each V over its group's std), or `gdpo`.
         kl_coef: coefficient of the KL to the reference; 0 needs no reference.
         kl: how the KL is taken, see `KLOptions`: `estimator`, `old_coef`, `masked`.
@@ -163,7 +163,7 @@ class VARGRPO(AnswersOldArguments, L.LightningModule):
         self.save_hyperparameters()
         self.policy: VARPolicy = built("policy", VARPolicy, policy)
         self.guards: Guards = built("guards", Guards, guards)
-        check_sizes(group_size, num_continuations, micro_batch_size, images_at_once)
+        check_arguments(locals())
         credit = built_credit(eta, alpha, combine, mask, normalise)
         self.sampling = built_sampling(sampling, self.policy.default_sampling)
         self.sampling.check(len(self.policy.schedule()))
@@ -171,8 +171,8 @@ class VARGRPO(AnswersOldArguments, L.LightningModule):
         sizes = (m, group_size, images_per_prompt, num_continuations, calibrate_every)
         self.cycle = built_cycle(self.policy, stages, *sizes, alternation, suffix_starts, first_scale)
         self.rewards = WeightedRewards.from_spec(reward)
-        source = build(MASK_SOURCES, mask_source)
-        self.grpo = GRPO(self.cycle, self.rewards, source, self.sampling, credit, objective, built("noise", NoiseOptions, noise))
+        source, shared = build(MASK_SOURCES, mask_source), built_noise(noise, self.cycle, self.policy)
+        self.grpo = GRPO(self.cycle, self.rewards, source, self.sampling, credit, objective, shared)
         self.grpo.check_policy(self.policy)
         self.judges = built_judges(evaluate_with, self.rewards)
         self.optimizer_factory = built("optimizer", OptimizerFactory, optimizer) or paper_optimizer

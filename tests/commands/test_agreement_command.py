@@ -12,10 +12,12 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from jsonargparse import Namespace
 from tiny import PROMPTS, LeftBright, tiny_module
 from torch import Tensor
 
 from varrl_lightning.__main__ import main
+from varrl_lightning.commands.deciding_options import deciding_options
 from varrl_lightning.types import Prompt
 
 VARIANTS = {
@@ -162,16 +164,44 @@ def test_a_measurement_is_resumed_and_no_other_is(capsys: pytest.CaptureFixture[
     assert resumed["measured_batches"] == 4
 
     other = {"policy": {"class_path": "tiny.tiny_policy", "init_args": {"seed": 1}}}
+    Path("other.jsonl").write_text(Path("words.jsonl").read_text().replace('"text": "', '"text": "a red ', 1))
     for more, adam_batches, model, says in (
         (["--seed=1"], 1, {}, "its seed is 0, now is 1; give the same arguments"),
         ([], 2, {}, "its adam_batches is 1, now is 2"),
         ([], 1, other, "its weights have the fingerprint"),
+        (
+            ["--model.alpha=0", "--model.eta=2"],
+            1,
+            {},
+            "its model.eta is '1.0', now is '2.0'; its model.alpha is '0.6', now is '0.0'; give",
+        ),
+        (["--data.train=other.jsonl"], 1, {}, "its training prompts is '6 with the digest "),
+        (["--variants=v.yaml"], 1, {}, "its variants is None, now is 'v.yaml'; its variant 'vanilla' is not there, now is '{"),
     ):
         assert agreement(*asked, *more, adam_batches=adam_batches, **model) == 2
         assert says in capsys.readouterr().err
+    Path("words.jsonl").rename("same.jsonl")
+    assert agreement(*asked, "--batches=4", "--data.train=same.jsonl", "--model.micro_batch_size=1", adam_batches=1) == 0
+    assert "4 batches have been measured before" in capsys.readouterr().err
+    Path("same.jsonl").rename("words.jsonl")
+    held = torch.load("out/agreement.pt", weights_only=True)
+    del held["about"]["decided by"]
+    torch.save(held, "out/agreement.pt")
+    assert agreement(*asked, adam_batches=1) == 2
+    assert "does not say what its gradients were decided by: it was kept by an earlier version" in capsys.readouterr().err
     Path("out/agreement.pt").write_bytes(b"nothing")
     assert agreement(*asked, adam_batches=1) == 2
     assert "does not hold the sums of a measurement" in capsys.readouterr().err
+
+
+def test_what_decides_gradients_is_told_apart() -> None:
+    variants: dict[str, Any] = {"a": {"stage": "all", "alpha": 0.0}}
+    model = Namespace(alpha=0.6, seed=1, stages=[Namespace(start=0)])
+    first = deciding_options(model, variants, PROMPTS)
+    assert set(first) == {"model.alpha", "model.stages", "variant 'a'", "training prompts"}
+    assert deciding_options(Namespace(alpha=0.6, seed=2, stages=[Namespace(start=0)]), variants, PROMPTS) == first
+    assert deciding_options(model, {"a": {"stage": "all", "alpha": 0.1}}, PROMPTS) != first
+    assert deciding_options(model, variants, PROMPTS[::-1]) != first
 
 
 def test_a_second_ctrl_c_gives_up(monkeypatch: pytest.MonkeyPatch) -> None:

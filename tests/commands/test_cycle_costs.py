@@ -39,6 +39,18 @@ def test_drafts_are_images_too() -> None:
     assert "32 branches, 32 images on each" in " ".join(text.split())
 
 
+def test_a_calibration_scores_drafts_beside_its_images() -> None:
+    stages = cycle(4, 2, None, 0, ("prefix",), images_per_prompt=16, calibrate_every=2)
+    drafts, calibration = cycle_costs(stages, SCHEDULE, prompts=4, ranks=2)
+    assert (drafts.images, calibration.images) == (4 * 16, 4 * 16 * 3)
+    console = Console(file=io.StringIO(), width=100)
+    console.print(cost_table([drafts, calibration]))
+    text = " ".join(console.file.getvalue().split())  # type: ignore[attr-defined]
+    assert "4 x 16 x (2 + 1 draft) = 192" in text
+    assert "256 images sampled and scored" in text
+    assert "32 branches, 96 images on each" in text
+
+
 def test_the_table_spells_it_out() -> None:
     console = Console(file=io.StringIO(), width=80)
     console.print(cost_table(cycle_costs(cycle(4, 2, 16, 2, ("prefix*3", "suffix")), SCHEDULE, prompts=4)))

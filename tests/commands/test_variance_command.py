@@ -179,4 +179,7 @@ def test_the_check_samples_groups_of_the_stage() -> None:
     assert finding.passed
     assert "6 groups of 4" in finding.figure
     assert stages_with_continuations(tiny_module(num_continuations=1).cycle) == []
+    for every in (1, 2):  # two whole images measure drafts: they are no choice of K
+        drafts = tiny_module(num_continuations=0, calibrate_every=every, alternation=["prefix"])
+        assert stages_with_continuations(drafts.cycle) == []
     assert continuations_pay(tiny_module(reward=Alike()), stage, PROMPTS).figure.startswith("cannot be told: nothing varies")

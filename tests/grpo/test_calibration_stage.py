@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -17,9 +18,11 @@ from varrl_lightning.gradient_agreement.meter import AgreementMeter
 from varrl_lightning.gradient_agreement.variants import Variant, own_stages
 from varrl_lightning.grpo.credit import BranchScores
 from varrl_lightning.grpo.rollout import prompt_keys
+from varrl_lightning.grpo.stopwatch import Stopwatch
 from varrl_lightning.module import VARGRPO
 from varrl_lightning.types import Prompt, Rollout, Stage
 
+PAUSE = 0.003
 DRAFTS, WHOLES = prefix_stage(4, 2, A=4, K=0), prefix_stage(4, 2, A=4, K=2)
 BOTH = calibration(DRAFTS)
 
@@ -34,6 +37,14 @@ class Relative:
         assert len(set(prompts)) == 1
         values = LeftBright()(images, prompts)
         return values - values.mean()
+
+
+class Slow(LeftBright):
+    """Takes `PAUSE` for each image."""
+
+    def __call__(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
+        time.sleep(PAUSE * len(images))
+        return super().__call__(images, prompts)
 
 
 def sampled(module: VARGRPO, stage: Stage, **options: Any) -> tuple[Rollout, BranchScores]:
@@ -84,6 +95,14 @@ def test_parts_of_several_processes_are_joined() -> None:
     assert joined.drafts is not None
     assert whole.drafts is not None
     torch.testing.assert_close(joined.drafts.values["LeftBright"], whole.drafts.values["LeftBright"])
+
+
+def test_the_seconds_of_drafts_are_a_part_of_the_rewards() -> None:
+    module, stopwatch = tiny_module(reward=Slow()), Stopwatch()
+    sampled(module, BOTH, stopwatch=stopwatch)
+    seconds = stopwatch.seconds
+    assert 12 * PAUSE < seconds["drafts"] < seconds["reward"]
+    assert seconds["scoring"] > 36 * PAUSE
 
 
 def test_one_whole_image_is_too_few_and_other_stages_have_no_drafts() -> None:

@@ -74,6 +74,7 @@ def test_a_tail_costs_its_part_of_the_rollout_and_the_wait_for_its_score() -> No
     costs = branch_costs(seconds, prefix_stage(4, 2, A=2, K=2), branches=4)
     assert costs == BranchCosts(branch=(10 - 6 + 5) / 4, tail=(6 + 2) / 8)
     assert costs.of(2) * 4 == 17
+    assert branch_costs(seconds | {"reward": 3.0, "drafts": 1.0}, prefix_stage(4, 2, A=2, K=2), branches=4) == costs
 
 
 @pytest.mark.filterwarnings("ignore:the reward 'Slow' gave no score")

@@ -148,6 +148,31 @@ def test_a_generator_is_refused(options: dict[str, Any]) -> None:
         state.children([0, 0], [0, 1], stratified=2)
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"noise": {"continuations": "common"}, "num_continuations": 0, "alternation": ["prefix"]},
+            "continuations: common does nothing",
+        ),
+        ({"noise": {"continuations": "common"}, "stages": [Stage(0, 4, 4)]}, "continuations: common does nothing: no stage has"),
+        ({"noise": {"branches": "stratified"}, "first_scale": "per_branch"}, "branches: stratified does nothing in prefix: each"),
+        (
+            {"noise": {"branches": "stratified"}, "suffix_starts": 4, "alternation": ["suffix"]},
+            "branches: stratified does nothing in suffix",
+        ),
+    ],
+)
+def test_an_option_that_does_nothing_is_warned_of(options: dict[str, Any], message: str) -> None:
+    with pytest.warns(UserWarning, match=message) as caught:
+        tiny_module(**options)
+    assert len(caught) == 1
+
+
+def test_one_continuation_can_share_its_noise() -> None:
+    assert tiny_module(noise={"continuations": "common"}, num_continuations=1).grpo.noise.continuations == "common"
+
+
 def test_it_is_an_argument_of_the_module() -> None:
     module = tiny_module(noise={"branches": "stratified"}, group_size=4)
     assert module.grpo.noise == NoiseOptions(branches="stratified")

@@ -58,6 +58,11 @@ def test_what_is_unknown_is_absent() -> None:
     common = VarianceLog(NoiseOptions(continuations="common"))
     assert common.metrics(STAGE, credit_of(torch.tensor([[[0.0, 2.0], [4.0, 6.0]]])), SECONDS) == {}
     assert VarianceLog().metrics(replace(STAGE, continuations=1), credit_of(torch.ones(1, 2, 1)), SECONDS) == {}
+    cycle = (replace(STAGE, continuations=0), replace(STAGE, with_drafts=True))
+    calibrated = VarianceLog(cycle=cycle)
+    rewards = torch.tensor([[[0.0, 2.0], [4.0, 6.0]]])
+    assert calibrated.metrics(cycle[1], credit_of(rewards), SECONDS) == {}
+    assert "variance/implied_K" in calibrated.metrics(STAGE, credit_of(rewards), SECONDS)
     one_each = torch.tensor([[[1.0, math.nan], [2.0, math.nan]]])
     assert VarianceLog().metrics(STAGE, credit_of(one_each), SECONDS) == {}
     noise_alone = torch.tensor([[[0.0, 2.0], [2.0, 0.0]]])

@@ -18,6 +18,8 @@ FirstScale = Literal["trained", "shared", "per_branch"]
 """Whether r_1 is trained, or sampled once per prompt, or for each branch."""
 GROUP_SIZE = 16
 """Branches of a prompt where nothing says how many: the paper's number."""
+CALIBRATION = "calibration"
+"""Name of the stages of `calibrate_every`."""
 
 
 def branches_of(group_size: int | None, images_per_prompt: int | None, images_per_branch: int = 1) -> int:
@@ -165,14 +167,32 @@ def cycle(
 def calibration(stage: Stage) -> Stage:
     """Return the stage that scores the drafts of a stage's branches, and two whole images of each, which it trains on.
 
-    Two are the fewest that show how well one whole image ranks branches as another does, which is what drafts are measured by.
+    Two are the fewest that show how well one whole image ranks branches as another does, which is what drafts are measured by. The
+    branches are those of the stage, also where `images_per_prompt` made them: 2 A whole images and A drafts are scored.
 
     Examples:
         >>> stage = calibration(prefix_stage(T=10, m=6, A=4, K=0))
         >>> stage.continuations, stage.with_drafts, stage.name
         (2, True, 'calibration')
     """
-    return replace(stage, continuations=2, with_drafts=True, name="calibration")
+    return replace(stage, continuations=2, with_drafts=True, name=CALIBRATION)
+
+
+def calibrations_of(stages: Sequence[Stage]) -> set[Stage]:
+    """Return the stages of a cycle whose continuations are there to measure drafts: K is not theirs to choose.
+
+    They are those of `calibrate_every`, and those that score drafts beside whole images where others train on the same drafts.
+
+    Examples:
+        >>> [stage.name for stage in calibrations_of(cycle(10, 6, 4, 0, alternation=["prefix"], calibrate_every=2))]
+        ['calibration']
+        >>> calibrations_of([Stage(0, 6, branches=4, continuations=2, with_drafts=True)])  # K = 2 is what trains
+        set()
+    """
+    on_drafts = {(stage.start, stage.stop) for stage in stages if stage.scores_drafts}
+    return {
+        stage for stage in stages if stage.with_drafts and (stage.name == CALIBRATION or (stage.start, stage.stop) in on_drafts)
+    }
 
 
 def check_calibration(

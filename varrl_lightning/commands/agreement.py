@@ -22,6 +22,7 @@ from torch import Tensor
 
 from varrl_lightning.callbacks.gradient_agreement import agreement_meter, described_variants
 from varrl_lightning.checkpoints.checking import load_checkpoint
+from varrl_lightning.commands.deciding_options import deciding_options
 from varrl_lightning.commands.fit_config import ParsedConfig
 from varrl_lightning.commands.fit_options import options_parser, run_with_config
 from varrl_lightning.commands.one_process import device_of, refuse_ranks
@@ -59,7 +60,8 @@ before clipping, without training:
   --output      a folder for agreement.json and agreement.csv, which are written after each tenth of the batches and at the end;
                 files of an earlier measurement are overwritten
   --resume      keep the sums in agreement.pt of that folder too (as large as they are in memory), as often; if they are there
-                already, of the same measurement, go on from them, to as many batches as --batches says
+                already, of the same measurement, go on from them, to as many batches as --batches says. Sums of other weights,
+                model options, variants or training prompts are refused
 The gain is <g, G> / (|g| |G|), g the mean gradient of the variant and G the gradient of the expected reward, estimated without bias
 from other batches (REINFORCE over all scales, leave-one-out baseline), in the inner product x P^-1 y, P = sqrt(v) + eps of AdamW:
 how much a small step along g of a given length raises the expected reward, of what is possible. The batch gain has sqrt(E |g|^2) of
@@ -113,11 +115,12 @@ def _measure(options: argparse.Namespace, config: ParsedConfig) -> int:
         model.rewards.check_training_prompts(data.prompts["train"])
     folder = _output_folder(options.output)
     about = {name: getattr(options, name) for name in ABOUT} | {"prompts": size, "checkpoint": checkpoint}
+    same = about | {"decided by": deciding_options(config.get("model"), described, data.prompts["train"])}
     sums = folder / "agreement.pt" if folder is not None and options.resume else None
     metric, before = None, None
     if sums is not None and sums.exists():
         with reraise_as(ConfigError, ValueError):
-            metric, before = kept_sums(meter, about, sums)
+            metric, before = kept_sums(meter, same, sums)
     elif warming:
         metric = _metric(model, variants, options, warming)
     meter = _meter(model, variants, options, metric)
@@ -127,7 +130,9 @@ def _measure(options: argparse.Namespace, config: ParsedConfig) -> int:
     _say(f"{len(meter.variants)} variants, {meter.size} parameters; sums take up to {meter.bytes_held / 2**20:.0f} MiB")
 
     def keep() -> bool:
-        return folder is None or _write_results(meter, about | {"batches": options.batches}, folder, metric, sums)
+        if folder is None:
+            return True
+        return _write_results(meter, about | {"batches": options.batches}, same, folder, metric, sums)
 
     _run(meter, batches, keep)
     status = _report(meter)
@@ -189,11 +194,14 @@ def _output_folder(output: str | None) -> Path | None:
     return folder
 
 
-def _write_results(meter: AgreementMeter, about: dict[str, Any], folder: Path, metric: Tensor | None, sums: Path | None) -> bool:
+def _write_results(
+    meter: AgreementMeter, about: dict[str, Any], same: dict[str, Any], folder: Path, metric: Tensor | None, sums: Path | None
+) -> bool:
+    """Write the results so far, and the sums with what must be the same for these to go on; say where that is not possible."""
     try:
         write(meter.measured(), about | {"measured_batches": meter.batches}, folder)
         if sums is not None:
-            keep_sums(meter, {name: about[name] for name in about if name != "batches"}, metric, sums)
+            keep_sums(meter, same, metric, sums)
     except OSError as error:
         _say(f"could not write to {folder} what has been measured ({error})")
         return False

@@ -19,7 +19,7 @@ class StageCost:
         stage: the stage.
         times: how often the stage comes in one cycle.
         prompts: P, over all ranks.
-        images: P * A * K, or P * A drafts; all of them sampled, decoded and scored.
+        images: P * A * K, or P * A drafts, or both in a calibration; all of them sampled, decoded and scored.
         tokens: trained tokens: those of scales `[start, stop)` in P * A branches.
         share: of an image's tokens, how much the stage trains, in (0, 1].
         ranks: processes that share the branches.
@@ -54,7 +54,7 @@ def cycle_costs(cycle: Sequence[Stage], schedule: Schedule, prompts: int, ranks:
             stage=stage,
             times=list(cycle).count(stage),
             prompts=prompts,
-            images=prompts * stage.images_per_prompt,
+            images=prompts * stage.scored_per_prompt,
             tokens=prompts * stage.branches * schedule.span(stage.start, stage.stop),
             share=schedule.span(stage.start, stage.stop) / total,
             ranks=ranks,
@@ -73,12 +73,18 @@ def cost_table(costs: Sequence[StageCost]) -> Table:
         table.add_row(
             stage.name,
             str(cost.times),
-            f"{cost.prompts} x {stage.branches} x {'1 draft' if stage.scores_drafts else stage.continuations} = {cost.images}",
+            f"{cost.prompts} x {stage.branches} x {_images_of_branch(stage)} = {cost.images}",
             f"{stage.start + 1}-{stage.stop}",
             f"{cost.tokens:,}",
             f"{cost.share:.0%}",
         )
     return table
+
+
+def _images_of_branch(stage: Stage) -> str:
+    if stage.scores_drafts:
+        return "1 draft"
+    return f"({stage.continuations} + 1 draft)" if stage.with_drafts else str(stage.continuations)
 
 
 def _summary(costs: Sequence[StageCost]) -> str:
@@ -99,7 +105,7 @@ def _over_ranks(costs: Sequence[StageCost]) -> list[str]:
     lines = []
     for cost in costs:
         ranks, each, A, branches = cost.ranks, cost.branches_per_rank, cost.stage.branches, cost.prompts * cost.stage.branches
-        images = each * cost.stage.images_per_branch
+        images = each * cost.stage.scored_per_prompt // A
         groups = f"{each // A} whole groups" if each % A == 0 else f"groups of {A} are split"
         idle = ranks * each - branches
         lines.append(

@@ -7,6 +7,7 @@ import random
 import time
 from collections.abc import Sequence
 
+from varrl_lightning.algorithms.stages import calibrations_of
 from varrl_lightning.algorithms.variance_components import (
     BranchCosts,
     VarianceComponents,
@@ -27,8 +28,9 @@ AT_ONCE = 4
 
 
 def stages_with_continuations(cycle: Sequence[Stage]) -> list[Stage]:
-    """The different stages of a cycle that continue each branch several times."""
-    return [stage for stage in dict.fromkeys(cycle) if stage.continuations >= 2]
+    """The different stages of a cycle that continue each branch several times, and not only to calibrate drafts."""
+    left_out = calibrations_of(cycle)
+    return [stage for stage in dict.fromkeys(cycle) if stage.continuations >= 2 and stage not in left_out]
 
 
 def continuations_pay(model: VARGRPO, stage: Stage, prompts: Sequence[Prompt], seconds: float = math.inf) -> Finding:

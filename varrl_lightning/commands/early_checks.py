@@ -16,7 +16,7 @@ from varrl_lightning.algorithms.stages import check_calibration, cycle, spelled_
 from varrl_lightning.commands.user_errors import BUILD_ERRORS
 from varrl_lightning.configuration.judge_specs import AUTOMATIC, judge_specs
 from varrl_lightning.configuration.specs import built
-from varrl_lightning.grpo.arguments import built_sampling
+from varrl_lightning.grpo.arguments import built_sampling, check_beside_stages
 from varrl_lightning.grpo.credit import CreditOptions, MaskOptions, NormaliseOptions
 from varrl_lightning.grpo.objective import KLOptions, Objective
 from varrl_lightning.mask_sources.base import check_drafts
@@ -24,7 +24,7 @@ from varrl_lightning.policies.averaging import check_decay
 from varrl_lightning.policies.published_names import known_schedule
 from varrl_lightning.registry import MASK_SOURCES, REWARDS, check, named_class
 from varrl_lightning.schedule import Schedule, square
-from varrl_lightning.training.argument_checks import check_sizes
+from varrl_lightning.training.argument_checks import check_arguments
 from varrl_lightning.training.guards import Guards
 from varrl_lightning.training.updater import check_update
 from varrl_lightning.types import Sampling, Score, Stage
@@ -42,7 +42,7 @@ def check_model(model: Namespace) -> None:
     Raises:
         ValueError: on a value out of its range, or an unknown name; as `VARGRPO` would once the policy is loaded.
     """
-    check_sizes(model.group_size, model.num_continuations, model.micro_batch_size, model.images_at_once)
+    check_arguments(vars(model))
     check_update(model.updates_per_rollout, model.max_grad_norm)
     if model.ema_decay is not None:
         check_decay(model.ema_decay)
@@ -105,7 +105,9 @@ def _check_stages(model: Namespace, schedule: Schedule | None) -> tuple[Stage, .
     if model.stages is not None:
         stages = [built("stages", Stage, _plain(stage)) for stage in model.stages]
         T = len(schedule) if schedule else max([1, *(stage.stop + 1 for stage in stages)])
-        return spelled_out(stages, T, model.images_per_prompt)
+        spelled = spelled_out(stages, T, model.images_per_prompt)
+        check_beside_stages(spelled, model.group_size, model.num_continuations, model.suffix_starts, model.first_scale)
+        return spelled
     sizes = (model.group_size, model.num_continuations, model.alternation)
     if schedule is not None:
         options = {"starts": model.suffix_starts, "first_scale": model.first_scale, "images_per_prompt": model.images_per_prompt}

@@ -14,7 +14,7 @@ class StageCost:
 
     Args:
         name: of the stage.
-        images: sampled and scored in one update, P * A * K.
+        images: sampled and scored in one update, P * A * K; in a calibration also its P * A drafts.
         seconds: of one update, the median of those measured.
         cpu_seconds: CPU time of the process within them, all threads together: less than `seconds` on a busy machine.
         parts: medians of its rollout, reward and update, by these names.

@@ -78,6 +78,8 @@ class Comparison:
             module, data, config = build(self._timing_tree(name, spec.grid.prompts_per_update[0], ENDLESS), name)
             if not self.built:
                 self._check_prompts(data.prompts, module.rewards.reads_words)
+            if spec.measure != "reward" and not module.rewards.reads_words:
+                raise ConfigError(f"measure is {spec.measure}, but no reward of recipe {name} reads words: give measure: reward")
             judging = digest_of([repr(module.sampling), module.eval_seed, *(str(config.get(key)) for key in JUDGED)])
             self.built[name] = Built(policy_fingerprint(module.policy)[:8], judging, module.cycle)
         judged = ", ".join(("model.sampling", "model.eval_seed", *JUDGED))

@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from varrl_lightning.comparison.recipe_trees import DECIDED, leaves
+from varrl_lightning.comparison.spec_types import check_types
 from varrl_lightning.configuration.files import find_config, read_mapping
 from varrl_lightning.errors import ConfigError, did_you_mean
 
 AXES = {"time": "seconds", "images": "images", "updates": "updates"}
 """What recipes can be compared at, each with the key of its budget."""
+CHOSEN_BY = ("word_accuracy", "ned", "reward")
+"""What validation prompts are measured by; all but the reward need one that reads words."""
 T = TypeVar("T")
 
 
@@ -145,7 +148,7 @@ class Spec:
             number of updates of the run.
         learning_rates_from: choices.json of another comparison, which has the recipes' best points.
         timing: how costs are measured.
-        measure: the metric of the validation prompts that the best point maximises.
+        measure: the metric of the validation prompts that the best point maximises, one of `CHOSEN_BY`.
         baseline: the recipe that the others are compared with; the first one when None.
         pairs: further pairs to compare, the second with the first as its baseline's.
         margin: a pair's first is not inferior when the lower bound of its difference is above minus this.
@@ -178,6 +181,11 @@ class Spec:
         self._check_names()
         _check(min(self.threads, self.workers) >= 1, f"threads and workers must be at least 1, got {self.threads}, {self.workers}")
         self._check_numbers()
+        _check(
+            self.measure in CHOSEN_BY,
+            f"measure {self.measure!r} is none of validation prompts.{did_you_mean(self.measure, CHOSEN_BY)} There are: "
+            f"{', '.join(CHOSEN_BY)}",
+        )
         if self.tuning is not None:
             _check_axes("tuning", self.tuning.axes)
             _check(len(self.tuning.axes) == 1, f"tuning.axes must have one axis, got {', '.join(self.tuning.axes)}")
@@ -192,6 +200,7 @@ class Spec:
         )
         for name, recipe in self.recipes.items():
             self._check_recipe(name, recipe)
+        self._check_tuning()
 
     def _check_names(self) -> None:
         named = [("baseline", self.baseline)] if self.baseline is not None else []
@@ -252,6 +261,22 @@ class Spec:
         one = len(self.grid.prompts_per_update) == 1
         _check(one or recipe.learning_rate is None, f"{where}.learning_rate is given: grid.prompts_per_update must be one number")
 
+    def _check_tuning(self) -> None:
+        """Refuse what would be dropped, since each recipe's learning rate comes from elsewhere."""
+        if self.tuning is not None and not any(map(self.is_tuned, self.recipes)):
+            source = "the recipes" if self.learning_rates_from is None else f"learning_rates_from ({self.learning_rates_from})"
+            raise ValueError(f"tuning would do nothing: all learning rates come from {source}; leave out one of the two")
+        if self.learning_rates_from is not None:
+            own = all(recipe.learning_rate is not None for recipe in self.recipes.values())
+            _check(not own, "learning_rates_from would do nothing: every recipe has its learning_rate; leave out one of them")
+        for name, recipe in self.recipes.items():
+            used = self.learning_rates_from is not None and recipe.learning_rate is None
+            _check(
+                recipe.tuned_as is None or used,
+                f"recipes.{name}.tuned_as names a recipe of learning_rates_from, which does not give the learning rate of {name}; "
+                "leave it out",
+            )
+
     @property
     def rival(self) -> str:
         """The recipe that the others are compared with."""
@@ -310,6 +335,7 @@ def _built(kind: type[T], values: Any, where: str) -> T:
     needed = [f.name for f in fields(kind) if f.default is MISSING and f.default_factory is MISSING]  # type: ignore[arg-type]
     if missing := [name for name in needed if name not in values]:
         raise ConfigError(f"{where}: {', '.join(missing)} missing; needed are {', '.join(needed)}")
+    check_types(kind, values, "" if kind is Spec else where)
     try:
         return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
     except (TypeError, ValueError) as error:

@@ -140,7 +140,7 @@ def quietest(rounds: list[list[list[float]]], cycle: tuple[Stage, ...], prompts:
         found = min((_medians(steps) for steps in of_rounds if steps), key=lambda median: median["seconds"])
         stage = cycle[place]
         parts = {part: found[part] for part in PARTS}
-        costs[place] = StageCost(stage.name, prompts * stage.images_per_prompt, found["seconds"], found["cpu_seconds"], parts)
+        costs[place] = StageCost(stage.name, prompts * stage.scored_per_prompt, found["seconds"], found["cpu_seconds"], parts)
     return Cost(tuple(costs[cycle.index(stage)] for stage in cycle))
 
 

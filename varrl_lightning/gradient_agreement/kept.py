@@ -19,7 +19,8 @@ def keep_sums(meter: AgreementMeter, about: Mapping[str, Any], metric: Tensor | 
     """Write the sums of a meter, in one step; the file takes as many bytes as the sums do in memory.
 
     Args:
-        about: plain values by name, which must be the same when the measurement goes on.
+        about: plain values by name, which must be the same when the measurement goes on; mappings of such
+            values as well.
         metric: that of the meter's gains.
 
     Raises:
@@ -45,18 +46,39 @@ def kept_sums(meter: AgreementMeter, about: Mapping[str, Any], path: Path) -> tu
         before = dict(held["about"])
     except (OSError, RuntimeError, EOFError, KeyError, TypeError, pickle.UnpicklingError) as error:
         raise ValueError(f"{path} does not hold the sums of a measurement ({error}); delete it to begin anew") from error
-    for name, value in {**about, "weights": _weights(meter)}.items():
-        if before.get(name) != value:
-            raise ValueError(
-                f"{path} is of another measurement: its {name} {_said(name, before.get(name))}, now {_said(name, value)}; "
-                "give the same arguments, another --output, or delete the file to begin anew"
-            )
+    _check_same(path, before, {**about, "weights": _weights(meter)})
     return held["metric"], held["sums"]
+
+
+def _check_same(path: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Compare what was measured with what is asked for, value by value, those in mappings as well."""
+    if missing := [name for name, value in now.items() if isinstance(value, Mapping) and name not in before]:
+        raise ValueError(
+            f"{path} does not say what its gradients were {', '.join(missing)}: it was kept by an earlier version, and cannot be "
+            "told from another measurement; give another --output, or delete the file to begin anew"
+        )
+    was, is_now = _flat(before), _flat(now)
+    differ = [name for name in {**was, **is_now} if was.get(name) != is_now.get(name)]
+    if differ:
+        said = "; ".join(f"its {name} {_said(name, was)}, now {_said(name, is_now)}" for name in differ)
+        raise ValueError(
+            f"{path} is of another measurement: {said}; give the same arguments, another --output, or delete the file to begin anew"
+        )
+
+
+def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        flat |= value if isinstance(value, Mapping) else {name: value}
+    return flat
 
 
 def _weights(meter: AgreementMeter) -> str:
     return fingerprint(dict(meter.policy.named_parameters()))
 
 
-def _said(name: str, value: object) -> str:
-    return f"have the fingerprint {value}" if name == "weights" else f"is {value!r}"
+def _said(name: str, values: Mapping[str, Any]) -> str:
+    if name not in values:
+        return "is not there"
+    shown = f"{values[name]!r:.200}"
+    return f"have the fingerprint {values[name]}" if name == "weights" else f"is {shown}"

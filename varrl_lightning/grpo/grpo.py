@@ -136,7 +136,8 @@ class GRPO:
             keys: noise keys of the prompts, see `prompt_keys`.
             images_at_once: most images sampled and decoded at one time; None for all.
             branches: which of the P * A branches to sample; None for all.
-            stopwatch: measures `rollout`, of it the `tail`s, `reward` (waiting for it), and `scoring` (all of the rewards' work).
+            stopwatch: measures `rollout`, of it the `tail`s, `reward` (waiting for it), of it the `drafts` beside whole images, and
+                `scoring` (all of the rewards' work).
 
         Raises:
             ValueError: when a group is sampled in part, but a reward compares the images of a group.
@@ -188,9 +189,8 @@ class GRPO:
         if drafts := rollout.of_drafts:
             with stopwatch("drafts"):
                 scores = replace(scores, drafts=self._score_again(drafts, images_at_once, stopwatch))
-            seconds = stopwatch.seconds.pop("drafts")
             for part in ("reward", "scoring"):  # nothing is sampled meanwhile
-                stopwatch.seconds[part] += seconds
+                stopwatch.seconds[part] += stopwatch.seconds["drafts"]
         return rollout, scores
 
     def _score_again(self, rollout: Rollout, images_at_once: int | None, stopwatch: Stopwatch) -> PartialScores:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 
 from varrl_lightning.configuration.specs import OptionGroup
-from varrl_lightning.types import check_choices
+from varrl_lightning.types import Stage, check_choices
 
 
 @dataclass(frozen=True)
@@ -34,12 +35,12 @@ class NoiseOptions(OptionGroup):
 
     Args:
         continuations: `independent`, or `common` random numbers: the k-th continuations of all branches of a prompt are sampled
-            with the same noise. It acts in stages that have continuations; `variance/...`, which takes them for independent, is
-            not logged.
+            with the same noise. It acts in stages that have continuations, K >= 1; `VARGRPO` warns where there is none.
+            `variance/...`, which takes them for independent, is not logged.
         branches: `independent`, or `stratified`: for each token of the trained scales (each bit, where tokens have bits) every A-th
             of [0, 1) holds the uniform number of one branch, in a random order. Where a prompt has several starts, the branches of
-            each are stratified among themselves, since they alone sample from one distribution; with `suffix_starts` equal to
-            `group_size` nothing is left to stratify.
+            each are stratified among themselves, since they alone sample from one distribution; with `first_scale: per_branch`,
+            or `suffix_starts` equal to `group_size`, nothing is left to stratify, and `VARGRPO` warns.
 
     Raises:
         ValueError: on another choice.
@@ -50,6 +51,30 @@ class NoiseOptions(OptionGroup):
 
     def __post_init__(self) -> None:
         check_choices(self)
+
+    def idle(self, stages: Sequence[Stage], T: int) -> list[str]:
+        """A warning for each option that changes nothing in the stages.
+
+        Args:
+            stages: of which images are sampled.
+            T: number of scales.
+        """
+        different = list(dict.fromkeys(stages))
+        found = []
+        if self.continuations == "common" and not any(stage.continuations and stage.stop < T for stage in different):
+            found.append(
+                "noise.continuations: common does nothing: no stage has continuations (K = 0, or all end with the last scale). "
+                "Set num_continuations to 1 or more with a prefix, or leave noise.continuations out"
+            )
+        alone = [stage for stage in different if stage.starts == stage.branches]
+        if self.branches == "stratified" and alone:
+            names = ", ".join(dict.fromkeys(stage.name for stage in alone))
+            found.append(
+                f"noise.branches: stratified does nothing in {names}: each of the branches has its own start (first_scale: "
+                "per_branch, or suffix_starts equal to group_size), and only branches of one start are stratified. Let them share "
+                "one, or leave noise.branches out"
+            )
+        return found
 
     def check_keys(self, keys: Tensor | torch.Generator) -> None:
         """Check that images can share noise.

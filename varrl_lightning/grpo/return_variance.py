@@ -29,15 +29,16 @@ def branch_costs(seconds: Mapping[str, float], stage: Stage, branches: int) -> B
     """Seconds of a branch without continuations and of one continuation, from the clocks of a step.
 
     A tail costs its sampling and decoding, and the time that the step waits for its score: scoring that goes on beside the sampler
-    costs nothing. All else of the rollout is the branch's, and so is the update.
+    costs nothing. All else of the rollout is the branch's, and so is the update. Drafts beside whole images are neither's.
 
     Args:
-        seconds: of `rollout`, of it the `tail`s, of `reward` (waiting for it), and of `update`.
+        seconds: of `rollout`, of it the `tail`s, of `reward` (waiting for it), of it any `drafts`, and of `update`.
         stage: with at least one continuation.
         branches: number of branches that they were measured on.
     """
     own = max(seconds["rollout"] - seconds["tail"], 0.0) + seconds["update"]
-    return BranchCosts(own / branches, (seconds["tail"] + seconds["reward"]) / (branches * stage.continuations))
+    scoring = max(seconds["reward"] - seconds.get("drafts", 0.0), 0.0)
+    return BranchCosts(own / branches, (seconds["tail"] + scoring) / (branches * stage.continuations))
 
 
 class ReturnMeter:

@@ -151,6 +151,22 @@ def words_in(text: str) -> list[str]:
     return re.findall(r"\w+(?:'\w+)*", normal_form(text))
 
 
+def shared_words(first: Sequence[Prompt], second: Sequence[Prompt]) -> list[str]:
+    """The single words that prompts of both sets ask for, in order; not those of prompts that ask for the same words altogether."""
+
+    def words(prompt: Prompt) -> tuple[str, ...]:
+        return tuple(normal_form(text).strip() for text in prompt.words)
+
+    same = {words(prompt) for prompt in first} & {words(prompt) for prompt in second}
+    of_first, of_second = ([prompt for prompt in prompts if words(prompt) not in same] for prompts in (first, second))
+    return sorted((single_words(of_first) & single_words(second)) | (single_words(first) & single_words(of_second)))
+
+
+def listed(words: Sequence[str], most: int = 20) -> str:
+    """The first of several words, with dots for the others."""
+    return ", ".join(words[:most]) + (", ..." if len(words) > most else "")
+
+
 def check_words_disjoint(first: Sequence[Prompt], second: Sequence[Prompt], names: tuple[str, str] = ("train", "test")) -> None:
     """Check that no single word to be written in one set is to be written in the other: stricter than `check_disjoint`.
 
@@ -159,9 +175,9 @@ def check_words_disjoint(first: Sequence[Prompt], second: Sequence[Prompt], name
     """
     shared = sorted(single_words(first) & single_words(second))
     if shared:
-        shown = ", ".join(shared[:20]) + (", ..." if len(shared) > 20 else "")
         raise OverlapError(
-            f"{names[0]} and {names[1]} share {len(shared)} words: {shown}. Remove the prompts with them from one of the two."
+            f"{names[0]} and {names[1]} share {len(shared)} words: {listed(shared)}. Remove the prompts with them from one of the "
+            "two."
         )
 
 

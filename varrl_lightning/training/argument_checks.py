@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from numbers import Integral
+from typing import Any, get_args
 
+from varrl_lightning.algorithms.stages import FirstScale
 from varrl_lightning.policies.base import VARPolicy
 from varrl_lightning.prompts.quotes import warn_of_prompts
 from varrl_lightning.rewards.base import Reward
@@ -16,22 +19,54 @@ ENCODED_AT_ONCE = 256
 """Prompts that are encoded at one time, so that the features of many thousands need not fit in memory."""
 ENCODED_BY_NETWORKS = 4
 """Prompts of a size, first and longest ones, that are encoded where that takes a network."""
+RESOLUTION = "a resolution such as '256px'"
+INTEGERS: Mapping[str, Sequence[str | None]] = {
+    "m": (RESOLUTION,),
+    "num_continuations": (),
+    "suffix_starts": (),
+    "updates_per_rollout": (),
+    "seed": (),
+    "eval_seed": (),
+    "group_size": (None,),
+    "images_per_prompt": (None,),
+    "calibrate_every": (None,),
+    "images_at_once": (None,),
+    "micro_batch_size": ("auto", None),
+}
+"""Arguments of `VARGRPO` that are integers, each with what else it may be."""
 
 
-def check_sizes(group_size: int | None, num_continuations: int, micro_batch_size: object, images_at_once: object) -> None:
-    """Check that numbers of images make sense; the arguments are those of `VARGRPO`.
+def check_arguments(given: Mapping[str, Any]) -> None:
+    """Check the numbers and choices among the arguments of `VARGRPO` that need nothing else.
+
+    Args:
+        given: by name, all of `INTEGERS`, `first_scale` and `alternation` among them; others are not looked at.
 
     Raises:
-        ValueError: names the argument, its range and what was given.
+        ValueError: names the argument, what was expected and what was given.
     """
+    for name, others in INTEGERS.items():
+        _check_integer(name, given[name], others)
+    group_size, K = given["group_size"], given["num_continuations"]
     if group_size is not None and group_size < 2:
         raise ValueError(f"group_size must be at least 2, to have something to compare, got {group_size}")
-    if num_continuations < 0:
-        raise ValueError(f"num_continuations (K) must be at least 0, which scores drafts, got {num_continuations}")
-    for name, size in (("micro_batch_size", micro_batch_size), ("images_at_once", images_at_once)):
-        automatic = name == "micro_batch_size" and size == "auto"
-        if not (automatic or size is None or (isinstance(size, int) and size >= 1)):
-            raise ValueError(f"{name} must be at least 1, got {size!r}")
+    if K < 0:
+        raise ValueError(f"num_continuations (K) must be at least 0, which scores drafts, got {K}")
+    for name in ("micro_batch_size", "images_at_once"):
+        if isinstance(given[name], Integral) and given[name] < 1:
+            raise ValueError(f"{name} must be at least 1, got {given[name]!r}")
+    if given["first_scale"] not in get_args(FirstScale):
+        raise ValueError(f"first_scale must be one of {', '.join(get_args(FirstScale))}, got {given['first_scale']!r}")
+    if isinstance(given["alternation"], str):
+        raise ValueError(f"alternation must be a list of names of stages, as in ['prefix*3'], got {given['alternation']!r}")
+
+
+def _check_integer(name: str, value: object, others: Sequence[str | None]) -> None:
+    """Check that a value is an integer, of any library, or one of the others; with a resolution among them, any text."""
+    integer = isinstance(value, Integral) and not isinstance(value, bool)
+    other = (value is None or isinstance(value, str)) and (value in others or (RESOLUTION in others and value is not None))
+    if not (integer or other):
+        raise ValueError(f"{name} must be {' or '.join(['an integer', *map(str, others)])}, got {value!r}")
 
 
 def check_scales(prompts: Sequence[Prompt], policy: VARPolicy) -> None:

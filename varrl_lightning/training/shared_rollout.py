@@ -62,7 +62,9 @@ def sample_on_all(
             (rollout, own), _ = parallel.run_on_all(lambda: (sampled(), None))
             whole = _with_split_groups(grpo, rollout, own, split, parallel, stopwatch, explained)
             if (drafts := rollout.of_drafts) and own.drafts:
+                before = stopwatch.seconds["reward"]
                 of_drafts = _with_split_groups(grpo, drafts, own.drafts, split, parallel, stopwatch, explained)
+                stopwatch.seconds["drafts"] += stopwatch.seconds["reward"] - before
                 whole = replace(whole, drafts=of_drafts)
             rollout, parts = parallel.run_on_all(lambda: by_branch(rollout, whole))
     return rollout, BranchScores.join(parts, len(prompts) * stage.branches).to(policy.device)

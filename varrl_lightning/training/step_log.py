@@ -53,15 +53,17 @@ def time_metrics(rollout: Rollout, branches: int, seconds: Mapping[str, float], 
 
     Args:
         branches: number of branches of the batch, over all processes.
-        seconds: seconds of `rollout`, of it the `tail`s, `reward` (waiting for it), `scoring` (all of the rewards' work), `update`.
+        seconds: seconds of `rollout`, of it the `tail`s, `reward` (waiting for it), of it the `drafts` beside whole images,
+            `scoring` (all of the rewards' work), `update`.
         skipped: whether no token was trained on.
     """
     stage, schedule = rollout.stage, rollout.schedule
     trained = 0 if skipped else branches * schedule.span(stage.start, stage.stop)
-    parts = {name: value for name, value in seconds.items() if name not in ("scoring", "tail")}
+    parts = {name: value for name, value in seconds.items() if name not in ("scoring", "tail", "drafts")}
     return {
         "reward_seconds": seconds["scoring"],
         "tail_seconds": seconds.get("tail", 0.0),  # none where drafts are scored
+        **({"draft_seconds": seconds["drafts"]} if "drafts" in seconds else {}),
         **{f"seconds/{name}": value for name, value in parts.items()},
         "step_time": sum(parts.values()),
         "images_per_second": branches * stage.images_per_branch / seconds["rollout"],
@@ -84,7 +86,7 @@ class StepLog:
     """
 
     def __init__(self, grpo: GRPO) -> None:
-        self.variance = VarianceLog(grpo.noise)
+        self.variance = VarianceLog(grpo.noise, grpo.cycle)
         self._several = len(set(grpo.cycle)) > 1
         self._names: set[str] = set()
 

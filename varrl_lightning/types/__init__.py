@@ -247,6 +247,11 @@ class Stage:
         """A * max(K, 1)."""
         return self.branches * self.images_per_branch
 
+    @property
+    def scored_per_prompt(self) -> int:
+        """The images and the drafts beside them that rewards score: A * (K + 1) with drafts, A * max(K, 1) without."""
+        return self.images_per_prompt + self.branches * self.with_drafts
+
 
 @dataclass(frozen=True)
 class Rollout:
