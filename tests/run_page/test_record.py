@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.run_page.made import sampled, written
+from varrl_lightning.run_page.callback_panels import hacking
 from varrl_lightning.run_page.record import read_run, read_runs, short_names
 
 
@@ -35,6 +36,8 @@ def test_a_last_line_that_is_cut_off_is_left_out_and_named(tmp_path: Path) -> No
     [
         ("summary.json", b'{"steps": 7'),
         ("summary.json", b"[1]"),
+        ("alarms.json", b'[{"step": 7}]'),
+        ("alarms.json", b"[{"),
         ("config.yaml", b"a: [1"),
         ("config.yaml", b"- a\n- b\n"),
         ("config.yaml", b"\xff\xfe"),
@@ -52,6 +55,15 @@ def test_a_file_that_cannot_be_read_is_named_and_the_others_are_kept(tmp_path: P
     assert record.problems[0].startswith(f"run: {file} could not be read and is left out (")
     assert record.begun
     assert len(record.samples) == (1 if file.startswith("samples") else 2)
+
+
+def test_alarms_are_named_in_the_panel(tmp_path: Path) -> None:
+    run = written(tmp_path / "run", {"hacking/alarms": [0.0, 1.0], "hacking/reward/change": [0.0, 0.5]}, seed=0)
+    notes = hacking([read_run(run, "run")], {}).notes
+    assert notes[0] == "run: no alarm."
+    (run / "alarms.json").write_text('[{"text": "at step 2 it cheats"}]')
+    notes = hacking([read_run(run, "run")], {}).notes
+    assert notes[0] == "run, alarm: at step 2 it cheats."
 
 
 def test_a_folder_without_numbers_says_so(tmp_path: Path) -> None:

@@ -55,8 +55,7 @@ def hacking(runs: Sequence[RunRecord], groups: Groups) -> Section:
         ]
         section.panels[f"Changes, {run.name}" if len(runs) > 1 else "Changes since the first check"] = panels
         if run.metrics["hacking/alarms"]:
-            steps = ", ".join(map(str, found))
-            section.notes.append(f"{run.name}: " + (f"alarm at step {steps}." if found else "no alarm."))
+            section.notes += [f"{run.name}, alarm: {alarm}." for alarm in run.alarms] or [f"{run.name}: no alarm."]
     if not any(section.panels.values()):
         return Section("Reward hacking", ["Not measured: " + _ADD.format("RewardHacking", "this panel, and for its alarms")])
     section.notes.append(

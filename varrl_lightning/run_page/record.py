@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +30,7 @@ class RunRecord:
         summary: `summary.json`, empty while the run goes on.
         config: `config.yaml` as a tree, empty when there is none.
         config_text: the same as text.
+        alarms: the sentences of `alarms.json`, in their order.
         samples: step and samples of each file in `samples/raw`, the first step first.
         problems: sentences about files that could not be read.
     """
@@ -39,6 +41,7 @@ class RunRecord:
     summary: dict[str, Any] = field(default_factory=dict)
     config: dict[str, Any] = field(default_factory=dict)
     config_text: str = ""
+    alarms: list[str] = field(default_factory=list)
     samples: list[tuple[int, list[Sample]]] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
@@ -79,6 +82,7 @@ def read_run(folder: Path, name: str) -> RunRecord:
         summary=read("summary.json", lambda: read_summary(folder), {}),
         config=read("config.yaml", lambda: dict(yaml.safe_load(text) or {}), {}),
         config_text=text,
+        alarms=read("alarms.json", lambda: [str(alarm["text"]) for alarm in json.loads(_text(folder / "alarms.json") or "[]")], []),
         problems=problems,
     )
     for path in sample_files(folder):
