@@ -180,7 +180,9 @@ def test_dataclasses_and_numbers_of_other_libraries_become_plain() -> None:
     import numpy as np
 
     stages = [Stage(0, 2, 4, 2, name="prefix"), {"start": 2, "stop": 4, "branches": 4, "name": "suffix"}]
-    module = module_of(stages=stages, eta=np.float64(0.5), score={"kind": "guided"}, reward=LeftBright, alternation=("prefix",))
+    module = module_of(
+        stages=stages, group_size=None, eta=np.float64(0.5), score={"kind": "guided"}, reward=LeftBright, alternation=("prefix",)
+    )
     assert module.cycle == (Stage(0, 2, 4, 2, name="prefix"), Stage(2, 4, 4, name="suffix"))
     assert type(module.hparams["eta"]) is float
     assert module.hparams["reward"] == "tests.tiny.LeftBright"
