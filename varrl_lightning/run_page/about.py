@@ -26,7 +26,7 @@ def results(runs: Sequence[RunRecord]) -> Section:
             before, after = (run.summary.get(f"{name}_{when}") for when in ("before", "after"))
             if before is None and after is None:
                 continue
-            change = "–" if None in (before, after) else f"{after - before:+.4g}"
+            change = "–" if before is None or after is None else f"{after - before:+.4g}"
             rows.append([f"{run.name}: {label}" if len(runs) > 1 else label, number(before), number(after), change])
         if not run.summary:
             section.notes.append(
@@ -98,8 +98,9 @@ def environment(runs: Sequence[RunRecord]) -> Section:
 def _environment(run: RunRecord) -> dict[str, str]:
     found = {"folder": str(run.folder)} | {key: str(run.summary[key]) for key in ("seed", "eval_seed") if key in run.summary}
     trainer = run.config.get("trainer")
-    for key in ("accelerator", "devices", "strategy") if isinstance(trainer, dict) else ():
-        found[f"trainer.{key}"] = str(trainer.get(key))
+    settings: dict[str, object] = trainer if isinstance(trainer, dict) else {}
+    for key in ("accelerator", "devices", "strategy") if settings else ():
+        found[f"trainer.{key}"] = str(settings.get(key))
     for part in ("environment", "versions"):
         values = run.summary.get(part)
         found |= {key: "–" if value is None else str(value) for key, value in values.items()} if isinstance(values, dict) else {}

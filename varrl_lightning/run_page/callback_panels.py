@@ -114,6 +114,6 @@ def _interval(title: str, numbers: dict[str, Curve], value: str, error: str, ala
     for step, middle in zip(curve.steps, curve.values, strict=True):
         half = ERRORS * known.get(step, 0.0)
         rows.append({"step": float(step), "value": middle, "low": middle - half, "high": middle + half})
-    ends = [[row[end] for row in rows] for end in ("low", "high")]
-    drawn = Series(title, curve.steps, curve.values, *ends)
+    low, high = ([row[end] for row in rows] for end in ("low", "high"))
+    drawn = Series(title, curve.steps, curve.values, low, high)
     return Panel(title.replace("_", " "), interval_spec(rows, alarmed, ""), [drawn], small=True)

@@ -105,7 +105,7 @@ def _trained(run: RunRecord, row: SampleRow) -> Row:
         row.read,
         all(word.casefold() in read for word in row.words) if known else None,
         data_url(row.image),
-        numbers | row.parts,
+        {**numbers, **row.parts},
         masks,
     )
 
