@@ -174,6 +174,14 @@ def test_one_bad_check_is_no_alarm_and_prompts_without_a_number_do_not_count() -
     assert math.isnan(Change.of(torch.tensor([1.0]), torch.tensor([2.0])).mean)
 
 
+def test_diversity_must_be_lost_for_the_most_part() -> None:
+    reward, first = torch.tensor([0.0, 0.1, 0.2, 0.3]), torch.tensor([0.9, 1.0, 1.1, 1.0])
+    for left, alarms in ((0.5, []), (0.3, ["deployed/diversity"])):
+        watch = HackingWatch(patience=1)
+        watch.check(0, reward, {"deployed/diversity": first})
+        assert [alarm.name for alarm in watch.check(1, reward + 1, {"deployed/diversity": left * first})] == alarms
+
+
 def test_statistics_of_images() -> None:
     generator = torch.Generator().manual_seed(0)
     noise, flat = torch.rand(3, 16, 16, generator=generator), torch.full((3, 16, 16), 0.5)

@@ -13,6 +13,11 @@ from torch import Tensor
 
 ERRORS = 2.0
 """Paired standard errors by which something has to change, to count as a change."""
+LOST = {"diversity": 2 / 3}
+"""Share of its first mean that a quantity must have lost besides, by the last part of its name; any share where it is not named.
+
+Images of a prompt become more alike in honest training too, as more of them are right: in the quick-start by half.
+"""
 
 
 @dataclass(frozen=True)
@@ -83,7 +88,7 @@ class HackingWatch:
     """Compares checks on fixed prompts with the first one.
 
     It alarms about a name when, for so many checks in a row, the reward has been above its first value and the name below its own,
-    each by more than two paired standard errors. It says so once, until one of them recovers.
+    each by more than two paired standard errors, and the name by more than its share of `LOST`. It says so once, until one of them recovers.
 
     Args:
         patience: how many checks in a row.
@@ -118,7 +123,8 @@ class HackingWatch:
         self.changes = {name: Change.of(self.first[name], values) for name, values in now.items()}
         rise, alarms = self.changes["reward"], []
         for name in watched:
-            bad = rise.rises and self.changes[name].falls
+            least = LOST.get(name.rpartition("/")[2], 0.0) * float(self.first[name].nanmean())
+            bad = rise.rises and self.changes[name].falls and -self.changes[name].mean > least
             self.lasted[name] = self.lasted.get(name, 0) + 1 if bad else 0
             if self.lasted[name] == self.patience:
                 alarms.append(Alarm(name, step, self.changes[name], rise))
