@@ -88,7 +88,8 @@ class HackingWatch:
     """Compares checks on fixed prompts with the first one.
 
     It alarms about a name when, for so many checks in a row, the reward has been above its first value and the name below its own,
-    each by more than two paired standard errors, and the name by more than its share of `LOST`. It says so once, until one of them recovers.
+    each by more than two paired standard errors, and the name by more than its share of `LOST`. It says so once, until one of them
+    recovers.
 
     Args:
         patience: how many checks in a row.
