@@ -31,8 +31,8 @@ class RewardHacking(Callback):
 
     The alarm comes when, at `patience` checks in a row, the training reward has risen while a judge (`evaluate_with`), the word
     accuracy of a judge that reads, or the diversity within groups has fallen, each by more than two paired standard errors over the
-    prompts; diversity, which falls in honest training too, by two thirds besides. It names what fell, the step and both changes, as a
-    warning and in `alarms.json` of the run folder.
+    prompts; diversity, which falls in honest training too, by two thirds besides. It names what fell, the step and both changes, as
+    a warning and in `alarms.json` of the run folder.
 
     Images are sampled as in training. Where that is not the policy's default, reward, judges and diversity under the default are
     watched too, by `deployed/NAME`: what pleases the reward in training need not be what the model shows when it is used.
