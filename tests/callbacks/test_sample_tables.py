@@ -163,3 +163,16 @@ def test_values_out_of_range_are_refused(name: str, value: int) -> None:
 def test_with_no_prompts_it_writes_nothing(tmp_path: Path) -> None:
     assert len(fitted(tmp_path / "run", SampleTables(prompts=0), max_steps=2).used) == 2
     assert not table_files(tmp_path / "run")
+
+
+def test_only_the_step_before_a_validation_is_copied(tmp_path: Path) -> None:
+    tables, copied = SampleTables(prompts=1), []
+    scored = tables._recorder.scored
+
+    def noted(*arguments: Any) -> None:
+        scored(*arguments)
+        copied.append(tables._recorder._images is not None)
+
+    tables._recorder.scored = noted  # type: ignore[method-assign]
+    fitted(tmp_path / "run", tables)
+    assert copied == [False, True, False, True]

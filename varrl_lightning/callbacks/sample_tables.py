@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import lightning as L
@@ -60,9 +61,10 @@ class SampleTables(Callback):
             module.observers.members.append(self._recorder)
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int) -> None:
-        """Decide whether this step's images are copied; any step may be the last before a validation."""
+        """Decide whether this step's images are copied."""
         every = self.every_n_steps
-        self._recorder.wanted = every is None or (vargrpo(pl_module).rollouts_done + 1) % every == 0
+        done = vargrpo(pl_module).rollouts_done + 1
+        self._recorder.wanted = validation_follows(trainer, batch_idx) if every is None else done % every == 0
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -100,3 +102,17 @@ class SampleTables(Callback):
     def _leave(self, module: VARGRPO) -> None:
         if self._recorder in module.observers.members:
             module.observers.members.remove(self._recorder)
+
+
+def validation_follows(trainer: L.Trainer, batch_idx: int) -> bool:
+    """Whether a validation comes after this batch by `val_check_interval`; not whether the run is stopped meanwhile.
+
+    A copy of 1024 x 1024 images takes seconds on a CPU, and is wanted of few steps alone.
+    """
+    if not trainer.enable_validation:
+        return False
+    every, loop = trainer.val_check_batch, trainer.fit_loop.epoch_loop
+    if every is None:  # a time, of which nobody knows when it is over
+        return True
+    number = loop.total_batch_idx if trainer.check_val_every_n_epoch is None else batch_idx
+    return loop.batch_progress.is_last_batch or (every != math.inf and (number + 1) % int(every) == 0)
