@@ -115,4 +115,4 @@ def validation_follows(trainer: L.Trainer, batch_idx: int) -> bool:
     if every is None:  # a time, of which nobody knows when it is over
         return True
     number = loop.total_batch_idx if trainer.check_val_every_n_epoch is None else batch_idx
-    return loop.batch_progress.is_last_batch or (every != math.inf and (number + 1) % int(every) == 0)
+    return loop.batch_progress.is_last_batch if every == math.inf else (number + 1) % int(every) == 0
