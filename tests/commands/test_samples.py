@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.sample_tables.made import IMAGE, row
+from tests.sample_tables.made_rows import IMAGE, row
 from varrl_lightning.commands.samples import main
 from varrl_lightning.figures.sample_sheet import overlay, save_sheet
 from varrl_lightning.sample_tables.parquet import table_path, write_sample_table

@@ -13,7 +13,7 @@ from varrl_lightning.configuration.earlier_runs import EARLIER, RESULTS, keep_al
 
 def leave(run: Path, mark: str, *, folders: bool = False) -> None:
     """What a run leaves, with its mark in every file; checkpoints are links to folders where it is sharded."""
-    for name in ("config.yaml", "metrics.csv", "summary.json"):
+    for name in ("config.yaml", "metrics.csv", "summary.json", "alarms.json"):
         write(run / name, mark)
     for name in ("samples/step_000000.png", "figures/reward.png", "tensorboard/events.1"):
         write(run / name, mark)

@@ -25,4 +25,5 @@ def measured(first: int) -> list[float]:
     mean, by = MeanScore(), CategoryMean(["even", "odd"])
     mean.update(values)
     by.update(values, ["odd" if i % 2 else "even" for i, _ in part])
-    return [*found, mean.compute().item(), *(value.item() for value in by.compute().values())]
+    categories = by.compute()
+    return [*found, mean.compute().item(), categories["even"].item(), categories["odd"].item()]

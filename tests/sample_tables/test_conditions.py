@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.sample_tables.made import row
+from tests.sample_tables.made_rows import row
 from varrl_lightning.sample_tables.columns import UnknownColumnError, column_named, columns_of
 from varrl_lightning.sample_tables.conditions import DEEPEST, parse_condition
 from varrl_lightning.sample_tables.tokens import LONGEST, ConditionError

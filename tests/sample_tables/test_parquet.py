@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.sample_tables.made import row
+from tests.sample_tables.made_rows import row
 from varrl_lightning.sample_tables.parquet import (
     KEY,
     read_sample_tables,
