@@ -59,7 +59,7 @@ def test_a_terminal_gets_bars_with_stage_step_numbers_and_the_last_alarm(tmp_pat
     class Refreshed(Callback):
         """Redraws within a step, which is over before the next regular time."""
 
-        def on_before_zero_grad(self, trainer: L.Trainer, pl_module: Any, optimizer: Any) -> None:
+        def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: Any, optimizer: Any) -> None:
             pl_module.observer.__self__.refresh()
 
     fit = trainer(tmp_path, [RunProgress(), Alarming(2), Refreshed()], 4, enable_progress_bar=True, enable_checkpointing=False)
